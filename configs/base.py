@@ -1,0 +1,84 @@
+"""Every key of a config, with the value that most experiments share.
+
+An experiment is a file with a `get_config()` that starts from this one and changes what differs.
+Any key can be set on the command line: --config.train.batch_size=64.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of the initial parameters, the order of the data, noise and label dropout
+
+    config.model = ConfigDict()
+    config.model.image_shape = (64, 64, 3)  # height, width, channels; must be the data's
+    config.model.patch_size = 2  # side of a patch in pixels; a patch is a token
+    config.model.width = 768  # features of a token, a multiple of head_dim
+    config.model.num_blocks = 8  # autoregressive blocks, alternating in direction
+    config.model.layers_per_block = 8  # transformer layers in each block
+    config.model.head_dim = 64  # features of an attention head
+    config.model.num_classes = 0  # classes to condition on, 0 for none; at least the data's
+    config.model.volume_preserving = False  # shifts only, with a tracked prior variance
+    config.model.dtype = 'bfloat16'  # of the transformer layers: 'bfloat16' or 'float32'
+    config.model.unroll = False  # write loops over blocks and layers out: for small CPU models
+
+    config.data = ConfigDict()
+    config.data.name = ''  # one of our builders ('digits') or a TFDS set prepared as ArrayRecord
+    config.data.dir = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+    config.data.train_split = 'train'  # what is learned from
+    config.data.test_split = 'test'  # what is scored during training
+    config.data.random_flip = False  # mirror half of the training images left to right
+
+    config.noise = ConfigDict()
+    config.noise.type = 'gaussian'  # 'gaussian' for samples, 'uniform' for bits per dimension
+    config.noise.std = 0.05  # of gaussian noise, for pixels in [-1, 1]
+
+    config.optimizer = ConfigDict()
+    config.optimizer.peak_learning_rate = 1e-4  # after the warm-up
+    config.optimizer.final_learning_rate = 1e-6  # before the warm-up and at the end of the cosine
+    config.optimizer.warmup_steps = 1000  # of linear warm-up
+    config.optimizer.b1 = 0.9  # AdamW's decay of the first moment
+    config.optimizer.b2 = 0.95  # and of the second
+    config.optimizer.weight_decay = 1e-4  # of kernels only, times the learning rate
+    config.optimizer.clip_norm = 0.0  # largest global norm of the gradients, 0 for any
+
+    config.train = ConfigDict()
+    config.train.num_epochs = 200.0  # passes over the training split
+    config.train.batch_size = 256  # images a step, over all devices
+    config.train.drop_label = 0.1  # share of labels hidden from a conditional model
+    config.train.ema_decay = 0.0  # of the parameters' moving average, 0 for none
+    config.train.log_every = 100  # steps between two lines of metrics
+    config.train.evaluate_every = 5000  # steps between two scores of the test split
+    config.train.evaluate_draws = 1  # draws of the noise for each image of that score
+    config.train.sample_every = 5000  # steps between two grids of samples
+    config.train.checkpoint_every = 1000  # steps between two checkpoints
+    config.train.keep_checkpoints = 2  # newest ones to keep, besides the best
+    config.train.max_skipped_in_a_row = 20  # non-finite steps after which a run gives up
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that share a batch; -1 for all that are left
+    config.mesh.fsdp = 1  # devices that share a batch and the parameters
+    config.mesh.tensor = 1  # devices that share heads and hidden features
+
+    config.sample = ConfigDict()
+    config.sample.num_samples = 64  # labels run evenly through the classes
+    config.sample.batch_size = 64  # samples at a time
+    config.sample.guidance = 0.0  # weight of the guidance, 0 for none
+    config.sample.guide = 'both'  # what is guided: 'both', 'scale' or 'shift'
+    config.sample.anneal_guidance = False  # let the weight grow from token to token
+    config.sample.attention_temperature = 1.0  # of the unguided pass; guides without classes
+    config.sample.prior_temperature = 1.0  # standard deviation of the prior, relative
+    config.sample.denoise = True  # remove gaussian training noise by a score step
+    config.sample.seed = 0  # of the samples' noise
+
+    config.evaluate = ConfigDict()
+    config.evaluate.metrics = ('nats_per_dim', 'bits_per_dim')  # also 'accuracy', 'cross_entropy'
+    config.evaluate.split = 'test'  # scored as a whole
+    config.evaluate.batch_size = 256  # images at a time
+    config.evaluate.num_draws = 1  # draws of the noise for each image
+    config.evaluate.seed = 0  # of that noise
+
+    return config.lock()

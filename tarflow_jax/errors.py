@@ -1,0 +1,16 @@
+"""The two errors that are written for a person; the command line shows them without a traceback."""
+
+
+class InputError(ValueError):
+    """Something that was asked for cannot be done as given.
+
+    The message is written for its reader: what was given, what is allowed, and the way out. The
+    command line prints it without a traceback and leaves with status 2.
+    """
+
+
+class RunError(Exception):
+    """A run that cannot go on; the message says why, what is safe, and what to do.
+
+    The command line prints it without a traceback and leaves with status 1.
+    """

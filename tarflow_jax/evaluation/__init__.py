@@ -1,0 +1,1 @@
+"""Exact scores: likelihood, and classification by likelihood."""

@@ -1,0 +1,69 @@
+"""Classification by Bayes' rule: a conditional density is a classifier."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation.likelihood import noisy_images, scored_batches
+from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.training.objective import Noise
+
+
+def class_log_probs(model: TarFlow, params, images):
+    """log p(y | images) [B, num_classes] for all classes y, equally likely beforehand.
+
+    p(y | x) = p(x | y) / sum_y' p(x | y')
+    """
+    if not model.num_classes:
+        raise InputError('the model has no classes (model.num_classes=0): it cannot classify.')
+    return jax.nn.log_softmax(_joint(model, params, jnp.asarray(images)))
+
+
+def evaluate(
+    model: TarFlow, params, split, noise: Noise, mesh, *, batch_size: int, num_draws: int, seed: int
+) -> dict[str, float]:
+    """How well the Bayes classifier knows the labels of a split.
+
+    log p(x | y) is averaged over `num_draws` draws of the noise before Bayes' rule is applied.
+    Arguments as of `likelihood.evaluate`.
+
+    Returns:
+      accuracy in [0, 1], and cross_entropy, the mean of -log p(label | image) in nats.
+    """
+    if not model.num_classes:
+        raise InputError(
+            'accuracy was asked of a model without classes (model.num_classes=0); take it out of '
+            'evaluate.metrics.'
+        )
+    correct = cross_entropy = 0.0
+    for batch in scored_batches(split, mesh, batch_size):
+        draws = [_noisy_joint(model, noise, params, batch, seed, n) for n in range(num_draws)]
+        log_probs = jax.nn.log_softmax(jnp.mean(jnp.stack(draws), axis=0))
+        log_probs, labels = jax.device_get((log_probs, batch['label']))
+        real = batch['mask'] > 0
+        log_probs, labels = log_probs[real].astype(np.float64), labels[real]
+        correct += np.sum(log_probs.argmax(axis=1) == labels)
+        cross_entropy -= log_probs[np.arange(len(labels)), labels].sum()
+    return {
+        'accuracy': float(correct / len(split)),
+        'cross_entropy': float(cross_entropy / len(split)),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _joint(model, params, images):
+    """log p(images | y) [B, num_classes], one class after another to keep memory low."""
+
+    def log_prob(label):
+        labels = jnp.full(len(images), label)
+        return model.apply({'params': params}, images, labels, method='log_prob')
+
+    return jax.lax.map(log_prob, jnp.arange(model.num_classes)).T
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _noisy_joint(model, noise, params, batch, seed, draw):
+    return _joint(model, params, noisy_images(noise, batch, seed, draw))

@@ -1,0 +1,115 @@
+"""Files that appear complete or not at all, and the lock that gives a workdir to one run."""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from tarflow_jax.errors import InputError
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """Calls `write(file)` on a new file and puts that in the place of `path` once it is complete.
+
+    A reader sees the old content or the new, never a part. The folder is made if it is missing.
+    Whatever `write` raises passes through, and so does OSError, of a full disk say: `path` is then
+    as it was, and nothing is left beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
+    try:
+        with open(unfinished, 'wb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may keep the new name and lose the bytes
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` to `path` as indented JSON, atomically; for the values see `json_text`."""
+    text = json_text(value, indent=2) + '\n'
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON that every parser reads.
+
+    Arrays and their scalars (NumPy, JAX) become lists and numbers, paths strings; NaN and the
+    infinities, which JSON cannot say, become null. Raises TypeError for anything else unknown.
+    """
+    return json.dumps(_jsonable(value), indent=indent, allow_nan=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, 'tolist'):
+        return _jsonable(value.tolist())
+    return value
+
+
+@contextlib.contextmanager
+def workdir_lock(workdir: str | os.PathLike) -> Iterator[None]:
+    """Holds `workdir` for this process, and makes the folder if it is missing.
+
+    The lock is the kernel's, on `workdir/.lock`, and ends with the process however that ends; the
+    file stays and means nothing by itself.
+
+    Raises:
+      InputError: another run holds the workdir, or it is no folder that can be written to.
+    """
+    with _open_lock_file(workdir) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read().strip() or 'of unknown number'
+            raise InputError(
+                f'workdir {os.fspath(workdir)} is in use by process {holder}. One run at a time '
+                f'may write there: wait until it ends, stop it, or give another --workdir.'
+            ) from None
+        try:
+            _replace_text(file, f'{os.getpid()} on {socket.gethostname()}\n')
+            yield
+        finally:
+            _replace_text(file, '')
+            # Closing would not do while a forked child still has the file open.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _open_lock_file(workdir: str | os.PathLike) -> IO[str]:
+    if '://' in os.fspath(workdir):
+        raise InputError(
+            f'workdir {os.fspath(workdir)} is an address. A workdir is a folder: give a local '
+            f'path, or mount the bucket (gcsfuse, s3fs) and give the path of the mount.'
+        )
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(Path(workdir, '.lock'), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(
+            f'workdir {os.fspath(workdir)} cannot be written to ({error.strerror}): give a '
+            f'--workdir that is a folder, or can become one, in which you may write.'
+        ) from error
+    return open(descriptor, 'r+')
+
+
+def _replace_text(file: IO[str], text: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()

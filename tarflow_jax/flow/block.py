@@ -1,0 +1,104 @@
+"""One autoregressive affine block of the flow, in its own token order."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from tarflow_jax.flow.conditioner import PRECISION, KVCache, Linear, TransformerLayer
+
+embed_init = nn.initializers.normal(1e-2)
+
+
+class FlowBlock(nn.Module):
+    """Shifts and scales every token by what a causal transformer reads in the tokens before it.
+
+    With x the data side and z the latent side (in the paper mu is shift, alpha log_scale),
+
+        z_t = (x_t - shift_t(x_<t)) * exp(-log_scale_t(x_<t)),    z_0 = x_0,
+        log|det dz/dx| = -sum_t log_scale_t.
+
+    A new block is exactly the identity: the output projection starts at zero. A volume-preserving
+    block has no log_scale.
+    """
+
+    num_tokens: int
+    token_dim: int
+    width: int
+    num_layers: int
+    head_dim: int
+    num_classes: int
+    volume_preserving: bool
+    dtype: jnp.dtype
+    unroll: bool
+
+    def setup(self):
+        self.proj_in = Linear((self.width,))
+        self.pos_embed = self.param('pos_embed', embed_init, (self.num_tokens, self.width))
+        if self.num_classes:
+            self.class_embed = self.param('class_embed', embed_init, (self.num_classes, self.width))
+        self.layers = nn.scan(
+            TransformerLayer,
+            variable_axes={'params': 0},
+            split_rngs={'params': True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.num_layers,
+            unroll=self.num_layers if self.unroll else 1,
+        )(self.head_dim, self.dtype)
+        outputs = 1 if self.volume_preserving else 2
+        self.proj_out = Linear((outputs, self.token_dim), zero=True)
+
+    def __call__(self, x_BTP, labels_B):
+        """The block over whole sequences: (z [B, T, P], log_det [B] in nats)."""
+        h_BTD = self._embed(x_BTP, labels_B, self.pos_embed)
+        (h_BTD, _), _ = self.layers((h_BTD, None), jnp.arange(self.num_layers), None, 1.0)
+        shift, log_scale = (self._delay(p) for p in self._head(h_BTD))
+        z_BTP = (x_BTP - shift) * jnp.exp(-log_scale)
+        return z_BTP, -log_scale.sum(axis=(1, 2))
+
+    def empty_cache(self, batch: int) -> KVCache:
+        heads = self.width // self.head_dim
+        shape = (self.num_layers, batch, heads, self.num_tokens, self.head_dim)
+        return KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+
+    def step(self, x_BP, labels_B, position, cache, temperature):
+        """Reads one data-side token and predicts the affine map of the next.
+
+        Args:
+          x_BP: the token at `position` [B, P]; the tokens before it are in the cache.
+          labels_B: class labels, -1 for none.
+          position: scalar int array, 0 to num_tokens - 2.
+          cache: see `empty_cache`.
+          temperature: what the attention logits are divided by, a scalar or [B].
+
+        Returns:
+          ((shift, log_scale) of token `position + 1`, each [B, P], the new cache).
+        """
+        pos_embed_1D = jax.lax.dynamic_slice_in_dim(self.pos_embed, position, 1)
+        h_B1D = self._embed(x_BP[:, None], labels_B, pos_embed_1D)
+        layers = jnp.arange(self.num_layers)
+        (h_B1D, cache), _ = self.layers((h_B1D, cache), layers, position, temperature)
+        shift, log_scale = self._head(h_B1D)
+        return (shift[:, 0], log_scale[:, 0]), cache
+
+    def _embed(self, x_BTP, labels_B, pos_embed_TD):
+        h_BTD = self.proj_in(x_BTP) + pos_embed_TD[None]
+        if self.num_classes:
+            h_BTD = h_BTD + self._class_embedding(labels_B)[:, None]
+        return h_BTD
+
+    def _class_embedding(self, labels_B):
+        """A row of the class table [B, D], or the mean of the table where the label is -1."""
+        one_hot_BC = jax.nn.one_hot(labels_B, self.num_classes)
+        weights_BC = jnp.where(labels_B[:, None] < 0, 1 / self.num_classes, one_hot_BC)
+        return jnp.matmul(weights_BC, self.class_embed, precision=PRECISION)
+
+    def _head(self, h_BTD):
+        out = self.proj_out(h_BTD)
+        if self.volume_preserving:
+            shift = out[:, :, 0]
+            return shift, jnp.zeros_like(shift)
+        return out[:, :, 1], out[:, :, 0]
+
+    def _delay(self, p_BTP):
+        """Moves predictions one token on: what is read in token t acts on token t + 1."""
+        return jnp.pad(p_BTP[:, :-1], ((0, 0), (1, 0), (0, 0)))

@@ -1,0 +1,155 @@
+"""The causal transformer that reads each token together with the tokens before it.
+
+Suffix letters name dimensions: B batch, T tokens, S attended tokens, D width, N heads, K head dim,
+F hidden of the MLP, L layers.
+
+The same parameters serve two calls: a whole sequence [B, T, D] at once, or, given a `KVCache` and
+a position, the single token [B, 1, D] at that position. LayerNorm statistics, softmax and the
+residual stream are float32 whatever `dtype` is.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# float32 means float32: a TPU's or a recent GPU's default would round the factors of a product.
+PRECISION = jax.lax.Precision.HIGHEST
+
+
+class Linear(nn.Module):
+    """An affine map from the trailing axes of [B, T, ...] to `features`.
+
+    Rows are flattened before the product, because XLA's CPU backend runs the gradient of a plain
+    matrix product two to three times as fast as that of a stack of them.
+
+    The kernel starts as U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the published models, or at zero;
+    the bias at zero.
+    """
+
+    features: tuple[int, ...]
+    dtype: jnp.dtype = jnp.float32
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        batch, length, *inputs = x.shape
+        fan_in, fan_out = math.prod(inputs), math.prod(self.features)
+        bound = 0.0 if self.zero else fan_in**-0.5
+
+        def init_kernel(key, shape):
+            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+        kernel = self.param('kernel', init_kernel, (*inputs, *self.features))
+        bias = self.param('bias', nn.initializers.zeros, self.features)
+        rows = x.astype(self.dtype).reshape(batch * length, fan_in)
+        kernel = kernel.astype(self.dtype).reshape(fan_in, fan_out)
+        y = jnp.matmul(rows, kernel, precision=PRECISION)
+        y = y.reshape(batch, length, *self.features)
+        return y + bias.astype(self.dtype)[(None,) * (y.ndim - bias.ndim)]
+
+
+class KVCache(NamedTuple):
+    """Keys and values of all layers for the tokens seen so far, each [L, B, N, S, K]."""
+
+    keys: jax.Array
+    values: jax.Array
+
+    def write(self, layer, position, key_BTNK, value_BTNK) -> 'KVCache':
+        """The cache with one token (T = 1) written at `position` of `layer`, in place under jit."""
+
+        def put(cache, new_BTNK):
+            new = new_BTNK.swapaxes(1, 2)[None].astype(cache.dtype)
+            return jax.lax.dynamic_update_slice(cache, new, (layer, 0, 0, position, 0))
+
+        return KVCache(put(self.keys, key_BTNK), put(self.values, value_BTNK))
+
+    def read(self, layer) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of one layer, each [B, N, S, K]."""
+        keys, values = (jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in self)
+        return keys, values
+
+
+class CausalAttention(nn.Module):
+    """Multi-head attention of every token to itself and the tokens before it."""
+
+    head_dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, h_BTD, cache, layer, position, temperature):
+        batch, length, width = h_BTD.shape
+        heads = width // self.head_dim
+
+        qkv = Linear((heads, 3, self.head_dim), self.dtype, name='qkv')(h_BTD)
+        q_BTNK, k_BTNK, v_BTNK = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
+        if cache is None:
+            k_BNSK, v_BNSK = k_BTNK.swapaxes(1, 2), v_BTNK.swapaxes(1, 2)
+            position_T = jnp.arange(length)
+        else:
+            cache = cache.write(layer, position, k_BTNK, v_BTNK)
+            k_BNSK, v_BNSK = cache.read(layer)
+            position_T = position[None]
+
+        logits_BNTS = jnp.einsum(
+            'BTNK,BNSK->BNTS',
+            q_BTNK,
+            k_BNSK,
+            precision=PRECISION,
+            preferred_element_type=jnp.float32,
+        )
+        scale_B = self.head_dim**-0.5 / jnp.broadcast_to(temperature, (batch,))
+        seen_TS = jnp.arange(k_BNSK.shape[2])[None] <= position_T[:, None]
+        logits_BNTS = jnp.where(seen_TS, logits_BNTS * scale_B[:, None, None, None], -jnp.inf)
+        weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(self.dtype)
+        mixed_BTNK = jnp.einsum('BNTS,BNSK->BTNK', weights_BNTS, v_BNSK, precision=PRECISION)
+        out_BTD = Linear((width,), self.dtype, name='out')(mixed_BTNK)
+        return out_BTD, cache
+
+
+class Mlp(nn.Module):
+    """Two linear maps with the exact (erf) GELU between them."""
+
+    expansion: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, h_BTD):
+        width = h_BTD.shape[-1]
+        h_BTF = Linear((self.expansion * width,), self.dtype, name='up')(h_BTD)
+        h_BTF = jax.nn.gelu(h_BTF, approximate=False)
+        return Linear((width,), self.dtype, name='down')(h_BTF)
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream.
+
+    Shaped to be scanned over layers: `(h, cache)` is carried, `layer` is this layer's index in the
+    cache; `position` and `temperature` (a scalar or one value a row, dividing the attention logits)
+    are the same for all layers. Without a cache the whole sequence is read at once.
+    """
+
+    head_dim: int
+    dtype: jnp.dtype
+    mlp_expansion: int = 4
+
+    @nn.compact
+    def __call__(self, carry, layer, position, temperature):
+        h_BTD, cache = carry
+        attention = CausalAttention(self.head_dim, self.dtype, name='attention')
+        mlp = Mlp(self.mlp_expansion, self.dtype, name='mlp')
+
+        update, cache = attention(
+            self.norm('attention_norm', h_BTD), cache, layer, position, temperature
+        )
+        h_BTD = h_BTD + update
+        h_BTD = h_BTD + mlp(self.norm('mlp_norm', h_BTD))
+        return (h_BTD, cache), None
+
+    def norm(self, name, h_BTD):
+        layer_norm = nn.LayerNorm(
+            epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name
+        )
+        return layer_norm(h_BTD).astype(self.dtype)

@@ -1,0 +1,190 @@
+"""TarFlow: a chain of autoregressive blocks of alternating direction (Zhai et al., 2412.06329)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.flow import patches
+from tarflow_jax.flow.block import FlowBlock
+
+
+class TarFlow(nn.Module):
+    """An invertible map between images and latents of the same shape, with an exact log-density.
+
+    Every block keeps its parameters in its own token order and the sequence is reversed between two
+    blocks, so the chain is one block scanned over parameters with a leading axis of `num_blocks`
+    (and, inside, one layer scanned over `layers_per_block`).
+
+    Attributes:
+      image_shape: (H, W, C) of the images.
+      patch_size: side of a square patch in pixels; a patch is a token.
+      width: features a token has inside the transformers, a multiple of `head_dim`.
+      num_blocks: autoregressive blocks, alternating in direction.
+      layers_per_block: transformer layers in each.
+      num_classes: classes the model can be conditioned on, 0 for none.
+      head_dim: features of one attention head.
+      volume_preserving: shifts only, no scales; the prior's variance is then tracked in training
+        and kept as `params['prior_var']` [H, W, C].
+      dtype: 'float32' or 'bfloat16', what the transformer layers compute in. Parameters, the
+        residual stream, shifts, scales and log-determinants are float32 always.
+      unroll: loops over blocks and layers written out instead of scanned: slower to compile,
+        sometimes faster to run on a CPU.
+    """
+
+    image_shape: tuple[int, int, int]
+    patch_size: int
+    width: int
+    num_blocks: int
+    layers_per_block: int
+    num_classes: int = 0
+    head_dim: int = 64
+    volume_preserving: bool = False
+    dtype: str = 'float32'
+    unroll: bool = False
+
+    def __post_init__(self):
+        self.image_shape = tuple(self.image_shape)
+        check_sizes(self)
+        super().__post_init__()
+
+    def setup(self):
+        self.blocks = self.block()
+        if self.volume_preserving:
+            self.prior_var = self.param('prior_var', nn.initializers.ones, self.image_shape)
+
+    def __call__(self, images, labels=None):
+        """See `forward`."""
+        return self.forward(images, labels)
+
+    def forward(self, images, labels=None):
+        """Maps images to latents.
+
+        Args:
+          images: float [B, H, W, C], data pixels in [-1, 1].
+          labels: int [B] in [0, num_classes), -1 for an image without one; None for none at all.
+            An unconditional model ignores them.
+
+        Returns:
+          latents [B, H, W, C] and log_det [B] = log|det d latents / d images| in nats, float32.
+        """
+        z_BTP, _, log_det = self._chain(images, labels)
+        return self.from_tokens(z_BTP, self.num_blocks), log_det.sum(axis=0)
+
+    def forward_blocks(self, images, labels=None):
+        """`forward` block by block: latents [num_blocks, B, H, W, C], log_det [num_blocks, B]."""
+        _, z, log_det = self._chain(images, labels)
+        latents = [self.from_tokens(z_BTP, i + 1) for i, z_BTP in enumerate(z)]
+        return jnp.stack(latents), log_det
+
+    def _chain(self, images, labels):
+        """Output tokens of the last block, of every block, and every block's log_det."""
+        check_images(images, self.image_shape)
+        x_BTP = patches.patchify(jnp.asarray(images, jnp.float32), self.patch_size)
+        labels_B = as_labels(labels, len(images), self.num_classes)
+
+        def apply_block(block, x_BTP, labels_B):
+            z_BTP, log_det = block(x_BTP, labels_B)
+            z_BTP = z_BTP[:, ::-1]
+            return z_BTP, (z_BTP, log_det)
+
+        scan_blocks = nn.scan(
+            apply_block,
+            variable_axes={'params': 0},
+            split_rngs={'params': True},
+            in_axes=nn.broadcast,
+            length=self.num_blocks,
+            unroll=self.num_blocks if self.unroll else 1,
+        )
+        z_BTP, (z, log_det) = scan_blocks(self.blocks, x_BTP, labels_B)
+        return z_BTP, z, log_det
+
+    def log_prob(self, images, labels=None, prior='tracked'):
+        """log p(images | labels) [B] in nats: log N(latents; 0, variance) + log_det.
+
+        The variance is `params['prior_var']` with prior='tracked', the density that samples are
+        drawn from, and 1 with prior='standard', the one every model is trained with. They differ
+        for a volume-preserving model only.
+        """
+        latents, log_det = self.forward(images, labels)
+        variance = self.prior_var[None] if self.volume_preserving and prior == 'tracked' else 1.0
+        return normal_log_prob(latents, variance) + log_det
+
+    def block(self) -> FlowBlock:
+        """The block that, given one slice of `params['blocks']`, is one step of the chain."""
+        rows, columns = patches.grid_shape(self.image_shape, self.patch_size)
+        return FlowBlock(
+            num_tokens=rows * columns,
+            token_dim=self.image_shape[2] * self.patch_size**2,
+            width=self.width,
+            num_layers=self.layers_per_block,
+            head_dim=self.head_dim,
+            num_classes=self.num_classes,
+            volume_preserving=self.volume_preserving,
+            dtype=jnp.dtype(self.dtype),
+            unroll=self.unroll,
+            parent=None,
+        )
+
+    def to_tokens(self, images, depth: int):
+        """Inverts `from_tokens`."""
+        tokens_BTP = patches.patchify(images, self.patch_size)
+        return tokens_BTP[:, ::-1] if depth % 2 else tokens_BTP
+
+    def from_tokens(self, tokens_BTP, depth: int):
+        """Tokens [B, T, P] as they are after `depth` blocks, as images [B, H, W, C]."""
+        tokens_BTP = tokens_BTP[:, ::-1] if depth % 2 else tokens_BTP
+        return patches.unpatchify(tokens_BTP, self.patch_size, self.image_shape)
+
+
+def normal_log_prob(latents, variance=1.0):
+    """log N(latents; 0, variance) [B] in nats, summed over the pixels of latents [B, H, W, C]."""
+    log_prob = -0.5 * (latents**2 / variance + jnp.log(2 * math.pi * variance))
+    return log_prob.sum(axis=(1, 2, 3))
+
+
+def as_labels(labels, batch: int, num_classes: int) -> jax.Array:
+    """Labels as int32 [batch], all -1 for None; concrete ones are checked against `num_classes`."""
+    if labels is None:
+        return jnp.full((batch,), -1, jnp.int32)
+    if labels.shape != (batch,):
+        raise InputError(
+            f'labels must have the shape ({batch},), one an image; got {labels.shape}.'
+        )
+    if num_classes and not isinstance(labels, jax.core.Tracer):
+        values = np.asarray(labels)
+        wrong = values[(values < -1) | (values >= num_classes)]
+        if wrong.size:
+            raise InputError(
+                f'labels must lie in 0..{num_classes - 1}, or be -1 for no label; '
+                f'got {sorted(set(wrong.tolist()))[:5]}.'
+            )
+    return jnp.asarray(labels, jnp.int32)
+
+
+def check_images(images, image_shape):
+    """Raises InputError unless images are [B, *image_shape]."""
+    if images.ndim != 4 or images.shape[1:] != image_shape:
+        height, width, channels = image_shape
+        raise InputError(
+            f'the model takes images of shape [batch, {height}, {width}, {channels}]; '
+            f'got {list(images.shape)}.'
+        )
+
+
+def check_sizes(model: TarFlow):
+    """Raises InputError, before anything is built, for sizes that do not fit together."""
+    for name in ('patch_size', 'width', 'num_blocks', 'layers_per_block', 'head_dim'):
+        if getattr(model, name) < 1:
+            raise InputError(f'{name} must be at least 1; got {getattr(model, name)}.')
+    patches.grid_shape(model.image_shape, model.patch_size)
+    if model.width % model.head_dim:
+        raise InputError(
+            f'width must be a multiple of head_dim; got width={model.width}, '
+            f'head_dim={model.head_dim}.'
+        )
+    if model.dtype not in ('float32', 'bfloat16'):
+        raise InputError(f"dtype must be 'float32' or 'bfloat16'; got {model.dtype!r}.")

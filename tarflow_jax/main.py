@@ -1,0 +1,209 @@
+"""The command line.
+
+    python -m tarflow_jax.main --config=FILE --workdir=DIR [--mode=train|sample|evaluate]
+        [--checkpoint=PATH] [--config.section.key=value ...]
+
+Exit status: 0 done; 1 the run could not go on; 2 something was asked that cannot be; 128 + n a
+training run was stopped by signal n and saved itself (143 for SIGTERM, 130 for Ctrl-C): the same
+command goes on.
+"""
+
+import re
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from tarflow_jax import experiment, imagefiles, loading
+from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.evaluation import classify, likelihood
+from tarflow_jax.files import write_json
+from tarflow_jax.parallel import rules
+from tarflow_jax.parallel.host_memory import keep_freed_memory
+from tarflow_jax.parallel.mesh import make_mesh
+from tarflow_jax.sampling.generate import even_labels, generate
+from tarflow_jax.training import loop
+from tarflow_jax.training.progress import format_duration
+
+MODES = ('train', 'sample', 'evaluate')
+
+CONFIG = config_flags.DEFINE_config_file('config', help_string='a file such as configs/digits.py')
+WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run')
+MODE = flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'a workdir, one of its checkpoints/<step>, or a published .pth'
+)
+
+
+def main(_) -> int:
+    """Does what the flags ask for; returns the exit status."""
+    config, checkpoint = CONFIG.value, CHECKPOINT.value
+    address = WORKDIR.value or ''
+    if '://' in address:
+        raise InputError(
+            f'workdir {address} is an address. A workdir is a folder: give a local path, or mount '
+            'the bucket (gcsfuse, s3fs) and give the path of the mount.'
+        )
+    workdir = Path(address)
+    experiment.check_seeds(config)
+    if MODE.value == 'train':
+        return loop.train(config, workdir, checkpoint)
+    if not checkpoint and not workdir.is_dir():
+        raise InputError(f'workdir {workdir} does not exist: train there first.')
+    model, params = loading.load_for(config, checkpoint or workdir)
+    mesh = make_mesh(**config.mesh)
+    params = jax.device_put(params, rules.shardings(params, mesh))
+    mode = {'sample': sample, 'evaluate': evaluate}[MODE.value]
+    mode(config, workdir, model, params, mesh)
+    return 0
+
+
+def sample(config, workdir: Path, model, params, mesh):
+    """Draws samples into `workdir/samples/`."""
+    start = time.perf_counter()
+    how = experiment.how_to_sample(config, model)
+    images = imagefiles.to_uint8(np.concatenate(list(generate(model, params, mesh, **how))))
+    labels = even_labels(len(images), model.num_classes)
+    arrays = {'arr_0': images} if labels is None else {'arr_0': images, 'arr_1': labels}
+    folder = workdir / 'samples'
+    imagefiles.write_npz(folder / 'samples.npz', **arrays)
+    imagefiles.write_png(folder / 'samples.png', imagefiles.image_grid(images[: loop.GRID_SAMPLES]))
+    seconds = time.perf_counter() - start
+    print(f'{len(images)} samples in {format_duration(seconds)}: {folder}/samples.npz, samples.png')
+
+
+def evaluate(config, workdir: Path, model, params, mesh):
+    """Scores a split, prints the result and writes `workdir/evaluation.json`."""
+    start = time.perf_counter()
+    asked = config.evaluate
+    metrics = {
+        'nats_per_dim': likelihood.evaluate,
+        'bits_per_dim': likelihood.evaluate,
+        'accuracy': classify.evaluate,
+        'cross_entropy': classify.evaluate,
+    }
+    names = ','.join(asked.metrics).split(',')  # ('a', 'b'), or 'a,b' from the command line
+    if not set(names) <= metrics.keys():
+        raise InputError(
+            f'evaluate.metrics must name some of {", ".join(metrics)}; got {asked.metrics}.'
+        )
+    experiment.check_at_least_one(config, 'evaluate', 'batch_size', 'num_draws')
+    if not model.num_classes and {'accuracy', 'cross_entropy'} & set(names):
+        raise InputError(
+            'evaluate.metrics names accuracy or cross_entropy, and the model has no classes '
+            '(model.num_classes=0): it cannot classify. Take them out.'
+        )
+    dataset = experiment.open_data(config, model)
+    split = dataset.split(asked.split)
+    scores = {}
+    for score in dict.fromkeys(metrics[name] for name in names):
+        scores |= score(
+            model,
+            params,
+            split,
+            experiment.make_noise(config, dataset),
+            mesh,
+            batch_size=asked.batch_size,
+            num_draws=asked.num_draws,
+            seed=asked.seed,
+        )
+    report = {
+        **{name: scores[name] for name in names},
+        'dataset': dataset.name,
+        'split': asked.split,
+        'num_images': len(split),
+        'num_draws': asked.num_draws,
+        'noise': {'type': config.noise.type, 'std': config.noise.std},
+        'seed': asked.seed,
+    }
+    write_json(workdir / 'evaluation.json', report)
+    for name in names:
+        print(f'{name:16} {scores[name]:.4f}')
+    seconds = time.perf_counter() - start
+    print(
+        f'{len(split)} images of {dataset.name}/{asked.split}, {asked.num_draws} noise draw(s), '
+        f'in {format_duration(seconds)}: {workdir}/evaluation.json'
+    )
+
+
+def parse_flags(argv):
+    """absl's parsing; a mistake in a flag, a key or a config file becomes an InputError."""
+    put_configs_on_path(argv)
+    try:
+        remaining = flags.FLAGS(argv)
+    except Exception as error:  # of absl, of ml_collections, or whatever the file itself raises
+        raise InputError(_explain(error)) from error
+    if len(remaining) > 1:
+        raise InputError(f'{remaining[1]!r} is no flag; a setting is --config.section.key=value.')
+    missing = [f'--{flag.name}' for flag in (CONFIG, WORKDIR) if not flag.value]
+    if missing:
+        raise InputError(
+            f'{" and ".join(missing)} must be given, for example: python -m tarflow_jax.main '
+            '--config=configs/digits.py --workdir=runs/digits'
+        )
+    return remaining
+
+
+def put_configs_on_path(argv):
+    """Lets an experiment say `from configs import base` wherever the command is run."""
+    for argument, following in zip(argv, [*argv[1:], ''], strict=True):
+        name, is_joined, value = argument.partition('=')
+        if name not in ('-config', '--config'):
+            continue
+        value = value if is_joined else following
+        file = Path(value.partition(':')[0]).absolute()
+        if not file.is_file():
+            raise InputError(f'--config={value}: there is no file {file}.')
+        if file.parent.name == 'configs':
+            sys.path.insert(0, str(file.parent.parent))
+
+
+def _explain(error: Exception) -> str:
+    """A mistake in the flags or in the config file, in a sentence or two."""
+    text = str(error).strip()
+    if isinstance(error, flags.Error) and 'Traceback' not in text:
+        return f'{_sentence(text)} Every key stands in configs/base.py with its type.'
+    # ml_collections quotes a message once for every error that it was wrapped in.
+    unquoted = re.sub(r"""[\\"']+""", "'", text.replace('\\n', '\n'))
+    if key := re.match(r"'?(?:Key ')?(\w+)'(?: does not exist|\n|$)", unquoted):
+        nearest = re.search(r"Did you mean '(\w+)'", unquoted)
+        hint = f"; did you mean '{nearest[1]}'?" if nearest else '.'
+        return f"there is no config key '{key[1]}'{hint} Every key stands in configs/base.py."
+    if isinstance(error, flags.Error):  # an error in the file; its traceback is the message
+        place, text = re.findall(r'File "(.+)", line (\d+)', text)[-1], text.splitlines()[-1]
+    else:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place, text = (frame.filename, frame.lineno), f'{type(error).__name__}: {text}'
+    return f'the config file cannot be used: {_sentence(text)} See line {place[1]} of {place[0]}.'
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(('.', '?')) else f'{text}.'
+
+
+def run():
+    """Runs `main` so that what a person can mend is told without a traceback."""
+    keep_freed_memory()
+    logging.set_verbosity(logging.WARNING)
+    logging.use_absl_handler()
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except InputError as error:
+        status, message = 2, error
+    except RunError as error:
+        status, message = 1, error
+    except OSError as error:  # of a full disk, while samples or scores are written
+        status, message = 1, f'{error}. Mend that and run the same command.'
+    except KeyboardInterrupt:
+        status, message = 130, 'interrupted; what was not said to be saved is not.'
+    print(f'error: {message}', file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == '__main__':
+    run()

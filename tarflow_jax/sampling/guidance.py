@@ -1,0 +1,79 @@
+"""Guidance of the inverse: push each affine map away from what an unguided pass predicts.
+
+The guided pass knows the label; the unguided one does not, and may see its attention logits
+divided by a temperature, which is what guides a model without classes (paper, section 3.5):
+
+    shift     <- shift     + w_t (shift     - unguided shift)
+    log_scale <- log_scale + w_t (log_scale - unguided log_scale)
+
+Both passes run as one batch of twice the size.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from tarflow_jax.errors import InputError
+
+GUIDED_PARTS = {'both': ('shift', 'log_scale'), 'scale': ('log_scale',), 'shift': ('shift',)}
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['weight', 'attention_temperature'],
+    meta_fields=['guide', 'anneal', 'active'],
+)
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """How to guide; a pytree, so that another weight or temperature is not compiled again.
+
+    Attributes:
+      weight: w, at least 0.
+      attention_temperature: divides the attention logits of the unguided pass.
+      guide: 'both', 'scale' or 'shift'.
+      anneal: whether the weight grows linearly over a block's tokens, w_t = w t / (T - 1).
+      active: whether there is a second, unguided pass at all.
+    """
+
+    weight: float
+    attention_temperature: float
+    guide: str
+    anneal: bool
+    active: bool
+
+    @classmethod
+    def checked(cls, weight, guide, anneal, attention_temperature, *, num_classes) -> 'Guidance':
+        """Guidance of a model with `num_classes`; refuses what could not change anything."""
+        if not weight >= 0:
+            raise InputError(f'guidance must be at least 0; got {weight}.')
+        if guide not in GUIDED_PARTS:
+            raise InputError(f'guide must be one of {sorted(GUIDED_PARTS)}; got {guide!r}.')
+        if not attention_temperature > 0:
+            raise InputError(f'attention_temperature must be above 0; got {attention_temperature}.')
+        if weight > 0 and not num_classes and attention_temperature == 1:
+            raise InputError(
+                f'guidance={weight} would change nothing: the model has no classes, and at '
+                'attention_temperature=1 the unguided pass equals the guided one. Set another '
+                'attention_temperature (0.3 to 1.5 are usual), or guidance=0.'
+            )
+        return cls(float(weight), float(attention_temperature), guide, anneal, active=weight > 0)
+
+    def double(self, x, unguided):
+        """Rows of the guided pass, then those of the unguided one; `x` without guidance."""
+        return jnp.concatenate([x, unguided]) if self.active else x
+
+    def combine(self, affine, position, num_tokens):
+        """Guides the (shift, log_scale) predicted for token `position + 1`; halves the batch."""
+        if not self.active:
+            return affine
+        weight = self.weight * (position + 1) / (num_tokens - 1) if self.anneal else self.weight
+
+        def extrapolate(part, doubled):
+            guided, unguided = jnp.split(doubled, 2)
+            is_guided = part in GUIDED_PARTS[self.guide]
+            return guided + weight * (guided - unguided) if is_guided else guided
+
+        shift, log_scale = affine
+        return extrapolate('shift', shift), extrapolate('log_scale', log_scale)

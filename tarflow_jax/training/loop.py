@@ -1,0 +1,352 @@
+"""The training run: from a config and a workdir to checkpoints, metrics and samples."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tarflow_jax import experiment, imagefiles, loading
+from tarflow_jax.data import pipeline
+from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.evaluation import likelihood
+from tarflow_jax.files import workdir_lock
+from tarflow_jax.parallel import rules
+from tarflow_jax.parallel.mesh import make_mesh
+from tarflow_jax.sampling.generate import generate
+from tarflow_jax.training import state as states
+from tarflow_jax.training.checkpoint import Checkpoints
+from tarflow_jax.training.metrics import MetricsWriter
+from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from tarflow_jax.training.progress import Progress
+from tarflow_jax.training.stopping import Pace, Stop
+
+GRID_SAMPLES = 100  # at most, in a grid drawn during training
+
+
+def train(config, workdir, checkpoint=None) -> int:
+    """Trains in `workdir` until the config's last step, from where an earlier run there stopped.
+
+    Args:
+      config: see `configs/base.py`.
+      workdir: gets config.json, metrics.jsonl, checkpoints/, samples/ and tensorboard/.
+      checkpoint: what a new run takes its first parameters from, see `tarflow_jax.load`.
+
+    Returns:
+      The exit status: 0 when trained to the end, 128 plus the number of a signal that stopped it.
+
+    Raises:
+      InputError: the config, the data and the workdir do not go together; nothing was done.
+      RunError: the run had to stop; its last good state is saved.
+    """
+    with workdir_lock(workdir), Stop() as stop:
+        run = Run(config, workdir)
+        try:
+            with contextlib.closing(run.checkpoints):
+                return run.train(checkpoint, stop)
+        except OSError as error:
+            raise RunError(
+                f'writing in {workdir} failed: {error}. Mend that (is the disk full?) and run the '
+                'same command: it goes on from the last checkpoint.'
+            ) from error
+
+
+class Run:
+    """What a training run is made of; raises InputError before any time is spent."""
+
+    def __init__(self, config, workdir):
+        self.config = config
+        self.workdir = Path(workdir)
+        self.model = experiment.make_model(config)
+        self.mesh = make_mesh(**config.mesh)
+        self.dataset = experiment.open_data(config, self.model)
+        self.noise = experiment.make_noise(config, self.dataset)
+        self.how_to_sample = experiment.how_to_sample(config, self.model)
+        self.train_split = self.dataset.split(config.data.train_split)
+        self.test_split = self.dataset.split(config.data.test_split)
+        check_keys(config)
+        check_batch_size(config.train.batch_size, len(self.train_split), self.mesh)
+
+        images = config.train.num_epochs * len(self.train_split)
+        self.total_steps = math.ceil(images / config.train.batch_size)
+        self.schedule = learning_rate_schedule(
+            peak=config.optimizer.peak_learning_rate,
+            floor=config.optimizer.final_learning_rate,
+            warmup_steps=config.optimizer.warmup_steps,
+            total_steps=self.total_steps,
+        )
+        self.optimizer = make_optimizer(
+            self.schedule,
+            b1=config.optimizer.b1,
+            b2=config.optimizer.b2,
+            weight_decay=config.optimizer.weight_decay,
+            clip_norm=config.optimizer.clip_norm,
+        )
+        self.checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
+        if self.checkpoints.steps():
+            experiment.check_same_model(config, workdir)
+
+    def train(self, checkpoint, stop: Stop) -> int:
+        state = self.first_state(checkpoint)
+        first_step = int(state.step)
+        if first_step >= self.total_steps:
+            print(
+                f'{self.workdir} is trained to step {first_step} of {self.total_steps} already; '
+                'raise train.num_epochs to go on.'
+            )
+            return 0
+        self.clear_away_unfinished()
+        experiment.record_config(self.config, self.workdir)
+        self.writer = MetricsWriter(self.workdir, resume_step=first_step or None)
+        self.progress = Progress(self.total_steps, first_step)
+        with self.writer, self.progress:
+            self.describe(state)
+            state = self.take_steps(state, stop)
+            step = int(state.step)
+            if step not in self.checkpoints.steps():
+                self.save(step, state)
+            self.checkpoints.wait()
+        return self.say_goodbye(step, stop)
+
+    def first_state(self, checkpoint) -> states.TrainState:
+        """The newest sound checkpoint, else a new state, laid over the mesh."""
+        init = functools.partial(
+            states.init_state,
+            model=self.model,
+            optimizer=self.optimizer,
+            ema=experiment.has_ema(self.config),
+        )
+        key = jax.random.key(self.config.seed)
+        shapes = jax.eval_shape(init, key)
+        self.shardings = rules.shardings(shapes, self.mesh)
+
+        def place(x, sharding):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        abstract = jax.tree.map(place, shapes, self.shardings)
+        restored = self.checkpoints.restore_newest(abstract.to_items())
+        if restored:
+            step, items = restored
+            self.checkpoints.set_aside(newer_than=step)
+            return states.TrainState.from_items(items)
+        state = jax.jit(init, out_shardings=self.shardings)(key)
+        return self.with_params_of(checkpoint, state) if checkpoint else state
+
+    def with_params_of(self, checkpoint, state: states.TrainState) -> states.TrainState:
+        _, params = loading.load_for(self.config, checkpoint)
+        params = jax.device_put(params, self.shardings.params)
+        ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
+        return dataclasses.replace(state, params=params, ema_params=ema_params)
+
+    def clear_away_unfinished(self):
+        """Deletes the files that a killed run had begun to write."""
+        for pattern in ('.config.json.*', '.metrics.jsonl.*', 'samples/.step_*'):
+            for leftover in self.workdir.glob(f'{pattern}.unfinished'):
+                leftover.unlink(missing_ok=True)
+
+    def describe(self, state: states.TrainState):
+        """Says what is trained on what, and where it goes on."""
+        params = sum(x.size for x in jax.tree.leaves(state.params))
+        self.progress.say(
+            f'{params:,} parameters, {len(self.train_split):,} images of {self.dataset.name}, '
+            f'{self.mesh.size} {jax.devices()[0].platform} device(s), workdir {self.workdir}'
+        )
+        if state.step:
+            self.progress.say(f'going on from the checkpoint of step {int(state.step)}')
+
+    def take_steps(self, state: states.TrainState, stop: Stop) -> states.TrainState:
+        """Trains to the last step, or until told to stop."""
+        first_step = int(state.step)
+        train_step = jit_train_step(
+            self.config, self.model, self.optimizer, self.noise, self.mesh, self.shardings
+        )
+        batches = pipeline.train_batches(
+            self.train_split,
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            first_step=first_step,
+        )
+        self.pace = Pace(self.config.train.batch_size)
+        self.skipped = int(state.skipped)
+        unread = collections.deque()
+        with contextlib.closing(batches):
+            for step in range(first_step + 1, self.total_steps + 1):
+                if stop.signal:
+                    break
+                batch = jax.device_put(next(batches), rules.batch_sharding(self.mesh))
+                state, report = train_step(state, batch)
+                unread.append((step, report))
+                if self.is_pause(step):
+                    self.read_all(unread, state)
+                    self.pause(step, state)
+                elif len(unread) > 1:
+                    # Steps run ahead of what is read of them by one: the device never waits.
+                    self.read(*unread.popleft(), state)
+        self.read_all(unread, state)
+        return state
+
+    def read_all(self, unread: collections.deque, state: states.TrainState):
+        while unread:
+            step, report = unread.popleft()
+            self.read(step, report, state)
+
+    def read(self, step, report, state: states.TrainState):
+        """Takes note of a step: its metrics if they are due, and whether it was skipped."""
+        report = jax.device_get(report)
+        self.pace.step()
+        if report['skipped'] > self.skipped:
+            self.skipped = int(report['skipped'])
+            self.progress.say(
+                f'step {step}: the loss or its gradient is not finite; the step was skipped '
+                f'({self.skipped} so far)'
+            )
+        if report['skipped_in_a_row'] >= self.config.train.max_skipped_in_a_row:
+            self.give_up(step, state)
+        values = {
+            'train/loss': report['loss'],
+            'train/grad_norm': report['grad_norm'],
+            'train/skipped_steps': self.skipped,
+        }
+        if step % self.config.train.log_every == 0:
+            # Costs as much as a small step: not for every one.
+            values['train/learning_rate'] = np.asarray(self.schedule(step - 1))
+            values['train/images_per_second'] = self.pace.images_per_second()
+            self.writer.scalars(step, values)
+            self.checkpoints.check()
+        self.progress.update(step, values)
+
+    def give_up(self, step, state: states.TrainState):
+        """Skipped steps changed nothing, so the present state is the last good one."""
+        self.save(int(state.step), state)
+        self.checkpoints.wait()
+        raise RunError(
+            f'{self.config.train.max_skipped_in_a_row} steps in a row, up to step {step}, had a '
+            f'loss or gradient that is not finite. The last good state is saved in '
+            f'{self.checkpoints.folder / str(int(state.step))}. Lower '
+            'optimizer.peak_learning_rate, set optimizer.clip_norm, or use model.dtype=float32, '
+            'and run again to go on from it.'
+        )
+
+    def is_pause(self, step) -> bool:
+        return any(self.is_due(step, what) for what in ('evaluate', 'sample', 'checkpoint'))
+
+    def is_due(self, step, what) -> bool:
+        return step % self.config.train[f'{what}_every'] == 0 or step == self.total_steps
+
+    def pause(self, step, state: states.TrainState):
+        """Scores, samples and saves, as far as each is due."""
+        metrics = None
+        if self.is_due(step, 'evaluate'):
+            metrics = self.evaluate(step, state)
+        if self.is_due(step, 'sample'):
+            self.sample(step, state)
+        if self.is_due(step, 'checkpoint') or metrics:
+            self.save(step, state, metrics)
+        self.pace.restart()
+
+    def evaluate(self, step, state: states.TrainState) -> dict[str, float]:
+        scores = likelihood.evaluate(
+            self.model,
+            state.sampling_params,
+            self.test_split,
+            self.noise,
+            self.mesh,
+            batch_size=self.config.evaluate.batch_size,
+            num_draws=self.config.train.evaluate_draws,
+            seed=self.config.evaluate.seed,
+        )
+        metrics = {f'test/{name}': value for name, value in scores.items()}
+        self.writer.scalars(step, metrics)
+        self.progress.evaluation(step, metrics)
+        return metrics
+
+    def sample(self, step, state: states.TrainState):
+        how = {**self.how_to_sample}
+        how['num_samples'] = min(how['num_samples'], GRID_SAMPLES)
+        batches = generate(self.model, state.sampling_params, self.mesh, **how)
+        images = imagefiles.to_uint8(np.concatenate(list(batches)))
+        grid = imagefiles.image_grid(images)
+        imagefiles.write_png(self.workdir / 'samples' / f'step_{step:07d}.png', grid)
+        self.writer.image(step, 'samples', grid)
+
+    def save(self, step, state: states.TrainState, metrics=None):
+        self.checkpoints.save(step, state.to_items(), metrics)
+
+    def say_goodbye(self, step, stop: Stop) -> int:
+        where = self.checkpoints.folder / str(step)
+        if stop.signal and step < self.total_steps:
+            print(
+                f'Stopped by {stop.signal.name} at step {step}. It is saved in {where}; '
+                'the same command goes on from there.'
+            )
+            return 128 + stop.signal
+        print(
+            f'Trained to step {step}, saved in {where}. The best checkpoint by the test split is '
+            f'that of step {self.checkpoints.best_step()}. Samples are in '
+            f'{self.workdir / "samples"}.'
+        )
+        return 0
+
+
+def jit_train_step(config, model, optimizer, noise, mesh, shardings):
+    """The step (state, batch) -> (state, report) of a config, for states laid out as `shardings`.
+
+    The state that goes in is used up: its memory becomes that of the new one.
+    """
+    train_step = states.make_train_step(
+        model,
+        optimizer,
+        noise,
+        seed=config.seed,
+        drop_label=config.train.drop_label,
+        random_flip=config.data.random_flip,
+        ema_decay=config.train.ema_decay,
+        window_steps=config.train.log_every,
+    )
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, rules.batch_sharding(mesh)),
+        out_shardings=(shardings, rules.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def check_keys(config):
+    """Raises InputError for values under which a run makes no sense."""
+    train, optimizer = config.train, config.optimizer
+    experiment.check_at_least_one(
+        config, 'train', 'batch_size', 'log_every', 'evaluate_every', 'sample_every',
+        'checkpoint_every', 'evaluate_draws', 'keep_checkpoints', 'max_skipped_in_a_row',
+    )  # fmt: skip
+    experiment.check_at_least_one(config, 'evaluate', 'batch_size')
+    if not 0 < train.num_epochs < math.inf:
+        raise InputError(f'train.num_epochs must be a number above 0; got {train.num_epochs}.')
+    for key in ('drop_label', 'ema_decay'):
+        if not 0 <= train[key] < 1:
+            raise InputError(f'train.{key} must lie in [0, 1); got {train[key]}.')
+    for key in ('b1', 'b2'):
+        if not 0 <= optimizer[key] < 1:
+            raise InputError(f'optimizer.{key} must lie in [0, 1); got {optimizer[key]}.')
+    for key in ('peak_learning_rate', 'final_learning_rate', 'weight_decay', 'clip_norm'):
+        if not optimizer[key] >= 0:
+            raise InputError(f'optimizer.{key} must be at least 0; got {optimizer[key]}.')
+
+
+def check_batch_size(batch_size, num_images, mesh):
+    """Raises InputError unless the split fills a batch and the devices can share one evenly."""
+    if batch_size > num_images:
+        raise InputError(
+            f'train.batch_size {batch_size} is larger than the training split of {num_images} '
+            f'images; choose at most {num_images}.'
+        )
+    shares = mesh.shape['data'] * mesh.shape['fsdp']
+    if batch_size % shares:
+        raise InputError(
+            f'train.batch_size {batch_size} cannot be shared evenly by the {shares} devices of '
+            f'mesh.data and mesh.fsdp; choose a multiple of {shares}.'
+        )

@@ -1,0 +1,70 @@
+"""What is learned: the likelihood of images with a little noise on them."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.flow.tarflow import TarFlow, normal_log_prob
+
+NOISE_TYPES = ('gaussian', 'uniform')
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """How integer pixel levels become the real numbers whose density is learned.
+
+    'gaussian' puts level v at 2v / (num_levels - 1) - 1, so that levels span [-1, 1], and adds
+    noise of standard deviation `std` (paper, section 3.2). 'uniform' spreads it evenly over its own
+    bin of width 2 / num_levels; the density then bounds the levels' probability from below.
+    """
+
+    type: str
+    std: float
+    num_levels: int
+
+    def __post_init__(self):
+        if self.type not in NOISE_TYPES:
+            raise InputError(f'noise.type must be one of {NOISE_TYPES}; got {self.type!r}.')
+        if self.type == 'gaussian' and not self.std > 0:
+            raise InputError(f'noise.std must be above 0 for gaussian noise; got {self.std}.')
+
+    def add(self, key, levels):
+        """Levels (integers in [0, num_levels), [B, H, W, C]) as noisy pixels, float32."""
+        levels = levels.astype(jnp.float32)
+        if self.type == 'uniform':
+            offset = jax.random.uniform(key, levels.shape)
+            return 2 * (levels + offset) / self.num_levels - 1
+        pixels = 2 * levels / (self.num_levels - 1) - 1
+        return pixels + self.std * jax.random.normal(key, levels.shape)
+
+    def bits_per_dim(self, nats_per_dim):
+        """Nats per dimension of a density on [-1, 1] as bits for each of `num_levels` bins there.
+
+        Exact for any density; a bound on a code length for uniform noise only.
+        """
+        return (nats_per_dim + math.log(self.num_levels / 2)) / math.log(2)
+
+
+def drop_labels(key, labels, rate: float):
+    """Labels [B] with a share `rate` of them replaced by -1, so that both densities are learned."""
+    return jnp.where(jax.random.bernoulli(key, rate, labels.shape), -1, labels)
+
+
+def flip_half(key, images):
+    """Images [B, H, W, C], every second one on average mirrored left to right."""
+    flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
+    return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def negative_log_likelihood(model: TarFlow, params, images, labels):
+    """Nats per dimension of each image [B] under a standard normal prior, and the latents.
+
+    -(log N(z; 0, 1) + log_det) / (H W C): the published loss plus its dropped constant,
+    log(2 pi) / 2.
+    """
+    latents, log_det = model.apply({'params': params}, images, labels)
+    nats = -(normal_log_prob(latents) + log_det)
+    return nats / math.prod(model.image_shape), latents

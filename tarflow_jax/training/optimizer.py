@@ -1,0 +1,45 @@
+"""AdamW with a linear warm-up and a cosine."""
+
+import math
+
+import jax
+import optax
+
+from tarflow_jax.errors import InputError
+
+
+def learning_rate_schedule(
+    *, peak: float, floor: float, warmup_steps: int, total_steps: int
+) -> optax.Schedule:
+    """From `floor` linearly up to `peak`, then along a cosine back to `floor` at `total_steps`.
+
+    A pure function of the step that stays at `floor` afterwards: a longer run is another curve,
+    never a second rise.
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise InputError(
+            f'the warm-up of {warmup_steps} steps must be shorter than the training of '
+            f'{total_steps} steps: lower optimizer.warmup_steps or raise train.num_epochs.'
+        )
+    return optax.warmup_cosine_decay_schedule(floor, peak, warmup_steps, total_steps, floor)
+
+
+def make_optimizer(
+    schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
+    """AdamW with decoupled decay of the kernels (not of norms, biases or embeddings).
+
+    Args:
+      schedule: learning rate by step.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      weight_decay: multiplied by the learning rate.
+      clip_norm: largest global norm of the gradients, 0 for any.
+    """
+    adamw = optax.adamw(schedule, b1, b2, weight_decay=weight_decay, mask=_is_kernel)
+    clip = optax.clip_by_global_norm(clip_norm or math.inf)
+    return optax.chain(clip, adamw)  # always both: the state's shape does not hang on clip_norm
+
+
+def _is_kernel(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)

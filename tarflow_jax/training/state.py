@@ -1,0 +1,171 @@
+"""The state of a training run and the one step that advances it."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.training import objective
+
+COUNTERS = ('step', 'window', 'skipped', 'skipped_in_a_row')
+PRIOR_UPDATE_RATE = 0.1  # of the tracked prior variance, a step; that of the published models
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a resumed run needs to go on as if it had not stopped.
+
+    Attributes:
+      step: steps taken, skipped ones included; data, noise and label dropout follow from it.
+      params: the model's parameters.
+      ema_params: their moving average, or None.
+      opt_state: the optimizer's.
+      window: sums over the steps since the last line of metrics was due.
+      skipped: steps whose loss or gradient was not finite.
+      skipped_in_a_row: those since the last good one.
+    """
+
+    step: jax.Array
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    window: dict[str, jax.Array]
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+
+    @property
+    def sampling_params(self):
+        """What to sample and score with."""
+        return self.params if self.ema_params is None else self.ema_params
+
+    def to_items(self) -> dict[str, Any]:
+        """The state as the named trees that a checkpoint keeps apart."""
+        counters = {name: getattr(self, name) for name in COUNTERS}
+        items = {'params': self.params, 'opt_state': self.opt_state, 'counters': counters}
+        return items if self.ema_params is None else {**items, 'ema_params': self.ema_params}
+
+    @classmethod
+    def from_items(cls, items) -> 'TrainState':
+        """Inverts `to_items`."""
+        return cls(
+            params=items['params'],
+            ema_params=items.get('ema_params'),
+            opt_state=items['opt_state'],
+            **items['counters'],
+        )
+
+
+def init_state(key, model: TarFlow, optimizer, *, ema: bool) -> TrainState:
+    """A new state; its parameters, an identity map, follow from `key`."""
+    params = model.init(key, jnp.zeros((1, *model.image_shape)))['params']
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        opt_state=optimizer.init(params),
+        window={name: jnp.zeros(()) for name in ('loss', 'grad_norm', 'steps')},
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def make_train_step(
+    model: TarFlow,
+    optimizer: optax.GradientTransformation,
+    noise: objective.Noise,
+    *,
+    seed: int,
+    drop_label: float,
+    random_flip: bool,
+    ema_decay: float,
+    window_steps: int,
+):
+    """The function (state, batch) -> (state, report) that a run applies at every step.
+
+    `batch` holds 'image' levels [B, H, W, C] and 'label' [B]. The report has the means over the
+    current window of `window_steps` steps, and the counts of skipped steps.
+    """
+
+    def loss_fn(params, images, labels):
+        nats, latents = objective.negative_log_likelihood(model, params, images, labels)
+        return nats.mean(), latents
+
+    def train_step(state: TrainState, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        noise_key, drop_key, flip_key = jax.random.split(key, 3)
+        levels, labels = batch['image'], batch['label']
+        if random_flip:
+            levels = objective.flip_half(flip_key, levels)
+        images = noise.add(noise_key, levels)
+        labels = objective.drop_labels(drop_key, labels, drop_label)
+
+        (loss, latents), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, images, labels
+        )
+        grad_norm = optax.tree.norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if model.volume_preserving:
+            params = track_prior(params, state.params['prior_var'], latents)
+        learned = (params, opt_state, update_ema(state, params, ema_decay))
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        before = (state.params, state.opt_state, state.ema_params)
+        params, opt_state, ema_params = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), learned, before
+        )
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            ema_params=ema_params,
+            opt_state=opt_state,
+            window=add_to_window(
+                state, window_steps, finite, {'loss': loss, 'grad_norm': grad_norm}
+            ),
+            skipped=state.skipped + ~finite,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        return state, report(state)
+
+    return train_step
+
+
+def track_prior(params, prior_var, latents):
+    """Moves the prior variance [H, W, C] of a volume-preserving model towards that of the batch."""
+    batch_var = jnp.mean(jax.lax.stop_gradient(latents) ** 2, axis=0)
+    return {**params, 'prior_var': prior_var + PRIOR_UPDATE_RATE * (batch_var - prior_var)}
+
+
+def update_ema(state: TrainState, params, decay: float):
+    """The moving average with `params` taken in; it forgets faster during its first steps."""
+    if state.ema_params is None:
+        return None
+    rate = 1 - jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return jax.tree.map(lambda ema, new: ema + rate * (new - ema), state.ema_params, params)
+
+
+def add_to_window(state: TrainState, window_steps, finite, values):
+    """Adds the values of a finite step; a new window starts after every `window_steps` steps.
+
+    Kept in the state, so that a resumed run reports the same means as an uninterrupted one.
+    """
+    restart = state.step % window_steps == 0
+    added = {**values, 'steps': 1.0}
+    return {
+        name: jnp.where(restart, 0.0, total) + jnp.where(finite, added[name], 0.0)
+        for name, total in state.window.items()
+    }
+
+
+def report(state: TrainState):
+    """Means over the window, and the counts of skipped steps."""
+    totals = dict(state.window)
+    steps = jnp.maximum(totals.pop('steps'), 1.0)
+    return {
+        **{name: total / steps for name, total in totals.items()},
+        'skipped': state.skipped,
+        'skipped_in_a_row': state.skipped_in_a_row,
+    }

@@ -1,0 +1,103 @@
+"""Eight CPU devices for every test; shapes that broadcast by accident are errors."""
+
+import functools
+import os
+
+# Before JAX starts, and for the processes that tests start.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+# Tests compile many programs and run each a few times: compile five times as fast, run slower.
+os.environ['XLA_FLAGS'] = ' '.join(
+    [
+        os.environ.get('XLA_FLAGS', ''),
+        '--xla_backend_optimization_level=0',
+        '--xla_cpu_use_fusion_emitters=false',
+    ]
+)
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from tarflow_jax.flow import TarFlow
+from tarflow_jax.parallel.mesh import AXES
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+TINY = dict(width=8, head_dim=4, layers_per_block=2)
+FLOWS = {
+    'conditional': TarFlow((4, 4, 2), 2, num_blocks=3, num_classes=3, **TINY),
+    'one_block': TarFlow((4, 4, 1), 2, num_blocks=1, num_classes=2, **TINY),
+    'pixels': TarFlow((3, 5, 1), 1, num_blocks=4, **TINY),
+    'one_token': TarFlow((2, 2, 3), 2, num_blocks=2, num_classes=2, **TINY),
+    'unrolled': TarFlow((2, 6, 1), 2, num_blocks=2, num_classes=3, unroll=True, **TINY),
+    'volume_preserving': TarFlow((4, 12, 1), 4, num_blocks=2, volume_preserving=True, **TINY),
+    'conditional_volume_preserving': TarFlow(
+        (6, 4, 1), 2, num_blocks=3, num_classes=4, volume_preserving=True, **TINY
+    ),
+}
+
+
+@pytest.fixture(scope='session')
+def random_params():
+    """Makes parameters as training might leave them: nothing is zero, no two are equal."""
+
+    @functools.cache
+    def make(model, seed=0):
+        draws = np.random.default_rng(seed)
+
+        def draw(path, leaf):
+            values = draws.normal(scale=0.3, size=leaf.shape).astype(np.float32)
+            if path[-1].key == 'prior_var':
+                return np.exp(values)
+            if path[-2].key == 'proj_out':
+                return values / 8  # shifts and scales of about the size of the pixels
+            return 1 + values if path[-1].key == 'scale' else values
+
+        images = np.zeros((1, *model.image_shape), np.float32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+        return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def one_device():
+    """A mesh of one of the devices."""
+    return Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+
+
+pytest_plugins = ['runs']
+
+
+@pytest.fixture(scope='session', params=FLOWS, ids=str)
+def flow(request, random_params):
+    """A model and random parameters, one pair of every kind."""
+    model = FLOWS[request.param]
+    return model, random_params(model)
+
+
+@pytest.fixture(scope='session')
+def forward_blocks():
+    """`forward_blocks` of a model, compiled once for all tests: latents and log_dets by block."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def forward_blocks(model, params, images, labels):
+        return model.apply({'params': params}, images, labels, method='forward_blocks')
+
+    return forward_blocks
+
+
+@pytest.fixture(scope='session')
+def random_batch():
+    """Makes images, and labels among which there is a -1."""
+
+    def make(model, batch=4, seed=0):
+        draws = np.random.default_rng(seed)
+        images = draws.uniform(-1, 1, (batch, *model.image_shape)).astype(np.float32)
+        labels = np.arange(batch, dtype=np.int32) % max(model.num_classes, 1)
+        labels[-1] = -1
+        return images, labels
+
+    return make

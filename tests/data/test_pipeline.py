@@ -1,0 +1,159 @@
+import itertools
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tarflow_jax.data.pipeline import eval_batches, train_batches
+from tarflow_jax.data.sources import open_dataset
+from tarflow_jax.errors import InputError
+
+
+def take(batches, count):
+    """The next `count` batches, with the threads that read ahead ended."""
+    taken = list(itertools.islice(batches, count))
+    batches.close()
+    return taken
+
+
+def labels(split, count, **options):
+    """The labels [count, b] of the first batches of training."""
+    return np.stack([batch['label'] for batch in take(train_batches(split, **options), count)])
+
+
+def test_images_stay_with_their_labels(counting_split):
+    for batch in take(train_batches(counting_split(1000), batch_size=64, seed=3), 20):
+        low, high = batch['image'][:, 0, 0, 0], batch['image'][:, 0, 0, 1]
+        np.testing.assert_array_equal(low + 256 * high.astype(np.int32), batch['label'])
+
+
+@pytest.mark.parametrize(('num_examples', 'batch_size'), [(100, 32), (96, 32), (32, 32), (7, 1)])
+def test_every_epoch_is_a_permutation_in_another_order(counting_split, num_examples, batch_size):
+    epochs = 5
+    count = -(-epochs * num_examples // batch_size)
+    seen = labels(counting_split(num_examples), count, batch_size=batch_size, seed=0)
+    orders = seen.ravel()[: epochs * num_examples].reshape(epochs, num_examples)
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(num_examples))
+    assert len({tuple(order) for order in orders}) == epochs
+    assert tuple(range(num_examples)) not in {tuple(order) for order in orders}
+
+
+def test_a_batch_is_a_function_of_seed_and_step(counting_split):
+    split = counting_split(100)
+    first = labels(split, 10, batch_size=32, seed=1)
+    np.testing.assert_array_equal(first, labels(split, 10, batch_size=32, seed=1))
+    assert not np.array_equal(first, labels(split, 10, batch_size=32, seed=2))
+
+
+def test_no_order_of_one_seed_comes_again_under_the_next(counting_split):
+    split = counting_split(50)
+    orders = [tuple(row) for s in range(8) for row in labels(split, 8, batch_size=50, seed=s)]
+    assert len(set(orders)) == 64
+
+
+def test_shuffling_is_even(counting_split):
+    """Each example stands at each place about equally often (chi-square, 99.99 % level)."""
+    orders = labels(counting_split(10), 5000, batch_size=10, seed=5)
+    counts = np.stack([np.bincount(column, minlength=10) for column in orders.T])
+    assert ((counts - 500) ** 2 / 500).sum() < 138  # 81 degrees of freedom
+
+
+def test_the_order_never_changes(counting_split):
+    """A run that is resumed under another version of a library sees the same batches."""
+    seen = labels(counting_split(10), 2, batch_size=10, seed=42)
+    np.testing.assert_array_equal(
+        seen, [[7, 1, 6, 4, 3, 5, 9, 0, 2, 8], [4, 9, 5, 3, 0, 2, 7, 1, 6, 8]]
+    )
+
+
+@pytest.mark.parametrize('first_step', [1, 3, 4, 50])
+def test_resuming_equals_no_interruption(counting_split, first_step):
+    split = counting_split(100)
+    whole = labels(split, first_step + 5, batch_size=32, seed=0)
+    resumed = labels(split, 5, batch_size=32, seed=0, first_step=first_step)
+    np.testing.assert_array_equal(resumed, whole[first_step:])
+
+
+def test_starting_late_costs_nothing(counting_split):
+    start = time.process_time()
+    labels(counting_split(1000), 1, batch_size=8, seed=0, first_step=10**12)
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize('process_count', [2, 4])
+def test_processes_hold_the_slices_of_one_global_batch(counting_split, process_count):
+    split = counting_split(100)
+    shared = dict(batch_size=32, seed=0, first_step=2)
+    slices = [
+        labels(split, 8, **shared, process_index=index, process_count=process_count)
+        for index in range(process_count)
+    ]
+    np.testing.assert_array_equal(np.concatenate(slices, axis=1), labels(split, 8, **shared))
+
+
+@pytest.mark.parametrize('num_examples', [1, 31, 32, 33, 100])
+@pytest.mark.parametrize('process_count', [1, 2, 4])
+def test_eval_covers_every_example_once_in_order(counting_split, num_examples, process_count):
+    split = counting_split(num_examples)
+    per_process = [
+        list(eval_batches(split, batch_size=32, process_index=p, process_count=process_count))
+        for p in range(process_count)
+    ]
+    assert {len(batches) for batches in per_process} == {-(-num_examples // 32)}
+    seen = []
+    for step in zip(*per_process, strict=True):
+        for batch in step:
+            assert batch['mask'].dtype == np.float32
+            assert len(batch['image']) == len(batch['label']) == 32 // process_count
+            seen.extend(batch['label'][batch['mask'] == 1])
+    np.testing.assert_array_equal(seen, np.arange(num_examples))
+
+
+def test_the_digits_from_disk_and_memory_give_the_same_batches(prepared):
+    runs = [
+        take(train_batches(digits.split('train'), batch_size=128, seed=0), 3)
+        for digits in (
+            open_dataset('digits', prepared),
+            open_dataset('digits', prepared, in_memory_bytes=0),
+        )
+    ]
+    for ours, theirs in zip(*runs, strict=True):
+        np.testing.assert_array_equal(ours['image'], theirs['image'])
+        np.testing.assert_array_equal(ours['label'], theirs['label'])
+
+
+def test_a_batch_from_memory_costs_well_under_a_millisecond(prepared):
+    split = open_dataset('digits', prepared).split('train')
+    batches = train_batches(split, batch_size=128, seed=0)
+    next(batches)
+    start = time.process_time()
+    take(batches, 500)
+    assert (time.process_time() - start) / 500 < 1e-3
+
+
+def test_leaving_in_the_middle_is_quiet(prepared):
+    code = (
+        'import sys\n'
+        'from tarflow_jax.data import pipeline, sources\n'
+        'for limit in (0, 2**30):\n'
+        "    digits = sources.open_dataset('digits', sys.argv[1], in_memory_bytes=limit)\n"
+        "    next(pipeline.train_batches(digits.split('train'), batch_size=128, seed=0))\n"
+    )
+    command = [sys.executable, '-c', code, str(prepared)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
+def test_a_batch_larger_than_the_split(counting_split):
+    with pytest.raises(InputError, match=r'batch_size 101 .* 100 examples'):
+        train_batches(counting_split(100), batch_size=101, seed=0)
+
+
+@pytest.mark.parametrize('batches', [eval_batches, lambda *a, **k: train_batches(*a, **k, seed=0)])
+@pytest.mark.parametrize(('batch_size', 'process_count'), [(30, 4), (0, 1), (-8, 2)])
+def test_a_batch_that_cannot_be_shared(counting_split, batches, batch_size, process_count):
+    with pytest.raises(InputError, match=f'batch_size {batch_size} .* {process_count} process'):
+        batches(counting_split(100), batch_size=batch_size, process_count=process_count)

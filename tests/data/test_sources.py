@@ -1,0 +1,270 @@
+import contextlib
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from tarflow_jax.data.sources import open_dataset
+from tarflow_jax.errors import InputError
+
+TRAIN_RECORDS = 'digits-train.array_record-00000-of-00001'
+
+OPEN_AND_WAIT = """
+import sys
+from tarflow_jax.data.sources import open_dataset
+open_dataset('digits', sys.argv[1])
+sys.stdin.read()
+"""
+
+
+class Stripes(tfds.core.GeneratorBasedBuilder):
+    """Somebody else's data set: no labels, several record files."""
+
+    name = 'stripes'
+    VERSION = tfds.core.Version('0.2.0')
+    dtype = np.uint8
+
+    def _info(self):
+        image = tfds.features.Tensor(shape=(4, 6, 3), dtype=self.dtype)
+        features = tfds.features.FeaturesDict({'image': image})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(20):
+            yield i, {'image': np.full((4, 6, 3), i, self.dtype)}
+
+
+class FloatStripes(Stripes):
+    name = 'float_stripes'
+    dtype = np.float32
+
+
+def prepare(builder_class, data_dir):
+    config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=3)
+    builder = builder_class(data_dir=data_dir)
+    builder.download_and_prepare(file_format='array_record', download_config=config)
+    return builder.data_path
+
+
+def everything(split):
+    return split.__getitems__(range(len(split)))
+
+
+def assert_whole(data_dir, scikit_learn_digits):
+    images, labels = scikit_learn_digits
+    in_test = np.arange(1797) % 6 == 5
+    digits = open_dataset('digits', data_dir)
+    for name, rows in ('train', ~in_test), ('test', in_test):
+        batch = everything(digits.split(name))
+        np.testing.assert_array_equal(batch['image'], images[rows])
+        np.testing.assert_array_equal(batch['label'], labels[rows])
+
+
+def start_preparing(data_dir):
+    command = [sys.executable, '-c', OPEN_AND_WAIT, str(data_dir)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    root = pathlib.Path(__file__).parents[2]
+    return subprocess.Popen(command, cwd=root, text=True, **pipes)
+
+
+def wait_for(pattern, folder, process):
+    while not any(folder.glob(pattern)):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.0005)
+
+
+def test_digits_describe_themselves(prepared):
+    digits = open_dataset('digits', prepared)
+    assert digits.name == 'digits'
+    assert digits.image_shape == (8, 8, 1)
+    assert digits.num_classes == 10
+    assert digits.num_levels == 17
+    assert len(digits.split('train')) == 1498
+    assert len(digits.split('test')) == 299
+
+
+def test_digits_are_those_of_scikit_learn_in_order(prepared, scikit_learn_digits):
+    assert_whole(prepared, scikit_learn_digits)
+
+
+@pytest.mark.parametrize('in_memory_bytes', [0, 2**30])
+def test_random_access(prepared, in_memory_bytes):
+    split = open_dataset('digits', prepared, in_memory_bytes=in_memory_bytes).split('train')
+    assert split.in_memory == (in_memory_bytes > 0)
+    batch = split.__getitems__(np.array([7, 1497, 7]))
+    assert batch['image'].shape == (3, 8, 8, 1)
+    assert batch['image'].dtype == np.uint8
+    assert batch['label'].shape == (3,)
+    assert batch['label'].dtype == np.int32
+    np.testing.assert_array_equal(batch['image'][0], batch['image'][2])
+
+
+def test_memory_and_disk_hold_the_same(prepared):
+    from_memory = everything(open_dataset('digits', prepared).split('test'))
+    from_disk = everything(open_dataset('digits', prepared, in_memory_bytes=0).split('test'))
+    np.testing.assert_array_equal(from_memory['image'], from_disk['image'])
+    np.testing.assert_array_equal(from_memory['label'], from_disk['label'])
+
+
+def test_opening_prepares_nothing_twice_and_is_quick(prepared):
+    files = {path: path.stat().st_mtime_ns for path in prepared.rglob('*')}
+    start = time.process_time()
+    open_dataset('digits', prepared).split('train')
+    assert time.process_time() - start < 1.0
+    assert {path: path.stat().st_mtime_ns for path in prepared.rglob('*')} == files
+
+
+def test_preparing_is_quiet_and_tidy(tmp_path, capfd):
+    open_dataset('digits', tmp_path)
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ''
+    assert [path.name for path in tmp_path.iterdir()] == ['digits']
+    assert sorted(path.name for path in (tmp_path / 'digits').iterdir()) == [
+        '.prepare.lock',
+        '1.0.0',
+    ]
+
+
+@pytest.mark.parametrize(
+    'moment', ['.prepare.lock', 'incomplete.*/*train*', 'incomplete.*/dataset_info.json']
+)
+def test_a_killed_preparation_leaves_nothing_believed(tmp_path, moment, scikit_learn_digits):
+    process = start_preparing(tmp_path)
+    wait_for(moment, tmp_path / 'digits', process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert_whole(tmp_path, scikit_learn_digits)
+    assert not list(tmp_path.rglob('incomplete.*'))
+
+
+def test_processes_that_prepare_at_once(tmp_path, scikit_learn_digits):
+    processes = [start_preparing(tmp_path) for _ in range(2)]
+    for process in processes:
+        out, err = process.communicate('')
+        assert (process.returncode, out, err) == (0, '', '')
+    assert_whole(tmp_path, scikit_learn_digits)
+    assert not list(tmp_path.rglob('incomplete.*'))
+
+
+@pytest.mark.parametrize('in_memory_bytes', [0, 2**30])
+@pytest.mark.parametrize(
+    ('file', 'length'),
+    [
+        (TRAIN_RECORDS, None),
+        (TRAIN_RECORDS, 0),
+        (TRAIN_RECORDS, 200_000),
+        ('dataset_info.json', None),
+        ('dataset_info.json', 100),
+        ('features.json', None),
+        ('features.json', 100),
+        ('metadata.json', None),
+        ('metadata.json', 5),
+    ],
+)
+def test_a_damaged_folder_is_named(prepared, tmp_path, file, length, in_memory_bytes):
+    folder = shutil.copytree(prepared, tmp_path, dirs_exist_ok=True) / 'digits' / '1.0.0'
+    if length is None:
+        (folder / file).unlink()
+    else:
+        os.truncate(folder / file, length)
+    with pytest.raises(InputError, match='Delete that folder') as error:
+        open_dataset('digits', tmp_path, in_memory_bytes=in_memory_bytes).split('train')
+    assert str(folder) in str(error.value)
+
+
+def test_a_flipped_bit_is_noticed(prepared, tmp_path):
+    folder = shutil.copytree(prepared, tmp_path, dirs_exist_ok=True) / 'digits' / '1.0.0'
+    with open(folder / TRAIN_RECORDS, 'r+b') as file:
+        file.seek(70_445)  # inside a record
+        byte = file.read(1)[0]
+        file.seek(70_445)
+        file.write(bytes([byte ^ 16]))
+    with pytest.raises(InputError, match='damaged'):
+        open_dataset('digits', tmp_path).split('train')
+
+
+def test_a_deleted_folder_is_prepared_again(prepared, tmp_path, scikit_learn_digits):
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / 'digits' / '1.0.0')
+    assert_whole(tmp_path, scikit_learn_digits)
+
+
+@pytest.mark.parametrize('in_memory_bytes', [0, 2**30])
+def test_any_prepared_data_set_is_read(tmp_path, in_memory_bytes):
+    prepare(Stripes, tmp_path)
+    stripes = open_dataset('stripes', tmp_path, in_memory_bytes=in_memory_bytes)
+    assert stripes.image_shape == (4, 6, 3)
+    assert stripes.num_classes == 0
+    assert stripes.num_levels == 256
+    batch = everything(stripes.split('train'))
+    np.testing.assert_array_equal(batch['image'][:, 0, 0, 0], np.arange(20))
+    np.testing.assert_array_equal(batch['label'], np.full(20, -1))
+
+
+def test_the_last_of_many_record_files_is_missing(tmp_path):
+    folder = prepare(Stripes, tmp_path)
+    (folder / 'stripes-train.array_record-00002-of-00003').unlink()
+    with pytest.raises(InputError, match='00002-of-00003'):
+        open_dataset('stripes', tmp_path, in_memory_bytes=0).split('train')
+
+
+def test_an_unknown_split(prepared):
+    with pytest.raises(InputError, match=r"no split 'validation'; it has test, train"):
+        open_dataset('digits', prepared).split('validation')
+
+
+def test_an_unknown_name(tmp_path):
+    prepare(Stripes, tmp_path)
+    with pytest.raises(InputError, match=r"'digit' .* did you mean 'digits'\?") as error:
+        open_dataset('digit', tmp_path)
+    assert 'Known there: digits, stripes.' in str(error.value)
+    assert "download_and_prepare(file_format='array_record')" in str(error.value)
+
+
+def test_another_file_format(tmp_path):
+    info = prepare(Stripes, tmp_path) / 'dataset_info.json'
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(InputError, match=r"prepared as tfrecord.*file_format='array_record'"):
+        open_dataset('stripes', tmp_path)
+
+
+def test_images_that_are_not_bytes(tmp_path):
+    prepare(FloatStripes, tmp_path)
+    with pytest.raises(InputError, match=r'uint8 .*float32'):
+        open_dataset('float_stripes', tmp_path)
+
+
+@contextlib.contextmanager
+def files_end_at(num_bytes):
+    """The writes fail as on a full disk. Not a fixture: pytest's own log may be larger."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_failing_write_leaves_nothing(tmp_path):
+    refused = pytest.raises(InputError, match=r'cannot be prepared .*File too large')
+    with files_end_at(100 * 1024), refused:
+        open_dataset('digits', tmp_path)
+    assert [path.name for path in (tmp_path / 'digits').iterdir()] == ['.prepare.lock']
+
+
+@pytest.mark.parametrize('data_dir', ['/proc/data', '/dev/null', '/dev/null/data', 'gs://bucket/x'])
+def test_a_data_dir_that_cannot_be_used(data_dir):
+    with pytest.raises(InputError, match=data_dir):
+        open_dataset('digits', data_dir)

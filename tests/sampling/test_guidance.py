@@ -1,0 +1,110 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tarflow_jax import sample
+from tarflow_jax.errors import InputError
+from tarflow_jax.flow import TarFlow
+from tarflow_jax.sampling.guidance import Guidance
+
+SIZES = dict(patch_size=2, width=8, head_dim=4, layers_per_block=1)
+# Two tokens, one block: the first stays as it is, the second is mapped as the first one says.
+ONE_STEP = TarFlow((2, 4, 1), num_blocks=1, num_classes=3, **SIZES)
+CONDITIONAL = TarFlow((4, 4, 1), num_blocks=2, num_classes=3, **SIZES)
+UNCONDITIONAL = TarFlow((4, 4, 1), num_blocks=2, **SIZES)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def affine_of_second_token(model, params, first_BP, labels):
+    block = model.block()
+    params = {'params': jax.tree.map(lambda leaf: leaf[0], params['blocks'])}
+    cache = block.empty_cache(len(labels))
+    affine, _ = block.apply(params, first_BP, labels, jnp.int32(0), cache, 1.0, method='step')
+    return affine
+
+
+@pytest.mark.parametrize('guide', ['both', 'scale', 'shift'])
+def test_guidance_pushes_only_what_it_guides_away_from_the_unguided_pass(
+    guide, random_params, random_batch
+):
+    params = random_params(ONE_STEP)
+    noise, _ = random_batch(ONE_STEP, batch=3)
+    labels = np.arange(3, dtype=np.int32)
+    tokens = ONE_STEP.to_tokens(noise, 0)
+    shift, log_scale = affine_of_second_token(ONE_STEP, params, tokens[:, 0], labels)
+    free_shift, free_log_scale = affine_of_second_token(
+        ONE_STEP, params, tokens[:, 0], np.full(3, -1, np.int32)
+    )
+    weight = 1.5
+    if guide != 'scale':
+        shift = shift + weight * (shift - free_shift)
+    if guide != 'shift':
+        log_scale = log_scale + weight * (log_scale - free_log_scale)
+    expected = tokens[:, 1] * np.exp(log_scale) + shift
+
+    images = sample(ONE_STEP, params, noise, labels, guidance=weight, guide=guide)
+    np.testing.assert_allclose(ONE_STEP.to_tokens(images, 0)[:, 1], expected, atol=1e-5)
+    np.testing.assert_array_equal(ONE_STEP.to_tokens(images, 0)[:, 0], tokens[:, 0])
+
+
+def test_no_weight_is_no_guidance_and_little_weight_is_little(random_params, random_batch):
+    params = random_params(CONDITIONAL)
+    noise, labels = random_batch(CONDITIONAL)
+    plain = sample(CONDITIONAL, params, noise, labels)
+    none = sample(
+        CONDITIONAL, params, noise, labels, guidance=0, guide='scale', attention_temperature=2.0
+    )
+    np.testing.assert_array_equal(none, plain)
+    little = sample(CONDITIONAL, params, noise, labels, guidance=1e-7)
+    np.testing.assert_allclose(little, plain, atol=1e-5)
+    much = sample(CONDITIONAL, params, noise, labels, guidance=1.0)
+    assert np.abs(much[0] - plain[0]).max() > 0.01
+
+
+def test_an_image_without_a_label_is_not_guided(random_params, random_batch):
+    """At temperature 1 both passes are then the same."""
+    params = random_params(CONDITIONAL)
+    noise, _ = random_batch(CONDITIONAL)
+    guided = sample(CONDITIONAL, params, noise, guidance=2.0)
+    np.testing.assert_allclose(guided, sample(CONDITIONAL, params, noise), atol=1e-5)
+
+
+def test_a_temperature_guides_a_model_without_classes(random_params, random_batch):
+    params = random_params(UNCONDITIONAL)
+    noise, _ = random_batch(UNCONDITIONAL)
+    plain = sample(UNCONDITIONAL, params, noise)
+    guided = sample(UNCONDITIONAL, params, noise, guidance=1.0, attention_temperature=0.5)
+    assert np.abs(guided - plain).max() > 1e-4
+
+
+@pytest.mark.parametrize('anneal', [False, True])
+def test_annealing_lets_the_weight_grow_from_token_to_token(anneal):
+    num_tokens, weight = 5, 2.0
+    guidance = Guidance.checked(weight, 'both', anneal, 1.0, num_classes=3)
+    ones_then_zeros = jnp.array([[1.0], [0.0]])  # the guided pass, the unguided one
+    guided = [
+        guidance.combine((ones_then_zeros, ones_then_zeros), position, num_tokens)
+        for position in range(num_tokens - 1)
+    ]
+    ramp = np.array([1, 2, 3, 4]) / 4 if anneal else np.ones(4)
+    np.testing.assert_allclose(np.ravel([shift for shift, _ in guided]), 1 + weight * ramp)
+    np.testing.assert_allclose(np.ravel([scale for _, scale in guided]), 1 + weight * ramp)
+
+
+@pytest.mark.parametrize(
+    ('num_classes', 'how', 'message'),
+    [
+        (3, dict(guidance=-1), 'guidance must be at least 0; got -1'),
+        (3, dict(guidance=float('nan')), 'guidance must be at least 0; got nan'),
+        (3, dict(guide='scales'), r"one of \['both', 'scale', 'shift'\]; got 'scales'"),
+        (3, dict(guidance=1, attention_temperature=0), 'must be above 0; got 0'),
+        (0, dict(guidance=1.5), 'guidance=1.5 would change nothing: the model has no classes'),
+    ],
+)
+def test_guidance_that_makes_no_sense_is_refused(num_classes, how, message, random_params):
+    model = CONDITIONAL if num_classes else UNCONDITIONAL
+    with pytest.raises(InputError, match=message):
+        sample(model, random_params(model), np.zeros((1, 4, 4, 1), np.float32), **how)

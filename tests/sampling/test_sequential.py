@@ -1,0 +1,84 @@
+"""Sampling inverts scoring."""
+
+import jax
+import numpy as np
+import pytest
+
+from tarflow_jax import sample
+from tarflow_jax.errors import InputError
+from tarflow_jax.flow import TarFlow
+
+MODEL = TarFlow((4, 4, 1), 2, width=8, head_dim=4, num_blocks=2, layers_per_block=1, num_classes=3)
+
+
+@pytest.fixture(scope='module')
+def params(random_params):
+    return random_params(MODEL)
+
+
+def test_sampling_inverts_the_flow_block_by_block(flow, forward_blocks, random_batch):
+    model, params = flow
+    images, labels = random_batch(model)
+    latents, _ = forward_blocks(model, params, images, labels)
+    noise = latents[-1]
+    if model.volume_preserving:
+        noise = noise / np.sqrt(params['prior_var'])[None]
+    sequence = sample(model, params, noise, labels, return_sequence=True)
+    assert sequence.shape == (model.num_blocks + 1, *images.shape)
+    np.testing.assert_allclose(sequence[-1], images, atol=1e-4)
+    np.testing.assert_array_equal(sequence[0], noise)
+    np.testing.assert_allclose(sequence[1:-1], latents[:-1][::-1], atol=1e-4)
+
+
+def test_a_sample_does_not_depend_on_the_other_rows(params, random_batch):
+    noise, labels = random_batch(MODEL)
+    others, _ = random_batch(MODEL, seed=1)
+    others[2] = noise[2]
+    ours, theirs = (sample(MODEL, params, n, labels) for n in (noise, others))
+    np.testing.assert_array_equal(ours[2], theirs[2])
+    assert (ours[0] != theirs[0]).any()
+
+
+def test_no_labels_are_labels_of_minus_one(params, random_batch):
+    noise, labels = random_batch(MODEL)
+    without = sample(MODEL, params, noise)
+    np.testing.assert_array_equal(without, sample(MODEL, params, noise, np.full(4, -1)))
+    assert (without[0] != sample(MODEL, params, noise, labels)[0]).any()
+
+
+def test_the_prior_temperature_scales_the_noise(params, random_batch):
+    noise, labels = random_batch(MODEL)
+    cool = sample(MODEL, params, noise, labels, prior_temperature=0.5)
+    np.testing.assert_array_equal(cool, sample(MODEL, params, noise / 2, labels))
+
+
+def test_other_inputs_do_not_compile_again(params, random_batch, caplog):
+    noise, labels = random_batch(MODEL)
+
+    def programs_compiled(batch, **how):
+        caplog.clear()
+        with jax.log_compiles():
+            sample(MODEL, params, noise[:batch], labels[:batch], **how)
+        return sum('Compiling jit(_sample)' in record.message for record in caplog.records)
+
+    assert programs_compiled(batch=3, guidance=1.5, attention_temperature=0.7) == 1
+    assert programs_compiled(batch=3, guidance=0.3, attention_temperature=1.2) == 0
+    assert programs_compiled(batch=3, guidance=2, prior_temperature=0.9) == 0
+
+
+@pytest.mark.parametrize(
+    ('noise', 'labels', 'how', 'message'),
+    [
+        ((4, 4, 4), None, {}, r'\[batch, 4, 4, 1\]; got \[4, 4, 4\]'),
+        ((2, 4, 4, 3), None, {}, r'got \[2, 4, 4, 3\]'),
+        ((2, 4, 4, 1), [0, 3], {}, r'lie in 0\.\.2, or be -1 for no label; got \[3\]'),
+        ((2, 4, 4, 1), [0, -5], {}, r'got \[-5\]'),
+        ((2, 4, 4, 1), [0, 1, 2], {}, r'shape \(2,\), one an image; got \(3,\)'),
+        ((2, 4, 4, 1), None, dict(prior_temperature=-1), 'at least 0; got -1'),
+        ((2, 4, 4, 1), None, dict(prior_temperature=float('nan')), 'at least 0; got nan'),
+    ],
+)
+def test_what_the_model_cannot_serve_is_refused(params, noise, labels, how, message):
+    labels = None if labels is None else np.array(labels)
+    with pytest.raises(InputError, match=message):
+        sample(MODEL, params, np.zeros(noise, np.float32), labels, **how)

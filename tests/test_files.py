@@ -1,0 +1,141 @@
+"""Files are whole or absent; a workdir has one holder, and none after a kill."""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.files import json_text, workdir_lock, write_atomically, write_json
+
+HOLD_THE_LOCK = """
+import sys
+from tarflow_jax.files import workdir_lock
+with workdir_lock(sys.argv[1]):
+    print('held', flush=True)
+    sys.stdin.read()
+"""
+
+
+def fail_halfway(file):
+    file.write(b'half')
+    raise RuntimeError('no more')
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_written_file_has_what_was_written_and_no_company(tmp_path):
+    path = tmp_path / 'new' / 'folder' / 'file'
+    write_atomically(path, lambda file: file.write(b'whole'))
+    assert path.read_bytes() == b'whole'
+    assert names_in(path.parent) == ['file']
+
+
+def test_a_failed_write_leaves_no_trace(tmp_path):
+    with pytest.raises(RuntimeError, match='no more'):
+        write_atomically(tmp_path / 'file', fail_halfway)
+    assert names_in(tmp_path) == []
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / 'file'
+    write_atomically(path, lambda file: file.write(b'old'))
+    with pytest.raises(RuntimeError, match='no more'):
+        write_atomically(path, fail_halfway)
+    assert path.read_bytes() == b'old'
+    assert names_in(tmp_path) == ['file']
+
+
+def test_the_old_file_stands_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / 'file'
+    write_atomically(path, lambda file: file.write(b'old'))
+
+    def write_and_look(file):
+        file.write(b'new')
+        file.flush()
+        assert path.read_bytes() == b'old'
+
+    write_atomically(path, write_and_look)
+    assert path.read_bytes() == b'new'
+
+
+def test_json_is_read_back(tmp_path):
+    value = {'step': 3, 'nested': {'list': [1, 2.5, None, True]}, 'text': 'é'}
+    write_json(tmp_path / 'value.json', value)
+    assert json.loads((tmp_path / 'value.json').read_text()) == value
+
+
+def test_a_value_that_json_cannot_say_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / 'value.json', {'what': object()})
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ('value', 'expected'),
+    [
+        (float('nan'), None),
+        ([float('inf'), -float('inf'), 1.0], [None, None, 1.0]),
+        (np.float32('nan'), None),
+        (np.float32(0.5), 0.5),
+        (np.int64(7), 7),
+        (np.array([1.0, np.inf]), [1.0, None]),
+        (jnp.float32(0.25), 0.25),
+        (jnp.bfloat16(0.25), 0.25),
+        ((1, 2), [1, 2]),
+    ],
+)
+def test_numbers_become_json_that_any_parser_reads(value, expected):
+    def refuse(constant):
+        raise AssertionError(f'{constant} is not JSON')
+
+    assert json.loads(json_text({'x': value}), parse_constant=refuse) == {'x': expected}
+
+
+def test_the_lock_makes_the_workdir_and_can_be_taken_again(tmp_path):
+    for _ in range(2):
+        with workdir_lock(tmp_path / 'runs' / 'one'):
+            assert names_in(tmp_path / 'runs' / 'one') == ['.lock']
+
+
+def test_the_lock_ends_with_an_exception(tmp_path):
+    with pytest.raises(RuntimeError), workdir_lock(tmp_path):
+        raise RuntimeError
+    with workdir_lock(tmp_path):
+        pass
+
+
+def test_another_process_holds_the_lock_until_it_is_killed(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, '-c', HOLD_THE_LOCK, tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout.readline() == 'held\n'
+        with pytest.raises(InputError, match=f'process {holder.pid} on ') as caught:
+            workdir_lock(tmp_path).__enter__()
+        assert str(tmp_path) in str(caught.value)
+        assert 'another --workdir' in str(caught.value)
+        holder.kill()  # SIGKILL: it has no chance to clean up
+        holder.wait()
+        with workdir_lock(tmp_path):
+            pass
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match=r'file cannot be written to \(File exists\)'):
+        workdir_lock(tmp_path / 'file').__enter__()
+
+
+def test_a_bucket_address_is_refused_rather_than_taken_for_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match='gs://bucket/run is an address'):
+        workdir_lock('gs://bucket/run').__enter__()
+    assert names_in(tmp_path) == []

@@ -1,0 +1,136 @@
+"""Pixels keep their values, on the way to 8 bits, to a grid and to a file."""
+
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tarflow_jax.imagefiles import encode_png, image_grid, to_uint8, write_npz, write_png
+
+
+def random_images(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def decode_png(data):
+    """The pixels of a PNG file, uint8 [H, W, C]."""
+    image = np.asarray(Image.open(io.BytesIO(data)))
+    return image[..., None] if image.ndim == 2 else image
+
+
+@pytest.mark.parametrize('last_level', [255, 16])
+def test_every_level_comes_back(last_level):
+    levels = np.arange(last_level + 1)
+    images = (levels / np.float32(last_level) * 2 - 1).astype(np.float32)
+    np.testing.assert_array_equal(to_uint8(images), np.rint(levels * 255 / last_level))
+
+
+@pytest.mark.parametrize(
+    ('value', 'expected'),
+    [(-1, 0), (1, 255), (0, 128), (-7, 0), (7, 255), (-np.inf, 0), (np.inf, 255), (np.nan, 128)],
+)
+def test_values_are_clipped_and_rounded(value, expected):
+    assert to_uint8(np.float32([value])) == [expected]
+
+
+def test_jax_arrays_of_any_float_are_taken():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        assert to_uint8(jnp.full((1, 2, 2, 3), 1, dtype)).tolist() == [[[[255] * 3] * 2] * 2]
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize(
+    ('count', 'columns', 'expected'),
+    [
+        (1, None, (1, 1)),
+        (10, None, (3, 4)),
+        (100, None, (10, 10)),
+        (7, 3, (3, 3)),
+        (5, 5, (1, 5)),
+        (3, 8, (1, 3)),
+    ],
+)
+def test_each_image_has_its_place(count, columns, expected, channels):
+    images = random_images(count, 64, 64, channels)
+    grid = image_grid(images, columns, separator=3)
+    assert grid.ndim == (2 if channels == 1 else 3)
+    grid = grid.reshape(*grid.shape[:2], channels)
+    rows, columns = expected
+    assert grid.shape == (rows * 67 - 3, columns * 67 - 3, channels)
+    for index in range(rows * columns):
+        top, left = index // columns * 67, index % columns * 67
+        cell = grid[top : top + 64, left : left + 64]
+        np.testing.assert_array_equal(cell, images[index] if index < count else 128)
+
+
+def test_a_grid_is_nearly_a_square():
+    for height, width in [(64, 64), (64, 128), (200, 64)]:
+        for count in (16, 50, 81):
+            rows, columns, _ = image_grid(random_images(count, height, width, 3)).shape
+            assert abs(rows - columns) <= 1.1 * max(height, width)
+
+
+def test_separators_are_grey_and_may_be_left_out():
+    images = random_images(4, 64, 64, 3)
+    assert (image_grid(images, separator=2)[64:66] == 128).all()
+    joined = images.reshape(2, 2, 64, 64, 3).swapaxes(1, 2).reshape(128, 128, 3)
+    np.testing.assert_array_equal(image_grid(images, separator=0), joined)
+
+
+def test_small_images_grow_by_whole_pixels():
+    images = random_images(1, 8, 8, 1)
+    grid = image_grid(images)
+    assert grid.shape == (64, 64)
+    np.testing.assert_array_equal(grid[::8, ::8], images[0, :, :, 0])
+    np.testing.assert_array_equal(grid, grid[::8, ::8].repeat(8, 0).repeat(8, 1))
+
+
+@pytest.mark.parametrize(
+    'images',
+    [
+        np.zeros((2, 8, 8, 3), np.float32),
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((2, 8, 8, 4), np.uint8),
+        np.zeros((0, 8, 8, 3), np.uint8),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused_with_its_shape(images):
+    with pytest.raises(ValueError, match=r'\[' + ', '.join(map(str, images.shape))):
+        image_grid(images)
+
+
+def test_a_grid_needs_a_column():
+    with pytest.raises(ValueError, match='0 columns'):
+        image_grid(random_images(1, 8, 8, 3), columns=0)
+
+
+@pytest.mark.parametrize('shape', [(5, 7), (5, 7, 1), (5, 7, 3), (1, 1)])
+def test_a_png_has_the_pixels(tmp_path, shape):
+    image = random_images(*shape)
+    write_png(tmp_path / 'image.png', image)
+    decoded = decode_png((tmp_path / 'image.png').read_bytes())
+    np.testing.assert_array_equal(decoded, image.reshape(*shape[:2], -1))
+
+
+def test_a_png_is_the_same_each_time():
+    assert encode_png(random_images(9, 9, 3)) == encode_png(random_images(9, 9, 3))
+
+
+def test_a_refused_png_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match='float64'):
+        write_png(tmp_path / 'image.png', np.zeros((4, 4, 3)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_npz_has_the_arrays_and_is_the_same_each_time(tmp_path):
+    arrays = {'arr_0': random_images(4, 8, 8, 1), 'arr_1': np.arange(4, dtype=np.int32)}
+    for name in ('one.npz', 'two.npz'):
+        write_npz(tmp_path / name, **arrays)
+    with np.load(tmp_path / 'one.npz') as read:
+        assert set(read) == set(arrays)
+        for name, array in arrays.items():
+            assert read[name].dtype == array.dtype
+            np.testing.assert_array_equal(read[name], array)
+    assert (tmp_path / 'one.npz').read_bytes() == (tmp_path / 'two.npz').read_bytes()

@@ -1,0 +1,236 @@
+"""Files as `torch.save` writes them are made here byte by byte: PyTorch is not installed."""
+
+import os
+import pickle
+import struct
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.torchfile import read_state_dict
+
+STORAGES = {
+    np.dtype(np.float64): 'DoubleStorage',
+    np.dtype(np.float32): 'FloatStorage',
+    np.dtype(np.float16): 'HalfStorage',
+    np.dtype(ml_dtypes.bfloat16): 'BFloat16Storage',
+    np.dtype(np.int64): 'LongStorage',
+    np.dtype(np.uint8): 'ByteStorage',
+    np.dtype(np.bool_): 'BoolStorage',
+}
+
+# Pickle protocol 2, as much of it as a state dict needs.
+
+
+def text(value):
+    return b'X' + struct.pack('<I', len(value)) + value.encode()
+
+
+def integer(value):
+    return b'J' + struct.pack('<i', value)
+
+
+def sequence(*items):
+    return b'(' + b''.join(items) + b't'
+
+
+def name_of(module, name):
+    return f'c{module}\n{name}\n'.encode()
+
+
+def dictionary(**items):
+    return b'}(' + b''.join(text(key) + value for key, value in items.items()) + b'u'
+
+
+def stored(storage, key, length):
+    """The persistent id that stands for a storage."""
+    device = text('cpu')
+    return (
+        sequence(text('storage'), name_of('torch', storage), text(key), device, integer(length))
+        + b'Q'
+    )
+
+
+def tensor(storage, key, length, shape, strides, offset=0):
+    arguments = sequence(
+        stored(storage, key, length),
+        integer(offset),
+        sequence(*map(integer, shape)),
+        sequence(*map(integer, strides)),
+        b'\x89',  # requires_grad: False
+        b'}',  # no hooks
+    )
+    return name_of('torch._utils', '_rebuild_tensor_v2') + arguments + b'R'
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes an archive with a pickled value and storages; returns its path."""
+
+    def write(value: bytes, stop=b'.', **storages):
+        path = tmp_path / 'model.pth'
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('model/data.pkl', b'\x80\x02' + value + stop)
+            for key, array in storages.items():
+                archive.writestr(f'model/data/{key}', np.asarray(array).tobytes())
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize('dtype', STORAGES, ids=str)
+def test_tensors_of_every_type_are_read(write, dtype):
+    array = np.arange(6).reshape(2, 3).astype(dtype)
+    value = dictionary(weight=tensor(STORAGES[dtype], '0', 6, (2, 3), (3, 1)))
+    tensors = read_state_dict(write(value, **{'0': array}))
+    assert list(tensors) == ['weight']
+    assert tensors['weight'].dtype == dtype
+    np.testing.assert_array_equal(tensors['weight'], array)
+
+
+def test_views_share_a_storage(write):
+    storage = np.arange(12, dtype=np.float32)
+    value = dictionary(
+        transposed=tensor('FloatStorage', '0', 12, (4, 3), (1, 4)),
+        tail=tensor('FloatStorage', '0', 12, (2,), (1,), offset=10),
+        repeated=tensor('FloatStorage', '0', 12, (3, 2), (0, 1)),
+        scalar=tensor('FloatStorage', '0', 12, (), (), offset=5),
+        empty=tensor('FloatStorage', '0', 12, (0, 3), (3, 1)),
+    )
+    tensors = read_state_dict(write(value, **{'0': storage}))
+    np.testing.assert_array_equal(tensors['transposed'], storage.reshape(3, 4).T)
+    np.testing.assert_array_equal(tensors['tail'], [10, 11])
+    np.testing.assert_array_equal(tensors['repeated'], [[0, 1]] * 3)
+    np.testing.assert_array_equal(tensors['scalar'], 5)
+    assert tensors['empty'].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ('length', 'shape', 'strides', 'offset'),
+    [
+        (4, (5,), (1,), 0),
+        (4, (4,), (1,), 1),
+        (4, (2, 2), (4, 1), 0),
+        (4, (2,), (-1,), 1),
+        (4, (2,), (1,), -1),
+        (4, (-2,), (1,), 0),
+        (400, (400,), (1,), 0),  # the storage itself is said to be longer than it is
+        (4, (2**30, 2**30, 2**30), (2**30, 2**30, 2**30), 0),
+    ],
+)
+def test_a_tensor_that_reaches_beyond_its_storage_is_refused(write, length, shape, strides, offset):
+    value = dictionary(weight=tensor('FloatStorage', '0', length, shape, strides, offset))
+    path = write(value, **{'0': np.zeros(4, np.float32)})
+    with pytest.raises(InputError, match=r'model\.pth is not a checkpoint that can be read'):
+        read_state_dict(path)
+
+
+class RunsCode:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize('function', ['os.system', 'builtins.exec', 'builtins.eval'])
+def test_a_pickle_that_wants_to_run_code_is_refused_and_nothing_runs(tmp_path, function):
+    witness = tmp_path / 'it_ran'
+    python = f'__import__("pathlib").Path({str(witness)!r}).touch()'
+    attack = {
+        'os.system': RunsCode(os.system, f'touch {witness}'),
+        'builtins.exec': RunsCode(exec, python),
+        'builtins.eval': RunsCode(eval, python),
+    }[function]
+    path = tmp_path / 'evil.pth'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('evil/data.pkl', pickle.dumps({'weight': attack}, protocol=2))
+    with pytest.raises(InputError, match=r'asks for \w+\.\w+, which is no part .* could run code'):
+        read_state_dict(path)
+    assert not witness.exists()
+
+    pickle.loads(pickle.dumps(attack, protocol=2))  # so it would have
+    assert witness.exists()
+
+
+@pytest.mark.parametrize('name', ['load', 'hub.load', '_utils', 'FloatStorage.__init__'])
+def test_other_names_of_torch_are_refused_too(write, name):
+    with pytest.raises(InputError, match=f'asks for torch.{name}'):
+        read_state_dict(write(dictionary(weight=name_of('torch', name))))
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path):
+    path = tmp_path / 'model.pth'
+    path.write_bytes(pickle.dumps({'weight': 1}))
+    with pytest.raises(InputError, match=r'model\.pth is not a checkpoint .*PyTorch 1\.6 or newer'):
+        read_state_dict(path)
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path):
+    path = tmp_path / 'model.pth'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('readme.txt', 'hello')
+    with pytest.raises(InputError, match=r'the archive holds no data\.pkl'):
+        read_state_dict(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r'nothing\.pth does not exist'):
+        read_state_dict(tmp_path / 'nothing.pth')
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match='is not a checkpoint'):
+        read_state_dict(tmp_path)
+
+
+GOOD = dictionary(weight=tensor('FloatStorage', '0', 4, (2, 2), (2, 1)))
+
+
+def test_a_truncated_archive_is_refused(write):
+    path = write(GOOD, **{'0': np.zeros(4, np.float32)})
+    data = path.read_bytes()
+    for length in range(0, len(data), 37):
+        path.write_bytes(data[:length])
+        with pytest.raises(InputError, match='damaged: fetch it again'):
+            read_state_dict(path)
+
+
+def test_a_flipped_bit_is_noticed(write):
+    path = write(GOOD, **{'0': np.arange(4, dtype=np.float32)})
+    data = bytearray(path.read_bytes())
+    data[data.index(np.arange(4, dtype=np.float32).tobytes()) + 3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match='damaged: fetch it again'):
+        read_state_dict(path)
+
+
+def test_a_pickle_that_ends_early_is_refused(write):
+    for length in range(len(GOOD) + 1):
+        with pytest.raises(InputError, match='is not a checkpoint that can be read'):
+            read_state_dict(write(GOOD[:length], stop=b'', **{'0': np.zeros(4, np.float32)}))
+
+
+def test_a_storage_that_is_missing_is_refused(write):
+    with pytest.raises(InputError, match='data/0'):
+        read_state_dict(write(GOOD))
+
+
+@pytest.mark.parametrize(
+    ('value', 'what'),
+    [
+        (dictionary(epoch=integer(3)), 'dict'),
+        (dictionary(model=GOOD), 'dict'),
+        (integer(3), 'int'),
+        (sequence(integer(3)), 'tuple'),
+        (b'}(' + integer(1) + GOOD[GOOD.index(b'ctorch') : -1] + b'u', 'dict'),
+    ],
+    ids=['numbers', 'nested', 'number', 'tuple', 'numbered'],
+)
+def test_what_is_no_flat_dictionary_of_tensors_is_refused(write, value, what):
+    path = write(value, **{'0': np.zeros(4, np.float32)})
+    with pytest.raises(InputError, match=f'holds a {what}, not a state dict'):
+        read_state_dict(path)

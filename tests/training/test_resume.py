@@ -1,0 +1,163 @@
+"""A run that was stopped, however that happened, ends as if nothing had happened."""
+
+import shutil
+import signal
+
+import pytest
+from damage import data_file, empty_the_folder, truncate_arrays
+from runs import TOTAL_STEPS, arrays_in, assert_same_run, files_in, metrics_in, steps_in
+
+from tarflow_jax.training.checkpoint import Damaged
+
+
+def flip_a_bit_that_matters(runs, workdir, step):
+    """The files have bytes that nobody reads, too."""
+    path = data_file(workdir / 'checkpoints' / str(step) / 'params')
+    sound = path.read_bytes()
+    for sixteenth in range(15, 0, -1):
+        damaged = bytearray(sound)
+        damaged[len(sound) * sixteenth // 16] ^= 1
+        path.write_bytes(damaged)
+        try:
+            arrays_in(runs, workdir, step)
+        except Damaged:
+            return
+    raise AssertionError(f'no bit of {path} matters')
+
+
+def test_killed_again_and_again(runs, whole, tmp_path):
+    """In the middle of the first save; with a record ahead of the last; as one becomes final."""
+
+    def run_until(event, text):
+        runs.run(tmp_path, status=-signal.SIGKILL, at=(event, text, 1, signal.SIGKILL))
+
+    run_until('os.mkdir', 'checkpoints/4.orbax-checkpoint-tmp/params')
+    assert steps_in(tmp_path) == []
+    assert list((tmp_path / 'checkpoints').glob('4.*'))
+
+    run_until('os.rename', 'step_0000016.png')
+    assert steps_in(tmp_path) == [4, 8, 12]
+    assert metrics_in(tmp_path)[-1]['step'] == 16
+
+    run_until('os.rename', 'checkpoints/20.orbax-checkpoint-tmp')
+    assert steps_in(tmp_path) == [4, 8, 12, 16]
+
+    result = runs.run(tmp_path)
+    assert 'going on from the checkpoint of step 16' in result.out
+    assert_same_run(runs, tmp_path, whole[0])
+    folders = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
+    assert folders == ['12', '16', '20', '24']
+
+
+def test_stopped_by_signals(runs, whole, tmp_path):
+    """Before the first step, at an odd step, and where a score and samples are due."""
+
+    def run_until(number, *moment):
+        result = runs.run(tmp_path, status=128 + number, at=(*moment, number))
+        assert result.err == ''
+        return result.out.splitlines()[-1]
+
+    said = run_until(signal.SIGTERM, 'os.rename', 'config.json', 1)
+    assert said == (
+        f'Stopped by SIGTERM at step 0. It is saved in {tmp_path}/checkpoints/0; '
+        'the same command goes on from there.'
+    )
+    assert steps_in(tmp_path) == [0]
+
+    # The third time that the record is opened, a line is added: that of step 5.
+    said = run_until(signal.SIGTERM, 'open', 'metrics.jsonl', 3)
+    assert said.startswith('Stopped by SIGTERM at step 6.')
+    assert steps_in(tmp_path) == [0, 4, 6]
+    assert [values['step'] for values in metrics_in(tmp_path)] == [5]
+
+    # The fourth time it is the line of step 15, written while step 16 is under way.
+    said = run_until(signal.SIGINT, 'open', 'metrics.jsonl', 4)
+    assert said.startswith('Stopped by SIGINT at step 16.')
+    assert [values['step'] for values in metrics_in(tmp_path)] == [5, 10, 15, 16]
+
+    runs.run(tmp_path)
+    assert_same_run(runs, tmp_path, whole[0])
+
+
+def test_damaged_checkpoints_are_set_aside(runs, whole, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / 'run')
+    folder = workdir / 'checkpoints'
+    flip_a_bit_that_matters(runs, workdir, 24)
+    empty_the_folder(folder / '20')
+    truncate_arrays(folder / '16')
+    result = runs.run(workdir)
+    for step, line in zip((24, 20, 16), result.err.splitlines(), strict=True):
+        assert f'{folder}/{step} is damaged' in line
+    assert 'going on from the checkpoint of step 12' in result.out
+    assert_same_run(runs, workdir, whole[0])
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *('12', '16', '16.damaged', '20', '20.damaged', '24', '24.damaged')
+    ]
+
+
+@pytest.mark.parametrize('mode', ['train', 'sample', 'evaluate'])
+def test_nothing_but_damaged_checkpoints(runs, whole, tmp_path, mode):
+    workdir = shutil.copytree(whole[0], tmp_path / 'run')
+    for folder in (workdir / 'checkpoints').iterdir():
+        empty_the_folder(folder)
+    before = files_in(workdir)
+    result = runs.run(workdir, f'--mode={mode}', status=2)
+    assert files_in(workdir) == before
+    assert steps_in(workdir) == [12, 16, 20, 24]
+    assert result.out == ''
+    assert result.err.splitlines()[-1] == (
+        f'error: all checkpoints in {workdir}/checkpoints are damaged: [12, 16, 20, 24]. To begin '
+        'anew, give another --workdir (or move that folder away).'
+    )
+
+
+def test_a_full_disk_during_a_save(runs, whole, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / 'run')
+    for step in 16, 20, 24:
+        shutil.rmtree(workdir / 'checkpoints' / str(step))
+    # Everything but the optimizer's arrays, of 13 KB, finds room.
+    result = runs.run(workdir, status=1, file_size=9_000)
+    line, end = result.err[:-1], result.err[-1:]
+    assert line.startswith(f'error: saving a checkpoint in {workdir}/checkpoints failed: ')
+    assert 'The last good one, of step 12, is untouched.' in line
+    assert 'is the disk full?' in line
+    assert '\n' not in line
+    assert end == '\n'
+    assert steps_in(workdir) == [12]
+    arrays, expected = arrays_in(runs, workdir, 12), arrays_in(runs, whole[0], 12)
+    assert {name: array.tobytes() for name, array in arrays.items()} == {
+        name: array.tobytes() for name, array in expected.items()
+    }
+
+
+def test_a_full_disk_when_metrics_are_written(runs, whole, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / 'run')
+    shutil.rmtree(workdir / 'checkpoints' / '24')
+    lines = len((workdir / 'metrics.jsonl').read_bytes())
+    result = runs.run(workdir, status=1, file_size=lines - 150)
+    assert result.err.startswith(f'error: writing in {workdir} failed: ')
+    assert result.err.count('\n') == 1
+    assert steps_in(workdir) == [12, 16, 20]
+
+
+def test_a_run_that_is_done_says_so(runs, whole):
+    before = files_in(whole[0])
+    result = runs.run(whole[0])
+    assert result.out == (
+        f'{whole[0]} is trained to step {TOTAL_STEPS} of {TOTAL_STEPS} already; '
+        'raise train.num_epochs to go on.\n'
+    )
+    assert result.err == ''
+    assert files_in(whole[0]) == before
+
+
+def test_more_epochs_go_on_from_the_end(runs, whole, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / 'run')
+    result = runs.run(workdir, '--config.train.num_epochs=1.05')
+    assert 'train.num_epochs was 1.0, is 1.05 now.' in result.err
+    assert f'going on from the checkpoint of step {TOTAL_STEPS}' in result.out
+    assert result.out.splitlines()[-1].startswith('Trained to step 25, saved in')
+    before = metrics_in(whole[0])
+    assert metrics_in(workdir)[: len(before)] == before
+    assert metrics_in(workdir)[-1].keys() == {'step', 'test/nats_per_dim', 'test/bits_per_dim'}
+    assert steps_in(workdir) == [16, 20, 24, 25]
