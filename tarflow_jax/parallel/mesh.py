@@ -1,8 +1,11 @@
 """The mesh of devices; one device is a mesh too."""
 
 import math
+from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from tarflow_jax.errors import InputError
@@ -10,27 +13,64 @@ from tarflow_jax.errors import InputError
 AXES = ('data', 'fsdp', 'tensor')
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """All devices as a grid with the axes data, fsdp and tensor.
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Devices as a grid with the axes data, fsdp and tensor, near ones next to each other.
+
+    Several slices of TPUs lie one after the other along the data axis: what crosses the slow
+    network between them is one sum of gradients a step.
 
     Args:
       data: devices that share a batch, each with all parameters; -1 for all that are left.
       fsdp: devices that share a batch and the parameters.
       tensor: devices that share the heads and hidden features of every layer.
+      devices: all that there are, by default.
 
     Raises:
-      InputError: the axes do not multiply to the number of devices.
+      InputError: the axes do not multiply to the number of devices, or the data axis cannot be
+        split over the slices.
     """
-    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    shape = _fill_in(dict(zip(AXES, (data, fsdp, tensor), strict=True)), len(devices))
+    num_slices = count_slices(devices)
+    if num_slices == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        if shape[0] % num_slices:
+            raise InputError(
+                f'mesh.data={shape[0]} cannot be split over {num_slices} slices: only the data '
+                f'axis crosses the network between slices. Choose a multiple of {num_slices}, and '
+                f'mesh.fsdp and mesh.tensor to fit into one slice of {len(devices) // num_slices} '
+                'devices.'
+            )
+        within = (shape[0] // num_slices, *shape[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, (num_slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    return Mesh(np.asarray(grid), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """TPU slices that are joined by a data centre's network; 1 for anything else."""
+    return len({getattr(device, 'slice_index', None) or 0 for device in devices})
+
+
+def batch_shares(mesh: Mesh) -> int:
+    """Into how many equal parts a batch is split."""
+    return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+def _fill_in(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
+    """Sizes of the axes without -1."""
+    asked = ', '.join(f'{axis}={size}' for axis, size in sizes.items())
     known = math.prod(size for size in sizes.values() if size != -1)
     free = [axis for axis, size in sizes.items() if size == -1]
-    if len(free) == 1 and known > 0 and devices % known == 0:
-        sizes[free[0]] = devices // known
-    if min(sizes.values()) < 1 or math.prod(sizes.values()) != devices:
-        asked = ', '.join(f'{axis}={size}' for axis, size in sizes.items())
+    if len(free) == 1 and known > 0 and num_devices % known == 0:
+        sizes[free[0]] = num_devices // known
+    if min(sizes.values()) < 1 or math.prod(sizes.values()) != num_devices:
         raise InputError(
-            f'the mesh {asked} does not multiply to the {devices} device(s) there are. Every axis '
-            'is a positive number, or one of them is -1 for the rest.'
+            f'the mesh {asked} does not multiply to the {num_devices} device(s) there are. Every '
+            'axis is a positive number, or one of them is -1 for the rest.'
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return tuple(sizes.values())
