@@ -23,6 +23,8 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 0  # classes to condition on, 0 for none; at least the data's
     config.model.volume_preserving = False  # shifts only, with a tracked prior variance
     config.model.dtype = 'bfloat16'  # of the transformer layers: 'bfloat16' or 'float32'
+    config.model.attention = 'xla'  # 'xla', 'cudnn' (NVIDIA GPUs, bfloat16) or 'splash' (TPUs)
+    config.model.remat = 'none'  # what gradients compute again: 'none', all but 'dots', or 'full'
     config.model.unroll = False  # write loops over blocks and layers out: for small CPU models
 
     config.data = ConfigDict()
@@ -30,6 +32,7 @@ def get_config() -> ConfigDict:
     config.data.dir = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
     config.data.train_split = 'train'  # what is learned from
     config.data.test_split = 'test'  # what is scored during training
+    config.data.num_images = 0  # in the training split, for plans made without the data; 0: unknown
     config.data.random_flip = False  # mirror half of the training images left to right
 
     config.noise = ConfigDict()
@@ -45,9 +48,12 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 1e-4  # of kernels only, times the learning rate
     config.optimizer.clip_norm = 0.0  # largest global norm of the gradients, 0 for any
 
+    config.optimizer.first_moment_dtype = 'float32'  # or 'bfloat16', for less memory
+
     config.train = ConfigDict()
     config.train.num_epochs = 200.0  # passes over the training split
     config.train.batch_size = 256  # images a step, over all devices
+    config.train.microbatches = 1  # parts of a batch, one after the other, for less memory
     config.train.drop_label = 0.1  # share of labels hidden from a conditional model
     config.train.ema_decay = 0.0  # of the parameters' moving average, 0 for none
     config.train.log_every = 100  # steps between two lines of metrics

@@ -4,9 +4,22 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tarflow_jax.flow.conditioner import PRECISION, KVCache, Linear, TransformerLayer
+from tarflow_jax.flow.attention import PRECISION
+from tarflow_jax.flow.conditioner import KVCache, Linear, TransformerLayer, named
 
 embed_init = nn.initializers.normal(1e-2)
+
+# What the gradient keeps of a layer; the rest is computed a second time when it is needed. 'dots'
+# keeps products with parameters, and what an attention kernel itself asks to be kept.
+_SAVEABLE = jax.checkpoint_policies
+REMAT_POLICIES = {
+    'none': _SAVEABLE.everything_saveable,
+    'dots': _SAVEABLE.save_from_both_policies(
+        _SAVEABLE.dots_with_no_batch_dims_saveable,
+        _SAVEABLE.save_only_these_names('attention'),
+    ),
+    'full': _SAVEABLE.nothing_saveable,
+}
 
 
 class FlowBlock(nn.Module):
@@ -29,6 +42,8 @@ class FlowBlock(nn.Module):
     num_classes: int
     volume_preserving: bool
     dtype: jnp.dtype
+    attention: str
+    remat: str
     unroll: bool
 
     def setup(self):
@@ -37,15 +52,23 @@ class FlowBlock(nn.Module):
         if self.num_classes:
             self.class_embed = self.param('class_embed', embed_init, (self.num_classes, self.width))
         self.layers = nn.scan(
-            TransformerLayer,
+            self._layer_class(),
             variable_axes={'params': 0},
             split_rngs={'params': True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.num_layers,
             unroll=self.num_layers if self.unroll else 1,
-        )(self.head_dim, self.dtype)
+        )(self.head_dim, self.dtype, self.attention)
         outputs = 1 if self.volume_preserving else 2
         self.proj_out = Linear((outputs, self.token_dim), zero=True)
+
+    def _layer_class(self):
+        if self.remat == 'none':
+            return TransformerLayer
+        # In a loop, XLA cannot merge the second computation with the first; written out, it could.
+        return nn.remat(
+            TransformerLayer, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll
+        )
 
     def __call__(self, x_BTP, labels_B):
         """The block over whole sequences: (z [B, T, P], log_det [B] in nats)."""
@@ -58,7 +81,10 @@ class FlowBlock(nn.Module):
     def empty_cache(self, batch: int) -> KVCache:
         heads = self.width // self.head_dim
         shape = (self.num_layers, batch, heads, self.num_tokens, self.head_dim)
-        return KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        empty = named(
+            jnp.zeros(shape, self.dtype), ('layers', 'batch', 'heads', 'tokens', 'head_dim')
+        )
+        return KVCache(empty, empty)
 
     def step(self, x_BP, labels_B, position, cache, temperature):
         """Reads one data-side token and predicts the affine map of the next.
@@ -84,7 +110,7 @@ class FlowBlock(nn.Module):
         h_BTD = self.proj_in(x_BTP) + pos_embed_TD[None]
         if self.num_classes:
             h_BTD = h_BTD + self._class_embedding(labels_B)[:, None]
-        return h_BTD
+        return named(h_BTD, ('batch', 'tokens', 'width'))
 
     def _class_embedding(self, labels_B):
         """A row of the class table [B, D], or the mean of the table where the label is -1."""

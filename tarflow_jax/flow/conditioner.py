@@ -15,8 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-# float32 means float32: a TPU's or a recent GPU's default would round the factors of a product.
-PRECISION = jax.lax.Precision.HIGHEST
+from tarflow_jax.flow import attention
+from tarflow_jax.flow.attention import PRECISION
+
+# Says which axis of an activation is which; the rules in `parallel` say how that is split.
+named = nn.with_logical_constraint
 
 
 class Linear(nn.Module):
@@ -77,34 +80,22 @@ class CausalAttention(nn.Module):
 
     head_dim: int
     dtype: jnp.dtype
+    attention: str
 
     @nn.compact
     def __call__(self, h_BTD, cache, layer, position, temperature):
-        batch, length, width = h_BTD.shape
+        width = h_BTD.shape[-1]
         heads = width // self.head_dim
 
         qkv = Linear((heads, 3, self.head_dim), self.dtype, name='qkv')(h_BTD)
+        qkv = named(qkv, ('batch', 'tokens', 'heads', None, 'head_dim'))
         q_BTNK, k_BTNK, v_BTNK = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
         if cache is None:
-            k_BNSK, v_BNSK = k_BTNK.swapaxes(1, 2), v_BTNK.swapaxes(1, 2)
-            position_T = jnp.arange(length)
+            mixed_BTNK = attention.IMPLEMENTATIONS[self.attention](q_BTNK, k_BTNK, v_BTNK)
         else:
             cache = cache.write(layer, position, k_BTNK, v_BTNK)
-            k_BNSK, v_BNSK = cache.read(layer)
-            position_T = position[None]
-
-        logits_BNTS = jnp.einsum(
-            'BTNK,BNSK->BNTS',
-            q_BTNK,
-            k_BNSK,
-            precision=PRECISION,
-            preferred_element_type=jnp.float32,
-        )
-        scale_B = self.head_dim**-0.5 / jnp.broadcast_to(temperature, (batch,))
-        seen_TS = jnp.arange(k_BNSK.shape[2])[None] <= position_T[:, None]
-        logits_BNTS = jnp.where(seen_TS, logits_BNTS * scale_B[:, None, None, None], -jnp.inf)
-        weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(self.dtype)
-        mixed_BTNK = jnp.einsum('BNTS,BNSK->BTNK', weights_BNTS, v_BNSK, precision=PRECISION)
+            mixed_BTNK = attention.attend(q_BTNK, *cache.read(layer), position[None], temperature)
+        mixed_BTNK = named(mixed_BTNK, ('batch', 'tokens', 'heads', 'head_dim'))
         out_BTD = Linear((width,), self.dtype, name='out')(mixed_BTNK)
         return out_BTD, cache
 
@@ -119,7 +110,7 @@ class Mlp(nn.Module):
     def __call__(self, h_BTD):
         width = h_BTD.shape[-1]
         h_BTF = Linear((self.expansion * width,), self.dtype, name='up')(h_BTD)
-        h_BTF = jax.nn.gelu(h_BTF, approximate=False)
+        h_BTF = named(jax.nn.gelu(h_BTF, approximate=False), ('batch', 'tokens', 'hidden'))
         return Linear((width,), self.dtype, name='down')(h_BTF)
 
 
@@ -133,19 +124,21 @@ class TransformerLayer(nn.Module):
 
     head_dim: int
     dtype: jnp.dtype
+    attention: str = 'xla'
     mlp_expansion: int = 4
 
     @nn.compact
     def __call__(self, carry, layer, position, temperature):
         h_BTD, cache = carry
-        attention = CausalAttention(self.head_dim, self.dtype, name='attention')
+        attend = CausalAttention(self.head_dim, self.dtype, self.attention, name='attention')
         mlp = Mlp(self.mlp_expansion, self.dtype, name='mlp')
 
-        update, cache = attention(
+        update, cache = attend(
             self.norm('attention_norm', h_BTD), cache, layer, position, temperature
         )
         h_BTD = h_BTD + update
         h_BTD = h_BTD + mlp(self.norm('mlp_norm', h_BTD))
+        h_BTD = named(h_BTD, ('batch', 'tokens', 'width'))
         return (h_BTD, cache), None
 
     def norm(self, name, h_BTD):

@@ -9,7 +9,14 @@ from flax import linen as nn
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow import patches
-from tarflow_jax.flow.block import FlowBlock
+from tarflow_jax.flow.attention import IMPLEMENTATIONS, SPLASH_BLOCKS
+from tarflow_jax.flow.block import REMAT_POLICIES, FlowBlock
+
+CHOICES = {
+    'dtype': ('float32', 'bfloat16'),
+    'attention': tuple(IMPLEMENTATIONS),
+    'remat': tuple(REMAT_POLICIES),
+}
 
 
 class TarFlow(nn.Module):
@@ -31,6 +38,10 @@ class TarFlow(nn.Module):
         and kept as `params['prior_var']` [H, W, C].
       dtype: 'float32' or 'bfloat16', what the transformer layers compute in. Parameters, the
         residual stream, shifts, scales and log-determinants are float32 always.
+      attention: 'xla' on any device, 'cudnn' for bfloat16 on NVIDIA GPUs, 'splash' on TPUs; what
+        runs over whole images, while sampling attends token by token.
+      remat: what the gradient keeps of each layer: 'none' of it is computed again, all but the
+        'dots' with parameters, or the layer in 'full'. Trades time for memory.
       unroll: loops over blocks and layers written out instead of scanned: slower to compile,
         sometimes faster to run on a CPU.
     """
@@ -44,6 +55,8 @@ class TarFlow(nn.Module):
     head_dim: int = 64
     volume_preserving: bool = False
     dtype: str = 'float32'
+    attention: str = 'xla'
+    remat: str = 'none'
     unroll: bool = False
 
     def __post_init__(self):
@@ -55,6 +68,11 @@ class TarFlow(nn.Module):
         self.blocks = self.block()
         if self.volume_preserving:
             self.prior_var = self.param('prior_var', nn.initializers.ones, self.image_shape)
+
+    def init_params(self, key):
+        """Parameters of a new model, an identity map."""
+        with nn.logical_axis_rules(()):  # nothing is split: a batch of one cannot be
+            return self.init(key, jnp.zeros((1, *self.image_shape)))['params']
 
     def __call__(self, images, labels=None):
         """See `forward`."""
@@ -125,6 +143,8 @@ class TarFlow(nn.Module):
             num_classes=self.num_classes,
             volume_preserving=self.volume_preserving,
             dtype=jnp.dtype(self.dtype),
+            attention=self.attention,
+            remat=self.remat,
             unroll=self.unroll,
             parent=None,
         )
@@ -186,5 +206,26 @@ def check_sizes(model: TarFlow):
             f'width must be a multiple of head_dim; got width={model.width}, '
             f'head_dim={model.head_dim}.'
         )
-    if model.dtype not in ('float32', 'bfloat16'):
-        raise InputError(f"dtype must be 'float32' or 'bfloat16'; got {model.dtype!r}.")
+    for name, allowed in CHOICES.items():
+        if getattr(model, name) not in allowed:
+            raise InputError(
+                f'{name} must be one of {", ".join(allowed)}; got {getattr(model, name)!r}.'
+            )
+    check_attention(model)
+
+
+def check_attention(model: TarFlow):
+    """Raises InputError for an attention kernel that cannot serve the model's sizes or type."""
+    rows, columns = patches.grid_shape(model.image_shape, model.patch_size)
+    num_tokens = rows * columns
+    if model.attention == 'splash' and num_tokens % SPLASH_BLOCKS[-1]:
+        raise InputError(
+            f"attention='splash' takes a multiple of {SPLASH_BLOCKS[-1]} tokens; the "
+            f"{num_tokens} patches of an image are none. Set attention='xla'."
+        )
+    if model.attention == 'cudnn' and (model.dtype != 'bfloat16' or model.head_dim % 8):
+        raise InputError(
+            f"attention='cudnn' takes dtype='bfloat16' and a head_dim that is a multiple of 8; got "
+            f"dtype={model.dtype!r}, head_dim={model.head_dim}. Set attention='xla', or change "
+            'them.'
+        )

@@ -1,12 +1,15 @@
 """Which axis of which array is split over which axis of the mesh, on one screen.
 
-Suffixes of the comments name a parameter's dimensions: blocks (X), layers (L), then B batch,
-P patch features, D width, N heads, K head dim, F hidden of the MLP.
+Letters of the comments name a parameter's dimensions: X blocks, L layers, H W C image, T tokens,
+P patch features, D width, N heads, K head dim, F hidden of the MLP, C (of class_embed) classes.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import jax
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,6 +18,7 @@ from tarflow_jax.errors import InputError
 BATCH = P(('data', 'fsdp'))  # the first axis of images, labels, masks
 REPLICATED = P()
 
+# Parameters, and what an optimizer or a moving average keeps for each, by the end of their path.
 PARAMS = (
     (r'attention/qkv/kernel', P(None, None, 'fsdp', 'tensor')),  # XLDN3K
     (r'attention/qkv/bias', P(None, None, 'tensor')),  # XLN3K
@@ -22,33 +26,79 @@ PARAMS = (
     (r'mlp/up/kernel', P(None, None, 'fsdp', 'tensor')),  # XLDF
     (r'mlp/up/bias', P(None, None, 'tensor')),  # XLF
     (r'mlp/down/kernel', P(None, None, 'tensor', 'fsdp')),  # XLFD
+    (r'(attention/out|mlp/down)/bias', REPLICATED),  # XLD
+    (r'(attention|mlp)_norm/(scale|bias)', REPLICATED),  # XLD
     (r'proj_in/kernel', P(None, None, 'fsdp')),  # XPD
     (r'proj_out/kernel', P(None, 'fsdp')),  # XD2P
+    (r'proj_(in|out)/bias', REPLICATED),  # XD, X2P
     (r'(pos|class)_embed', P(None, None, 'fsdp')),  # XTD, XCD
+    (r'prior_var', REPLICATED),  # HWC
+)
+
+# Activations, by the names that the model gives to their axes; other axes are not split.
+ACTIVATIONS = (
+    ('batch', ('data', 'fsdp')),
+    ('heads', 'tensor'),
+    ('hidden', 'tensor'),
 )
 
 
 def shardings(tree, mesh: Mesh):
     """The sharding of every array of a tree (parameters, a train state) by the end of its path.
 
-    What no rule names, such as biases, norms and counters, is on every device.
+    Scalars, such as counters, are on every device.
 
     Raises:
       InputError: an axis that a rule splits does not divide evenly.
+      LookupError: no rule, or more than one, names an array.
     """
     return jax.tree_util.tree_map_with_path(lambda path, x: _sharding(path, x, mesh), tree)
 
 
 def _sharding(path, array, mesh: Mesh) -> NamedSharding:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    spec = next((spec for end, spec in PARAMS if re.search(f'{end}$', name)), REPLICATED)
+    if not array.shape:
+        return NamedSharding(mesh, REPLICATED)
+    spec = _spec(path)
     for size, axis in zip(array.shape, spec, strict=False):
         if axis is not None and size % mesh.shape[axis]:
             raise InputError(
-                f'{name} of shape {array.shape} cannot be split over mesh.{axis}='
+                f'{_name(path)} of shape {array.shape} cannot be split over mesh.{axis}='
                 f'{mesh.shape[axis]}: {size} is no multiple of it. Choose a divisor.'
             )
     return NamedSharding(mesh, spec)
+
+
+def _spec(path) -> P:
+    specs = [spec for end, spec in PARAMS if re.search(f'(^|/)({end})$', _name(path))]
+    if len(specs) != 1:
+        raise LookupError(f'{len(specs)} rules name {_name(path)}; it takes exactly one.')
+    return specs[0]
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+@contextlib.contextmanager
+def on(mesh: Mesh) -> Iterator[None]:
+    """Splits the activations of models that are called meanwhile; a jitted call counts, too."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATIONS):
+        yield
+
+
+def gathered(block_params):
+    """Parameters of one block (without the axis X), whole in every device's memory but for tensor.
+
+    What is read again for every token is collected once. Changes nothing outside of `on`.
+    """
+    if not nn.get_logical_axis_rules():
+        return block_params
+
+    def gather(path, x):
+        whole = P(*(axis if axis == 'tensor' else None for axis in _spec(path)[1:]))
+        return jax.lax.with_sharding_constraint(x, whole)
+
+    return jax.tree_util.tree_map_with_path(gather, block_params)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

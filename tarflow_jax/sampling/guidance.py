@@ -61,8 +61,13 @@ class Guidance:
         return cls(float(weight), float(attention_temperature), guide, anneal, active=weight > 0)
 
     def double(self, x, unguided):
-        """Rows of the guided pass, then those of the unguided one; `x` without guidance."""
-        return jnp.concatenate([x, unguided]) if self.active else x
+        """Every row of the guided pass with its row of the unguided one; `x` without guidance.
+
+        The two are neighbours, so that a batch that is split over devices stays where it is.
+        """
+        if not self.active:
+            return x
+        return jnp.stack([x, unguided], axis=1).reshape(-1, *x.shape[1:])
 
     def combine(self, affine, position, num_tokens):
         """Guides the (shift, log_scale) predicted for token `position + 1`; halves the batch."""
@@ -71,7 +76,8 @@ class Guidance:
         weight = self.weight * (position + 1) / (num_tokens - 1) if self.anneal else self.weight
 
         def extrapolate(part, doubled):
-            guided, unguided = jnp.split(doubled, 2)
+            pairs = doubled.reshape(-1, 2, *doubled.shape[1:])
+            guided, unguided = pairs[:, 0], pairs[:, 1]
             is_guided = part in GUIDED_PARTS[self.guide]
             return guided + weight * (guided - unguided) if is_guided else guided
 

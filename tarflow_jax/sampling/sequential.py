@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow.block import FlowBlock
 from tarflow_jax.flow.tarflow import TarFlow, as_labels, check_images
+from tarflow_jax.parallel import rules
 from tarflow_jax.sampling.guidance import Guidance
 
 
@@ -72,6 +73,7 @@ def inverse_blocks(model: TarFlow, params, latents, labels, how: Guidance):
     block = model.block()
 
     def undo_block(x_BTP, block_params):
+        block_params = rules.gathered(block_params)
         x_BTP = inverse_block(block, block_params, x_BTP[:, ::-1], labels, how)
         return x_BTP, x_BTP
 

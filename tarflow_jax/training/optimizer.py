@@ -24,8 +24,17 @@ def learning_rate_schedule(
     return optax.warmup_cosine_decay_schedule(floor, peak, warmup_steps, total_steps, floor)
 
 
+FIRST_MOMENT_DTYPES = ('float32', 'bfloat16')
+
+
 def make_optimizer(
-    schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float, clip_norm: float
+    schedule: optax.Schedule,
+    *,
+    b1: float,
+    b2: float,
+    weight_decay: float,
+    clip_norm: float,
+    first_moment_dtype: str = 'float32',
 ) -> optax.GradientTransformation:
     """AdamW with decoupled decay of the kernels (not of norms, biases or embeddings).
 
@@ -35,8 +44,25 @@ def make_optimizer(
       b2: decay of the second moment.
       weight_decay: multiplied by the learning rate.
       clip_norm: largest global norm of the gradients, 0 for any.
+      first_moment_dtype: 'float32', or 'bfloat16' to keep the mean of the gradients in half the
+        memory. Sums and the second moment are float32 always.
+
+    Raises:
+      InputError: there is no such first_moment_dtype.
     """
-    adamw = optax.adamw(schedule, b1, b2, weight_decay=weight_decay, mask=_is_kernel)
+    if first_moment_dtype not in FIRST_MOMENT_DTYPES:
+        raise InputError(
+            f'optimizer.first_moment_dtype must be one of {", ".join(FIRST_MOMENT_DTYPES)}; got '
+            f'{first_moment_dtype!r}.'
+        )
+    adamw = optax.adamw(
+        schedule,
+        b1,
+        b2,
+        weight_decay=weight_decay,
+        mask=_is_kernel,
+        mu_dtype=first_moment_dtype,
+    )
     clip = optax.clip_by_global_norm(clip_norm or math.inf)
     return optax.chain(clip, adamw)  # always both: the state's shape does not hang on clip_norm
 

@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.training import objective
@@ -60,7 +61,7 @@ class TrainState:
 
 def init_state(key, model: TarFlow, optimizer, *, ema: bool) -> TrainState:
     """A new state; its parameters, an identity map, follow from `key`."""
-    params = model.init(key, jnp.zeros((1, *model.image_shape)))['params']
+    params = model.init_params(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -82,16 +83,21 @@ def make_train_step(
     random_flip: bool,
     ema_decay: float,
     window_steps: int,
+    microbatches: int = 1,
 ):
     """The function (state, batch) -> (state, report) that a run applies at every step.
 
     `batch` holds 'image' levels [B, H, W, C] and 'label' [B]. The report has the means over the
-    current window of `window_steps` steps, and the counts of skipped steps.
+    current window of `window_steps` steps, and the counts of skipped steps. With `microbatches` the
+    gradient is summed over as many equal parts of the batch, one after the other: less memory, the
+    same step.
     """
 
     def loss_fn(params, images, labels):
         nats, latents = objective.negative_log_likelihood(model, params, images, labels)
-        return nats.mean(), latents
+        return nats.mean(), jnp.mean(jax.lax.stop_gradient(latents) ** 2, axis=0)
+
+    gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), microbatches)
 
     def train_step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -102,14 +108,12 @@ def make_train_step(
         images = noise.add(noise_key, levels)
         labels = objective.drop_labels(drop_key, labels, drop_label)
 
-        (loss, latents), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, images, labels
-        )
+        (loss, latent_var), grads = gradient(state.params, images, labels)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if model.volume_preserving:
-            params = track_prior(params, state.params['prior_var'], latents)
+            params = track_prior(params, state.params['prior_var'], latent_var)
         learned = (params, opt_state, update_ema(state, params, ema_decay))
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -133,9 +137,34 @@ def make_train_step(
     return train_step
 
 
-def track_prior(params, prior_var, latents):
+def accumulate(gradient, microbatches: int):
+    """The function (params, images, labels) -> tree of means, over parts of the batch in turn.
+
+    `gradient` is such a function. A part takes every n-th row, so that all devices share each.
+    """
+    if microbatches == 1:
+        return gradient
+
+    def parts_of(rows):
+        parts = rows.reshape(-1, microbatches, *rows.shape[1:]).swapaxes(0, 1)
+        return nn.with_logical_constraint(parts, (None, 'batch') + (None,) * (rows.ndim - 1))
+
+    def accumulated(params, images, labels):
+        parts = (parts_of(images), parts_of(labels))
+        shapes = jax.eval_shape(gradient, params, images, labels)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def add(totals, part):
+            return jax.tree.map(jnp.add, totals, gradient(params, *part)), None
+
+        totals, _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda total: total / microbatches, totals)
+
+    return accumulated
+
+
+def track_prior(params, prior_var, batch_var):
     """Moves the prior variance [H, W, C] of a volume-preserving model towards that of the batch."""
-    batch_var = jnp.mean(jax.lax.stop_gradient(latents) ** 2, axis=0)
     return {**params, 'prior_var': prior_var + PRIOR_UPDATE_RATE * (batch_var - prior_var)}
 
 

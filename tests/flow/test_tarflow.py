@@ -185,7 +185,11 @@ def test_log_prob_is_the_density_of_the_latents_plus_log_det(random_params, rand
         (dict(head_dim=0), 'head_dim must be at least 1; got 0'),
         (dict(num_blocks=0), 'num_blocks must be at least 1; got 0'),
         (dict(layers_per_block=-1), 'layers_per_block must be at least 1; got -1'),
-        (dict(dtype='float16'), "dtype must be 'float32' or 'bfloat16'; got 'float16'"),
+        (dict(dtype='float16'), "dtype must be one of float32, bfloat16; got 'float16'"),
+        (dict(remat='some'), "remat must be one of none, dots, full; got 'some'"),
+        (dict(attention='flash'), "attention must be one of xla, cudnn, splash; got 'flash'"),
+        (dict(attention='splash'), 'takes a multiple of 128 tokens; the 4 patches'),
+        (dict(attention='cudnn'), "takes dtype='bfloat16' and a head_dim that is a multiple of 8"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused_at_once(change, message):

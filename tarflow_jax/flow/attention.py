@@ -1,0 +1,102 @@
+"""Causal attention over a whole sequence, by XLA or by a kernel made for the device.
+
+Suffix letters as in `conditioner`: B batch, T tokens, S attended tokens, N heads, K head dim. All
+implementations compute softmax(q k^T / sqrt(K)) v with the softmax in float32; the kernels never
+write the T x T weights to memory.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash_kernel,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+
+# float32 means float32: a TPU's or a recent GPU's default would round the factors of a product.
+PRECISION = jax.lax.Precision.HIGHEST
+
+
+def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
+    """Attention of tokens at the positions [T] to all S tokens that are not after them.
+
+    Works on a sequence and on a KV cache; plain XLA.
+
+    Args:
+      q_BTNK: queries.
+      k_BNSK: keys, in the order of positions.
+      v_BNSK: values.
+      position_T: positions of the queries in the sequence.
+      temperature: what the logits are divided by, a scalar or [B].
+
+    Returns:
+      mixed values [B, T, N, K] of the type of `v_BNSK`.
+    """
+    batch, _, _, head_dim = q_BTNK.shape
+    logits_BNTS = jnp.einsum(
+        'BTNK,BNSK->BNTS',
+        q_BTNK,
+        k_BNSK,
+        precision=PRECISION,
+        preferred_element_type=jnp.float32,
+    )
+    scale_B = head_dim**-0.5 / jnp.broadcast_to(temperature, (batch,))
+    seen_TS = jnp.arange(k_BNSK.shape[2])[None] <= position_T[:, None]
+    logits_BNTS = jnp.where(seen_TS, logits_BNTS * scale_B[:, None, None, None], -jnp.inf)
+    weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(v_BNSK.dtype)
+    return jnp.einsum('BNTS,BNSK->BTNK', weights_BNTS, v_BNSK, precision=PRECISION)
+
+
+def xla(q_BTNK, k_BTNK, v_BTNK):
+    """Causal attention [B, T, N, K] on any device, in the type of its inputs."""
+    k_BNSK, v_BNSK = k_BTNK.swapaxes(1, 2), v_BTNK.swapaxes(1, 2)
+    return attend(q_BTNK, k_BNSK, v_BNSK, jnp.arange(q_BTNK.shape[1]), 1.0)
+
+
+def cudnn(q_BTNK, k_BTNK, v_BTNK, implementation='cudnn'):
+    """Causal attention [B, T, N, K] by cuDNN's flash attention, for bfloat16 on NVIDIA GPUs."""
+    return jax.nn.dot_product_attention(
+        q_BTNK, k_BTNK, v_BTNK, is_causal=True, implementation=implementation
+    )
+
+
+def splash(q_BTNK, k_BTNK, v_BTNK, interpret=False):
+    """Causal attention [B, T, N, K] by the Pallas kernel for TPUs; T is a multiple of 128.
+
+    A kernel is not split by the compiler: under activation rules each device runs it on its own
+    rows and heads. With `interpret` it runs on any device, slowly.
+    """
+    length, head_dim = q_BTNK.shape[1], q_BTNK.shape[3]
+
+    def on_device(q_BNTK, k_BNTK, v_BNTK):
+        kernel = _splash_kernel(length, q_BNTK.shape[1], interpret)
+        return jax.vmap(kernel)(q_BNTK, k_BNTK, v_BNTK)
+
+    q_BNTK, k_BNTK, v_BNTK = (x.swapaxes(1, 2) for x in (q_BTNK, k_BTNK, v_BTNK))
+    if nn.get_logical_axis_rules():
+        spec = nn.logical_to_mesh_axes(('batch', 'heads', 'tokens', 'head_dim'))
+        on_device = jax.shard_map(on_device, in_specs=spec, out_specs=spec, check_vma=False)
+    mixed_BNTK = on_device(q_BNTK * head_dim**-0.5, k_BNTK, v_BNTK)
+    return mixed_BNTK.swapaxes(1, 2)
+
+
+IMPLEMENTATIONS: dict[str, Callable] = {'xla': xla, 'cudnn': cudnn, 'splash': splash}
+SPLASH_BLOCKS = (512, 256, 128)  # sides of the square tiles, the first that divides T is taken
+
+
+def _splash_kernel(length, num_heads, interpret):
+    side = next(side for side in SPLASH_BLOCKS if length % side == 0)
+    tiles = splash_kernel.BlockSizes(
+        block_q=side,
+        block_kv=side,
+        block_q_dkv=side,
+        block_kv_dkv=side,
+        block_q_dq=side,
+        block_kv_dq=side,
+    )
+    mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length))] * num_heads)
+    return splash_kernel.make_splash_mha_single_device(
+        mask, block_sizes=tiles, residual_checkpoint_name='attention', interpret=interpret
+    )
