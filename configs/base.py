@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 0  # classes to condition on, 0 for none; at least the data's
     config.model.volume_preserving = False  # shifts only, with a tracked prior variance
     config.model.dtype = 'bfloat16'  # of the transformer layers: 'bfloat16' or 'float32'
-    config.model.attention = 'xla'  # 'xla', 'cudnn' (NVIDIA GPUs, bfloat16) or 'splash' (TPUs)
+    config.model.attention = 'xla'  # or 'cudnn' (NVIDIA, bfloat16), 'splash' (TPUs), 'auto'
     config.model.remat = 'none'  # what gradients compute again: 'none', all but 'dots', or 'full'
     config.model.unroll = False  # write loops over blocks and layers out: for small CPU models
 

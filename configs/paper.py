@@ -1,0 +1,38 @@
+"""What the experiments of the TarFlow paper share, and the machines they run on.
+
+An experiment's variant stands after its file's name: `--config=configs/afhq256.py:one_gpu`.
+
+  pod      (without a name) all devices there are, from one to a TPU pod slice, with parameters and
+           optimizer state split over all of them. On several slices, joined by a slower network,
+           set --config.mesh.data to their number.
+  one_gpu  one GPU of 24 GB or more: four images at a time, as many times as the batch needs.
+"""
+
+from configs import base
+
+VARIANTS = ('pod', 'one_gpu')
+IMAGES_AT_A_TIME = 4  # on one GPU
+
+
+def get_config():
+    config = base.get_config()
+    config.model.attention = 'auto'
+    config.model.remat = 'dots'
+    return config
+
+
+def finish(config, variant: str):
+    """Sets what follows from the data set and the batch, and the variant's keys."""
+    if variant not in VARIANTS:
+        raise ValueError(f'there is no variant {variant!r}; there are {", ".join(VARIANTS)}.')
+    epoch = config.data.num_images // config.train.batch_size
+    config.optimizer.warmup_steps = epoch
+    if variant == 'pod':
+        config.mesh.data = 1
+        config.mesh.fsdp = -1
+    else:
+        config.train.microbatches = config.train.batch_size // IMAGES_AT_A_TIME
+        config.model.attention = 'cudnn' if config.model.dtype == 'bfloat16' else 'xla'
+        config.sample.batch_size = 16
+        config.evaluate.batch_size = 16
+    return config
