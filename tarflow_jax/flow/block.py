@@ -78,6 +78,16 @@ class FlowBlock(nn.Module):
         z_BTP = (x_BTP - shift) * jnp.exp(-log_scale)
         return z_BTP, -log_scale.sum(axis=(1, 2))
 
+    def cast(self, params):
+        """Parameters of the same block, with those cast to `dtype` that layers cast at every use.
+
+        Changes no result, and halves what sampling in bfloat16 reads for every token.
+        """
+        layers = dict(params['layers'])
+        for name in ('attention', 'mlp'):
+            layers[name] = jax.tree.map(lambda x: x.astype(self.dtype), layers[name])
+        return {**params, 'layers': layers}
+
     def empty_cache(self, batch: int) -> KVCache:
         heads = self.width // self.head_dim
         shape = (self.num_layers, batch, heads, self.num_tokens, self.head_dim)

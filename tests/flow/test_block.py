@@ -110,3 +110,20 @@ def test_an_image_without_a_label_teaches_all_classes_alike(block_and_params, to
     assert labelled[1].any()
     assert not labelled[0].any()
     assert not labelled[2].any()
+
+
+@WITH_SCALES
+def test_parameters_cast_once_give_what_casting_at_every_use_gives(block_and_params, tokens):
+    block, params = block_and_params
+    block = block.clone(dtype=jnp.bfloat16)
+
+    @jax.jit
+    def step(params):
+        cache = block.empty_cache(BATCH)
+        args = (tokens[:, 0], LABELS, jnp.array(0), cache, jnp.ones(BATCH))
+        return block.apply({'params': params}, *args, method='step')
+
+    cast = block.cast(params)
+    jax.tree.map(np.testing.assert_array_equal, step(cast), step(params))
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(p['layers'])) for p in (cast, params)]
+    assert sizes[0] < 0.6 * sizes[1]
