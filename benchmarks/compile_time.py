@@ -41,10 +41,11 @@ def main(_):
         'image': jax.ShapeDtypeStruct((size, *model.image_shape), jnp.uint8),
         'label': jax.ShapeDtypeStruct((size,), jnp.int32),
     }
+    signals = jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
     noise = Noise(config.noise.type, config.noise.std, num_levels=256)
     train_step = jit_train_step(config, model, optimizer, noise, mesh, shardings)
     start = time.perf_counter()
-    lowered = train_step.lower(state, batch)
+    lowered = train_step.lower(state, batch, signals)
     traced = time.perf_counter()
     lowered.compile()
     compiled = time.perf_counter()

@@ -29,7 +29,7 @@ def from_state_dict(tensors, *, image_shape, patch_size, source='the state dict'
       **settings: other attributes of the `TarFlow`, such as dtype.
 
     Returns:
-      (model, params).
+      (model, params), the parameters as NumPy arrays.
 
     Raises:
       InputError: tensors that are not a TarFlow's or do not fit image_shape and patch_size.
@@ -87,12 +87,12 @@ def check_image_shape(tensors, image_shape, patch_size, source):
 
 
 def convert_params(tensors, model: TarFlow):
-    """Published tensors as the parameters of `model`, float32."""
+    """Published tensors as the parameters of `model`, float32 NumPy arrays."""
     blocks = [_block(tensors, i, model) for i in range(model.num_blocks)]
     params = {'blocks': jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)}
     if model.volume_preserving:
         params['prior_var'] = np.asarray(model.from_tokens(tensors['var'][None], depth=0))[0]
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
 
 
 def _block(tensors, i, model):

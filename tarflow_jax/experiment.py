@@ -1,26 +1,36 @@
 """From a config to the objects it names, and from a workdir to the config it was made with."""
 
 import json
+import math
 from pathlib import Path
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
 from tarflow_jax.data.sources import Dataset, open_dataset
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_json
-from tarflow_jax.flow import TarFlow
+from tarflow_jax.flow import TarFlow, patches
+from tarflow_jax.flow.attention import SPLASH_BLOCKS
+from tarflow_jax.parallel.mesh import batch_shares
 from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.training.objective import Noise
 
 CONFIG_FILE = 'config.json'
 
 # Attributes of a model that do not change its parameters.
-FREE_MODEL_KEYS = ('dtype', 'unroll')
+FREE_MODEL_KEYS = ('dtype', 'attention', 'remat', 'unroll')
+
+KERNEL_PLATFORMS = {'splash': 'tpu', 'cudnn': 'gpu'}
 
 
-def make_model(config) -> TarFlow:
-    """The model of a config; raises InputError for sizes that do not fit together."""
+def make_model(config, platform: str | None = None) -> TarFlow:
+    """The model of a config, with the attention of the platform: 'cpu', 'gpu' or 'tpu'.
+
+    The platform is that of JAX's default devices if it is not given. Raises InputError for sizes
+    that do not fit together, and for an attention kernel of another platform.
+    """
     shape = tuple(config.model.image_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise InputError(
@@ -30,7 +40,23 @@ def make_model(config) -> TarFlow:
     classes = config.model.num_classes
     if classes < 0:
         raise InputError(f'model.num_classes must be at least 0 (for none); got {classes}.')
-    return TarFlow(**config.model)
+    attention = _choose_attention(config.model, platform or jax.default_backend())
+    return TarFlow(**{**config.model, 'attention': attention})
+
+
+def _choose_attention(keys, platform: str) -> str:
+    if keys.attention == 'auto':
+        rows, columns = patches.grid_shape(tuple(keys.image_shape), keys.patch_size)
+        divides = rows * columns % SPLASH_BLOCKS[-1] == 0
+        is_for_splash = platform == 'tpu' and keys.dtype == 'bfloat16' and divides
+        return 'splash' if is_for_splash else 'xla'
+    needed = KERNEL_PLATFORMS.get(keys.attention, platform)
+    if needed != platform:
+        raise InputError(
+            f'model.attention={keys.attention} runs on a {needed}; the devices here are '
+            f'{platform}. Set model.attention to auto or xla.'
+        )
+    return keys.attention
 
 
 def open_data(config, model: TarFlow) -> Dataset:
@@ -100,6 +126,42 @@ def check_seeds(config) -> None:
     for section, keys in holders.items():
         if not 0 <= keys.seed < 2**31:
             raise InputError(f'{section}seed must lie in 0..{2**31 - 1}; got {keys.seed}.')
+
+
+def check_keys(config) -> None:
+    """Raises InputError for values under which a run makes no sense."""
+    train, optimizer = config.train, config.optimizer
+    check_at_least_one(
+        config, 'train', 'batch_size', 'log_every', 'evaluate_every', 'sample_every',
+        'checkpoint_every', 'evaluate_draws', 'keep_checkpoints', 'max_skipped_in_a_row',
+    )  # fmt: skip
+    check_at_least_one(config, 'evaluate', 'batch_size')
+    if not 0 < train.num_epochs < math.inf:
+        raise InputError(f'train.num_epochs must be a number above 0; got {train.num_epochs}.')
+    for key in ('drop_label', 'ema_decay'):
+        if not 0 <= train[key] < 1:
+            raise InputError(f'train.{key} must lie in [0, 1); got {train[key]}.')
+    for key in ('b1', 'b2'):
+        if not 0 <= optimizer[key] < 1:
+            raise InputError(f'optimizer.{key} must lie in [0, 1); got {optimizer[key]}.')
+    for key in ('peak_learning_rate', 'final_learning_rate', 'weight_decay', 'clip_norm'):
+        if not optimizer[key] >= 0:
+            raise InputError(f'optimizer.{key} must be at least 0; got {optimizer[key]}.')
+
+
+def check_batch_size(batch_size: int, num_images: int, mesh) -> None:
+    """Raises InputError unless the split fills a batch and the devices can share one evenly."""
+    if batch_size > num_images:
+        raise InputError(
+            f'train.batch_size {batch_size} is larger than the training split of {num_images} '
+            f'images; choose at most {num_images}.'
+        )
+    shares = batch_shares(mesh)
+    if batch_size % shares:
+        raise InputError(
+            f'train.batch_size {batch_size} cannot be shared evenly by the {shares} devices of '
+            f'mesh.data and mesh.fsdp; choose a multiple of {shares}.'
+        )
 
 
 def read_config(workdir) -> ConfigDict:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from tarflow_jax import convert, experiment, torchfile
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow import TarFlow
+from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.training.checkpoint import Checkpoints, Damaged
 
 
@@ -27,29 +28,27 @@ def load(path, *, image_shape=None, patch_size=None):
       InputError: there is no such thing at `path`, or it is damaged, or no TarFlow, or does not
         fit the shapes given.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        return _load_folder(path)
-    if image_shape is None or patch_size is None:
-        raise InputError(
-            f'{path} is no folder; a published state dict is read with its image_shape=(H, W, C) '
-            'and patch_size=P, which the file does not tell.'
-        )
-    return convert.from_state_dict(
-        torchfile.read_state_dict(path),
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return _load(
+        path,
+        lambda params: jax.tree.map(lambda _: device, params),
         image_shape=image_shape,
         patch_size=patch_size,
-        source=str(path),
     )
 
 
-def load_for(config, path):
-    """`load`, and a check that what is there is the model of `config`."""
+def load_for(config, path, mesh):
+    """`load` onto a mesh, and a check that what is there is the model of `config`.
+
+    Every device reads the shards it holds; no device, and of a workdir no host, has it all.
+    """
     asked = experiment.make_model(config)
-    if Path(path).is_dir():
-        model, params = load(path)
-    else:
-        model, params = load(path, image_shape=asked.image_shape, patch_size=asked.patch_size)
+    model, params = _load(
+        path,
+        lambda params: rules.shardings(params, mesh),
+        image_shape=asked.image_shape,
+        patch_size=asked.patch_size,
+    )
     differences = [
         f'{key} is {getattr(model, key)} there, {getattr(asked, key)} in the config'
         for key in config.model
@@ -62,7 +61,26 @@ def load_for(config, path):
     return asked, params
 
 
-def _load_folder(path: Path):
+def _load(path, shardings, *, image_shape, patch_size):
+    """The model and parameters at `path`, laid out as `shardings(params)` says."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _load_folder(path, shardings)
+    if image_shape is None or patch_size is None:
+        raise InputError(
+            f'{path} is no folder; a published state dict is read with its image_shape=(H, W, C) '
+            'and patch_size=P, which the file does not tell.'
+        )
+    model, params = convert.from_state_dict(
+        torchfile.read_state_dict(path),
+        image_shape=image_shape,
+        patch_size=patch_size,
+        source=str(path),
+    )
+    return model, distributed.put(params, shardings(params))
+
+
+def _load_folder(path: Path, shardings):
     is_step = path.name.isdigit() and path.parent.name == 'checkpoints'
     workdir = path.parent.parent if is_step else path
     config = experiment.read_config(workdir)
@@ -70,7 +88,7 @@ def _load_folder(path: Path):
     item = 'ema_params' if experiment.has_ema(config) else 'params'
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        abstract = {item: abstract_params(model)}
+        abstract = {item: abstract_params(model, shardings)}
         if is_step:
             return model, checkpoints.restore(int(path.name), abstract)[item]
         newest = checkpoints.restore_newest(abstract)
@@ -83,9 +101,12 @@ def _load_folder(path: Path):
     return model, newest[1][item]
 
 
-def abstract_params(model: TarFlow):
-    """Shapes and types of a model's parameters, to be placed on the default device."""
+def abstract_params(model: TarFlow, shardings):
+    """Shapes, types and places of a model's parameters."""
     images = jnp.zeros((1, *model.image_shape))
     params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), params)
+
+    def place(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(place, params, shardings(params))

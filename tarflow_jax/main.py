@@ -1,11 +1,20 @@
 """The command line.
 
-    python -m tarflow_jax.main --config=FILE --workdir=DIR [--mode=train|sample|evaluate]
-        [--checkpoint=PATH] [--config.section.key=value ...]
+    python -m tarflow_jax.main --config=FILE --workdir=DIR [--mode=train|sample|evaluate|plan]
+        [--checkpoint=PATH] [--topology=NAME,...] [--config.section.key=value ...]
+
+On several hosts the same command runs on each, with the workdir on a disk that all of them share:
+srun, mpirun and Kubernetes' TPU pods are noticed (`parallel/distributed.LAUNCHERS`), on TPU VMs add
+--distributed=on, and anywhere else say who is who:
+
+    --coordinator=HOST:PORT --num_processes=N --process_id=I [--coordinator_timeout=SECONDS]
 
 Exit status: 0 done; 1 the run could not go on; 2 something was asked that cannot be; 128 + n a
 training run was stopped by signal n and saved itself (143 for SIGTERM, 130 for Ctrl-C): the same
-command goes on.
+command goes on, on as many hosts as there are then. A signal to any one process stops all of them
+after the same step, with the same status; where one fails, the others end with its status and
+words. A process that was killed outright takes the others with it, without a save: at once if it
+was process 0, else within two minutes, with status 134 (abort) or 1.
 """
 
 import re
@@ -14,7 +23,6 @@ import time
 import traceback
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -23,20 +31,36 @@ from tarflow_jax import experiment, imagefiles, loading
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.evaluation import classify, likelihood
 from tarflow_jax.files import write_json
-from tarflow_jax.parallel import rules
+from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.host_memory import keep_freed_memory
 from tarflow_jax.parallel.mesh import make_mesh
+from tarflow_jax.planning import plan as planning
 from tarflow_jax.sampling.generate import even_labels, generate
 from tarflow_jax.training import loop
 from tarflow_jax.training.progress import format_duration
 
-MODES = ('train', 'sample', 'evaluate')
+MODES = ('train', 'sample', 'evaluate', 'plan')
 
 CONFIG = config_flags.DEFINE_config_file('config', help_string='a file such as configs/digits.py')
 WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run')
 MODE = flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
 CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'a workdir, one of its checkpoints/<step>, or a published .pth'
+)
+TOPOLOGY = flags.DEFINE_string(
+    'topology', 'cpu', 'hardware to plan for: v5e:8x8, v5p:4x4x4, 2xv5e:8x8; several with commas'
+)
+SEARCH_BATCH = flags.DEFINE_bool(
+    'search_batch', True, 'whether a plan finds the largest batch that fits, in a few compilations'
+)
+DISTRIBUTED = flags.DEFINE_enum(
+    'distributed', 'auto', distributed.MODES, 'whether this is one process of several'
+)
+COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT where process 0 listens')
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'how many there are')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'which one this is, from 0')
+COORDINATOR_TIMEOUT = flags.DEFINE_integer(
+    'coordinator_timeout', 300, 'seconds to wait for the other processes'
 )
 
 
@@ -51,15 +75,24 @@ def main(_) -> int:
         )
     workdir = Path(address)
     experiment.check_seeds(config)
+    if MODE.value == 'plan':
+        return planning.plan(config, workdir, TOPOLOGY.value, search_batch=SEARCH_BATCH.value)
+    distributed.connect(
+        DISTRIBUTED.value,
+        COORDINATOR.value,
+        NUM_PROCESSES.value,
+        PROCESS_ID.value,
+        COORDINATOR_TIMEOUT.value,
+    )
     if MODE.value == 'train':
         return loop.train(config, workdir, checkpoint)
     if not checkpoint and not workdir.is_dir():
         raise InputError(f'workdir {workdir} does not exist: train there first.')
-    model, params = loading.load_for(config, checkpoint or workdir)
     mesh = make_mesh(**config.mesh)
-    params = jax.device_put(params, rules.shardings(params, mesh))
+    model, params = loading.load_for(config, checkpoint or workdir, mesh)
     mode = {'sample': sample, 'evaluate': evaluate}[MODE.value]
-    mode(config, workdir, model, params, mesh)
+    with rules.on(mesh):
+        mode(config, workdir, model, params, mesh)
     return 0
 
 
@@ -67,7 +100,10 @@ def sample(config, workdir: Path, model, params, mesh):
     """Draws samples into `workdir/samples/`."""
     start = time.perf_counter()
     how = experiment.how_to_sample(config, model)
-    images = imagefiles.to_uint8(np.concatenate(list(generate(model, params, mesh, **how))))
+    batches = generate(model, params, mesh, **how)
+    images = np.concatenate([imagefiles.to_uint8(batch) for batch in batches])
+    if not distributed.is_main():
+        return
     labels = even_labels(len(images), model.num_classes)
     arrays = {'arr_0': images} if labels is None else {'arr_0': images, 'arr_1': labels}
     folder = workdir / 'samples'
@@ -112,6 +148,8 @@ def evaluate(config, workdir: Path, model, params, mesh):
             num_draws=asked.num_draws,
             seed=asked.seed,
         )
+    if not distributed.is_main():
+        return
     report = {
         **{name: scores[name] for name in names},
         'dataset': dataset.name,
@@ -201,7 +239,13 @@ def run():
         status, message = 1, f'{error}. Mend that and run the same command.'
     except KeyboardInterrupt:
         status, message = 130, 'interrupted; what was not said to be saved is not.'
+    except Exception as error:
+        if not distributed.is_connected():
+            raise
+        traceback.print_exc()
+        status, message = 1, f'{type(error).__name__}: {error}'
     print(f'error: {message}', file=sys.stderr)
+    distributed.leave(status, message)
     sys.exit(status)
 
 

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -86,7 +87,9 @@ class Run:
 
     @property
     def out(self) -> str:
-        return (self._folder / 'out').read_text()
+        """What it printed, without the notes of Gloo, through which CPUs of two processes add."""
+        lines = (self._folder / 'out').read_text().splitlines(keepends=True)
+        return ''.join(line for line in lines if not line.startswith('[Gloo] '))
 
     def signal(self, number):
         os.kill(self.pid, number)
@@ -115,7 +118,7 @@ class Runs:
     config: pathlib.Path
     environment: dict[str, str] = dataclasses.field(compare=False)
 
-    def start(self, workdir, *flags, at=(), file_size=None) -> Run:
+    def start(self, workdir, *flags, at=(), file_size=None, devices=None) -> Run:
         """Starts a run in a process that is forked from one that has imported everything.
 
         Args:
@@ -124,6 +127,7 @@ class Runs:
           at: (event, text, number, signal): sends itself the signal as soon as Python announces
             the event (of sys.addaudithook) that many times for an argument that has the text.
           file_size: bytes after which the writing of a file fails, as on a full disk.
+          devices: how many CPU devices it has; one by default.
         """
         folder = self.folder / f'run{len(list(self.folder.glob("run*")))}'
         folder.mkdir()
@@ -131,7 +135,7 @@ class Runs:
         if any(str(flag).startswith('--config=') for flag in flags):
             del arguments[0]
         process = _forkserver().Process(
-            target=_run, args=(arguments, folder, at, file_size), daemon=True
+            target=_run, args=(arguments, folder, at, file_size, devices), daemon=True
         )
         process.start()
         return Run(process, folder)
@@ -141,6 +145,23 @@ class Runs:
         result = self.start(workdir, *flags, **how).wait()
         assert result.status == status, result
         return result
+
+    def start_two(self, workdir, *flags, at=()) -> list[Run]:
+        """Starts a run of two processes, with a device each; `at` is for the second one."""
+        coordinator = ('--coordinator', f'127.0.0.1:{free_port()}', '--num_processes=2')
+        return [
+            self.start(
+                *(workdir, *flags, *coordinator, f'--process_id={i}'),
+                at=at if i else (),
+            )
+            for i in range(2)
+        ]
+
+    def run_two(self, workdir, *flags, status=0, **how) -> list[Result]:
+        """`start_two`, and waits for the end of both."""
+        results = [run.wait() for run in self.start_two(workdir, *flags, **how)]
+        assert [result.status for result in results] == [status, status], results
+        return results
 
     def refused(self, workdir, *flags) -> str:
         """The one line with which a run refuses to start, having changed nothing."""
@@ -186,7 +207,13 @@ def _forkserver():
     return context
 
 
-def _run(arguments, folder, at, file_size):
+def free_port() -> int:
+    """A port of this machine at which nobody listens."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        return server.getsockname()[1]
+
+
+def _run(arguments, folder, at, file_size, devices):
     for name, stream in ('out', 1), ('err', 2):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.argv = ['tarflow_jax/main.py', *arguments]
@@ -194,6 +221,8 @@ def _run(arguments, folder, at, file_size):
     sys.path.insert(0, str(ROOT))
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    if devices:
+        jax.config.update('jax_num_cpu_devices', devices)
     if at:
         sys.addaudithook(_signal_at(*at))
     from tarflow_jax import main

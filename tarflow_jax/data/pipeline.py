@@ -24,101 +24,93 @@ def train_batches(
     batch_size: int,
     seed: int,
     first_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Endless batches: every example once an epoch, each epoch in an order of its own.
 
-    The batch of a step depends on (seed, step) alone, however many processes share it: process p
-    gets the p-th contiguous slice of its rows. Batches run across the edges of epochs.
+    The batch of a step depends on (seed, step) alone, however many processes share it: each reads
+    some of its rows. Batches run across the edges of epochs.
 
     Args:
         split: the examples.
         batch_size: rows of a step over all processes.
         seed: picks the orders.
         first_step: the step of the first batch; starting late costs nothing.
-        process_index: this process.
-        process_count: all processes.
+        rows: which rows of every batch to read, [b] in 0..batch_size - 1; all by default.
 
     Returns:
-        An iterator over image uint8 [b, H, W, C] and label int32 [b], b = batch_size //
-        process_count. Its `close()` ends the threads that read ahead.
+        An iterator over image uint8 [b, H, W, C] and label int32 [b]. Its `close()` ends the
+        threads that read ahead.
 
     Raises:
-        InputError: if the split is smaller than a batch, or the processes cannot share one evenly.
+        InputError: if the split is smaller than a batch.
     """
-    rows = _rows_per_process(batch_size, process_count)
+    rows = _checked_rows(batch_size, rows)
     if batch_size > len(split):
         raise InputError(
             f'batch_size {batch_size} is larger than the split of {len(split)} examples; '
             f'choose at most {len(split)}.'
         )
-    shares = grain.MapDataset.source(_ShuffledIndices(len(split), rows, seed))
-    shares = shares[first_step * process_count + process_index :: process_count]
-    return _read(shares, split.__getitems__, split)
+    batches = grain.MapDataset.source(_ShuffledIndices(len(split), batch_size, seed))
+
+    def read(indices):
+        return split.__getitems__(indices[rows])
+
+    return _read(batches[first_step:], read, split)
 
 
 def eval_batches(
-    split: Split, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    split: Split, *, batch_size: int, rows: np.ndarray | None = None
 ) -> grain.DatasetIterator[Batch]:
-    """Batches with every example exactly once, in order, the last ones padded.
-
-    Every process gets the same number of batches, of the same size.
+    """Batches with every example exactly once, in order, the last one padded.
 
     Args:
         split: the examples.
         batch_size: rows of a batch over all processes.
-        process_index: this process.
-        process_count: all processes.
+        rows: which rows of every batch to read, [b] in 0..batch_size - 1; all by default.
 
     Returns:
         An iterator over image uint8 [b, H, W, C], label int32 [b] and mask float32 [b], which is 1
-        for an example and 0 for padding (copies of the split's last example), b = batch_size //
-        process_count. Its `close()` ends the threads that read ahead.
+        for an example and 0 for padding (copies of the split's last example). Its `close()` ends
+        the threads that read ahead.
 
     Raises:
-        InputError: if the processes cannot share a batch evenly.
+        InputError: if a batch has no rows.
     """
-    rows = _rows_per_process(batch_size, process_count)
-    num_batches = -(-len(split) // batch_size)
-    shares = grain.MapDataset.range(num_batches * process_count)
-    shares = shares[process_index::process_count]
-    return _read(shares, functools.partial(_masked_rows, split, rows), split)
+    rows = _checked_rows(batch_size, rows)
+
+    def read(batch):
+        indices = batch * batch_size + rows
+        examples = split.__getitems__(np.minimum(indices, len(split) - 1))
+        return examples | {'mask': (indices < len(split)).astype(np.float32)}
+
+    return _read(grain.MapDataset.range(-(-len(split) // batch_size)), read, split)
 
 
-def _rows_per_process(batch_size: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise InputError(
-            f'batch_size {batch_size} cannot be shared by {process_count} process(es): '
-            f'it must be a positive multiple of {process_count}.'
-        )
-    return batch_size // process_count
+def _checked_rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
+    if batch_size < 1:
+        raise InputError(f'batch_size must be at least 1; got {batch_size}.')
+    return np.arange(batch_size) if rows is None else rows
 
 
 def _read(
-    shares: grain.MapDataset, read: Callable[..., Batch], split: Split
+    batches: grain.MapDataset, read: Callable[..., Batch], split: Split
 ) -> grain.DatasetIterator[Batch]:
     """One call of `read` a batch, never one an example, some batches ahead of the reader."""
     options = _MEMORY_READS if split.in_memory else _DISK_READS
-    return iter(shares.map(read).to_iter_dataset(options))
-
-
-def _masked_rows(split: Split, rows: int, share: int) -> Batch:
-    indices = np.arange(share * rows, (share + 1) * rows)
-    batch = split.__getitems__(np.minimum(indices, len(split) - 1))
-    return batch | {'mask': (indices < len(split)).astype(np.float32)}
+    return iter(batches.map(read).to_iter_dataset(options))
 
 
 class _ShuffledIndices:
-    """A Grain source of index arrays [rows]: the epochs' orders end to end, cut into shares.
+    """A Grain source of index arrays [batch_size]: the epochs' orders end to end, cut into batches.
 
     Grain's own `shuffle` computes each index apart, which costs more than a small training step;
     an order sorted whole costs next to nothing.
     """
 
-    def __init__(self, num_examples: int, rows: int, seed: int):
+    def __init__(self, num_examples: int, batch_size: int, seed: int):
         self._num_examples = num_examples
-        self._rows = rows
+        self._batch_size = batch_size
         self._seed = seed
         self._order = functools.lru_cache(maxsize=2)(self._sort_order)
 
@@ -126,9 +118,9 @@ class _ShuffledIndices:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> np.ndarray:
-        epoch, start = divmod(index * self._rows, self._num_examples)
-        indices = self._order(epoch)[start : start + self._rows]
-        missing = self._rows - len(indices)
+        epoch, start = divmod(index * self._batch_size, self._num_examples)
+        indices = self._order(epoch)[start : start + self._batch_size]
+        missing = self._batch_size - len(indices)
         return np.concatenate([indices, self._order(epoch + 1)[:missing]]) if missing else indices
 
     def _sort_order(self, epoch: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.likelihood import noisy_images, scored_batches
 from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.parallel import distributed
 from tarflow_jax.training.objective import Noise
 
 
@@ -42,8 +43,8 @@ def evaluate(
     for batch in scored_batches(split, mesh, batch_size):
         draws = [_noisy_joint(model, noise, params, batch, seed, n) for n in range(num_draws)]
         log_probs = jax.nn.log_softmax(jnp.mean(jnp.stack(draws), axis=0))
-        log_probs, labels = jax.device_get((log_probs, batch['label']))
-        real = batch['mask'] > 0
+        log_probs, labels = distributed.fetch((log_probs, batch['label']))
+        real = batch['mask']
         log_probs, labels = log_probs[real].astype(np.float64), labels[real]
         correct += np.sum(log_probs.argmax(axis=1) == labels)
         cross_entropy -= log_probs[np.arange(len(labels)), labels].sum()

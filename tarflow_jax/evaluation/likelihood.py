@@ -1,5 +1,6 @@
 """The mean likelihood of a whole split, every image exactly once."""
 
+import contextlib
 import functools
 import math
 
@@ -8,7 +9,8 @@ import numpy as np
 
 from tarflow_jax.data import pipeline
 from tarflow_jax.flow.tarflow import TarFlow
-from tarflow_jax.parallel import rules
+from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel.mesh import batch_shares
 from tarflow_jax.training.objective import Noise
 
 
@@ -22,7 +24,7 @@ def evaluate(
       params: its parameters.
       split: a split of a data set.
       noise: what turns its levels into pixels.
-      mesh: the devices.
+      mesh: the devices, of all processes; every process gets the same result.
       batch_size: images at a time; does not change the result.
       num_draws: draws of the noise for every image, over which the mean is taken.
       seed: of the noise. The noise of an image depends on (seed, draw, index of the image) only.
@@ -34,8 +36,8 @@ def evaluate(
     total = 0.0
     for batch in scored_batches(split, mesh, batch_size):
         for draw in range(num_draws):
-            nats = score(params, batch, seed, draw)
-            total += np.sum(jax.device_get(nats), where=batch['mask'] > 0, dtype=np.float64)
+            nats = distributed.fetch(score(params, batch, seed, draw))
+            total += np.sum(nats, where=batch['mask'], dtype=np.float64)
     nats_per_dim = total / (len(split) * num_draws * math.prod(model.image_shape))
     return {
         'nats_per_dim': float(nats_per_dim),
@@ -44,18 +46,22 @@ def evaluate(
 
 
 def scored_batches(split, mesh, batch_size: int):
-    """Batches of a split with the 'index' of every row, padded to a size the mesh can share."""
-    shares = mesh.shape['data'] * mesh.shape['fsdp']
+    """Batches of a split, padded to a size the mesh can share, every process reading its rows.
+
+    Yields:
+      'image' [B, H, W, C], 'label' [B] and 'index' [B], that of the row in the split, over the
+      mesh; and 'mask' [B], NumPy, of which rows are examples.
+    """
+    shares = batch_shares(mesh)
     batch_size = -(-min(batch_size, len(split)) // shares) * shares
-    batches = pipeline.eval_batches(split, batch_size=batch_size)
-    try:
+    rows = distributed.local_rows(mesh, batch_size)
+    batches = pipeline.eval_batches(split, batch_size=batch_size, rows=rows)
+    with contextlib.closing(batches):
         for i, batch in enumerate(batches):
             index = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
-            device_batch = {**batch, 'index': index}
-            mask = device_batch.pop('mask')
-            yield {**jax.device_put(device_batch, rules.batch_sharding(mesh)), 'mask': mask}
-    finally:
-        batches.close()
+            local = {'image': batch['image'], 'label': batch['label'], 'index': index[rows]}
+            placed = distributed.put_rows(local, mesh, batch_size, rows)
+            yield {**placed, 'mask': index < len(split)}
 
 
 def noisy_images(noise: Noise, batch, seed, draw):

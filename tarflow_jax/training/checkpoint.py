@@ -10,6 +10,7 @@ import functools
 import logging as python_logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,26 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.parallel import distributed
 
 BEST_METRIC = 'test/nats_per_dim'
 FINGERPRINTS = 'fingerprints'
 
+# What asyncio logs of the other tasks of a read or write that failed.
+ECHOES = (
+    'Task exception was never retrieved',
+    'Future exception was never retrieved',
+    'Task was destroyed but it is pending',
+    'exception calling callback',
+    '_GatheringFuture exception was never retrieved',
+)
+
 
 class Checkpoints:
     """The checkpoints of one workdir: the newest few and the best.
+
+    Where there are several processes, all of them call every method, and each writes and reads
+    what its own devices hold.
 
     Args:
       workdir: the folder of the run.
@@ -54,6 +68,7 @@ class Checkpoints:
             read_only=read_only,
         )
         self._manager = _Manager(self.folder, options=options)
+        self._reader = self._manager if jax.process_count() == 1 else _open_alone(self.folder)
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, newest first."""
@@ -83,10 +98,14 @@ class Checkpoints:
         """
         trees = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
         args = ocp.args.Composite(**trees, **{FINGERPRINTS: ocp.args.JsonRestore()})
+        restored: Any = None
+        error = None
         try:
-            restored = self._manager.restore(step, args=args)
-        except Exception as error:  # Orbax raises nearly anything at damaged files
-            raise Damaged(_first_line(error)) from error
+            restored = self._reader.restore(step, args=args)
+        except Exception as reason:  # Orbax raises nearly anything at damaged files
+            error = reason
+        if not distributed.agree(error is None):
+            raise Damaged(_first_line(error) if error else 'says another process') from error
         for name in items:
             if fingerprints(restored[name]) != restored[FINGERPRINTS].get(name):
                 raise Damaged(f'the arrays of {name} are not those that were saved')
@@ -106,11 +125,12 @@ class Checkpoints:
                 return step, self.restore(step, items)
             except Damaged as reason:
                 damaged[step] = reason
-                logging.warning(
-                    'The checkpoint %s is damaged (%s); the one before it is used.',
-                    self.folder / str(step),
-                    reason,
-                )
+                if distributed.is_main():
+                    logging.warning(
+                        'The checkpoint %s is damaged (%s); the one before it is used.',
+                        self.folder / str(step),
+                        reason,
+                    )
         if damaged:
             raise InputError(
                 f'all checkpoints in {self.folder} are damaged: {sorted(damaged)}. To begin anew, '
@@ -121,10 +141,11 @@ class Checkpoints:
     def set_aside(self, newer_than: int) -> None:
         """Renames damaged checkpoints, so that their steps can be saved again."""
         for step in self.steps():
-            if step > newer_than:
+            if step > newer_than and distributed.is_main():
                 names = (f'{step}.damaged{n}' for n in ['', *range(2, 1000)])
                 free = next(name for name in names if not (self.folder / name).exists())
                 os.rename(self.folder / str(step), self.folder / free)
+        distributed.agree(True)  # the others see it done
         self._manager.reload()
 
     def check(self) -> None:
@@ -154,6 +175,8 @@ class Checkpoints:
         return f'The last good one, of step {max(steps)}, is untouched.'
 
     def close(self) -> None:
+        if self._reader is not self._manager:
+            self._reader.close()
         self._manager.close()
 
 
@@ -167,6 +190,22 @@ class _Manager(ocp.CheckpointManager):
         except (OSError, ValueError):
             metrics = None
         return metrics if isinstance(metrics, dict) and BEST_METRIC in metrics else None
+
+
+def _open_alone(folder: Path) -> _Manager:
+    """A manager to read with that waits for no other process, which may find its part damaged."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'reader{me}'
+    )
+    options = ocp.CheckpointManagerOptions(
+        create=False,
+        best_fn=_badness,
+        best_mode='min',
+        read_only=True,
+        multiprocessing_options=alone,
+    )
+    return _Manager(folder, options=options)
 
 
 class Damaged(Exception):
@@ -184,6 +223,9 @@ def _quiet_orbax() -> None:
     def is_worth_showing(record: python_logging.LogRecord) -> bool:
         return 'orbax' not in record.pathname
 
+    def is_no_echo(record: python_logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(ECHOES)
+
     def show(unraisable):
         code = getattr(unraisable.object, 'cr_code', None)
         is_of_coroutine = code is not None and 'orbax' in code.co_filename
@@ -191,6 +233,9 @@ def _quiet_orbax() -> None:
             shown_before(unraisable)
 
     logging.get_absl_logger().addFilter(is_worth_showing)
+    python_logging.getLogger('asyncio').addFilter(is_no_echo)
+    never_awaited = r"coroutine '.*' was never awaited"
+    warnings.filterwarnings('ignore', never_awaited, category=RuntimeWarning)
     shown_before, sys.unraisablehook = sys.unraisablehook, show
 
 

@@ -2,21 +2,18 @@
 
 import collections
 import contextlib
-import dataclasses
-import functools
 import math
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from tarflow_jax import experiment, imagefiles, loading
+from tarflow_jax import experiment, imagefiles
 from tarflow_jax.data import pipeline
-from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.errors import RunError
 from tarflow_jax.evaluation import likelihood
 from tarflow_jax.files import workdir_lock
-from tarflow_jax.parallel import rules
+from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling.generate import generate
 from tarflow_jax.training import state as states
@@ -24,6 +21,8 @@ from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.metrics import MetricsWriter
 from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tarflow_jax.training.progress import Progress
+from tarflow_jax.training.start import first_state
+from tarflow_jax.training.step import jit_train_step
 from tarflow_jax.training.stopping import Pace, Stop
 
 GRID_SAMPLES = 100  # at most, in a grid drawn during training
@@ -31,6 +30,9 @@ GRID_SAMPLES = 100  # at most, in a grid drawn during training
 
 def train(config, workdir, checkpoint=None) -> int:
     """Trains in `workdir` until the config's last step, from where an earlier run there stopped.
+
+    Where there are several processes, each calls this with the same arguments; a signal to any of
+    them stops all after the same step, and one of them writes what is not a checkpoint.
 
     Args:
       config: see `configs/base.py`.
@@ -44,7 +46,11 @@ def train(config, workdir, checkpoint=None) -> int:
       InputError: the config, the data and the workdir do not go together; nothing was done.
       RunError: the run had to stop; its last good state is saved.
     """
-    with workdir_lock(workdir), Stop() as stop:
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        if distributed.is_main():
+            stack.enter_context(workdir_lock(workdir))
+        distributed.agree(True)  # nobody goes on unless the workdir is ours
         run = Run(config, workdir)
         try:
             with contextlib.closing(run.checkpoints):
@@ -69,8 +75,8 @@ class Run:
         self.how_to_sample = experiment.how_to_sample(config, self.model)
         self.train_split = self.dataset.split(config.data.train_split)
         self.test_split = self.dataset.split(config.data.test_split)
-        check_keys(config)
-        check_batch_size(config.train.batch_size, len(self.train_split), self.mesh)
+        experiment.check_keys(config)
+        experiment.check_batch_size(config.train.batch_size, len(self.train_split), self.mesh)
 
         images = config.train.num_epochs * len(self.train_split)
         self.total_steps = math.ceil(images / config.train.batch_size)
@@ -86,62 +92,39 @@ class Run:
             b2=config.optimizer.b2,
             weight_decay=config.optimizer.weight_decay,
             clip_norm=config.optimizer.clip_norm,
+            first_moment_dtype=config.optimizer.first_moment_dtype,
         )
         self.checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
         if self.checkpoints.steps():
             experiment.check_same_model(config, workdir)
 
     def train(self, checkpoint, stop: Stop) -> int:
-        state = self.first_state(checkpoint)
+        self.stop = stop
+        state = first_state(
+            self.config, self.model, self.optimizer, self.mesh, self.checkpoints, checkpoint
+        )
         first_step = int(state.step)
         if first_step >= self.total_steps:
-            print(
+            say(
                 f'{self.workdir} is trained to step {first_step} of {self.total_steps} already; '
                 'raise train.num_epochs to go on.'
             )
             return 0
-        self.clear_away_unfinished()
-        experiment.record_config(self.config, self.workdir)
-        self.writer = MetricsWriter(self.workdir, resume_step=first_step or None)
-        self.progress = Progress(self.total_steps, first_step)
+        is_main = distributed.is_main()
+        if is_main:
+            self.clear_away_unfinished()
+            experiment.record_config(self.config, self.workdir)
+        self.writer = MetricsWriter(self.workdir, first_step or None, enabled=is_main)
+        self.progress = Progress(self.total_steps, first_step, enabled=is_main)
         with self.writer, self.progress:
             self.describe(state)
-            state = self.take_steps(state, stop)
+            with rules.on(self.mesh):
+                state = self.take_steps(state)
             step = int(state.step)
             if step not in self.checkpoints.steps():
                 self.save(step, state)
             self.checkpoints.wait()
-        return self.say_goodbye(step, stop)
-
-    def first_state(self, checkpoint) -> states.TrainState:
-        """The newest sound checkpoint, else a new state, laid over the mesh."""
-        init = functools.partial(
-            states.init_state,
-            model=self.model,
-            optimizer=self.optimizer,
-            ema=experiment.has_ema(self.config),
-        )
-        key = jax.random.key(self.config.seed)
-        shapes = jax.eval_shape(init, key)
-        self.shardings = rules.shardings(shapes, self.mesh)
-
-        def place(x, sharding):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-        abstract = jax.tree.map(place, shapes, self.shardings)
-        restored = self.checkpoints.restore_newest(abstract.to_items())
-        if restored:
-            step, items = restored
-            self.checkpoints.set_aside(newer_than=step)
-            return states.TrainState.from_items(items)
-        state = jax.jit(init, out_shardings=self.shardings)(key)
-        return self.with_params_of(checkpoint, state) if checkpoint else state
-
-    def with_params_of(self, checkpoint, state: states.TrainState) -> states.TrainState:
-        _, params = loading.load_for(self.config, checkpoint)
-        params = jax.device_put(params, self.shardings.params)
-        ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
-        return dataclasses.replace(state, params=params, ema_params=ema_params)
+        return self.say_goodbye(step)
 
     def clear_away_unfinished(self):
         """Deletes the files that a killed run had begun to write."""
@@ -159,27 +142,35 @@ class Run:
         if state.step:
             self.progress.say(f'going on from the checkpoint of step {int(state.step)}')
 
-    def take_steps(self, state: states.TrainState, stop: Stop) -> states.TrainState:
+    def take_steps(self, state: states.TrainState) -> states.TrainState:
         """Trains to the last step, or until told to stop."""
         first_step = int(state.step)
         train_step = jit_train_step(
-            self.config, self.model, self.optimizer, self.noise, self.mesh, self.shardings
+            self.config,
+            self.model,
+            self.optimizer,
+            self.noise,
+            self.mesh,
+            rules.shardings(state, self.mesh),
         )
+        batch_size = self.config.train.batch_size
+        rows = distributed.local_rows(self.mesh, batch_size)
         batches = pipeline.train_batches(
             self.train_split,
-            batch_size=self.config.train.batch_size,
+            batch_size=batch_size,
             seed=self.config.seed,
             first_step=first_step,
+            rows=rows,
         )
-        self.pace = Pace(self.config.train.batch_size)
+        self.pace = Pace(batch_size)
         self.skipped = int(state.skipped)
         unread = collections.deque()
         with contextlib.closing(batches):
             for step in range(first_step + 1, self.total_steps + 1):
-                if stop.signal:
+                if self.stop.agreed:
                     break
-                batch = jax.device_put(next(batches), rules.batch_sharding(self.mesh))
-                state, report = train_step(state, batch)
+                batch = distributed.put_rows(next(batches), self.mesh, batch_size, rows)
+                state, report = train_step(state, batch, self.stop.over(self.mesh))
                 unread.append((step, report))
                 if self.is_pause(step):
                     self.read_all(unread, state)
@@ -199,6 +190,7 @@ class Run:
         """Takes note of a step: its metrics if they are due, and whether it was skipped."""
         report = jax.device_get(report)
         self.pace.step()
+        self.stop.hear(report['signal'])
         if report['skipped'] > self.skipped:
             self.skipped = int(report['skipped'])
             self.progress.say(
@@ -269,7 +261,9 @@ class Run:
         how = {**self.how_to_sample}
         how['num_samples'] = min(how['num_samples'], GRID_SAMPLES)
         batches = generate(self.model, state.sampling_params, self.mesh, **how)
-        images = imagefiles.to_uint8(np.concatenate(list(batches)))
+        images = np.concatenate([imagefiles.to_uint8(batch) for batch in batches])
+        if not distributed.is_main():
+            return
         grid = imagefiles.image_grid(images)
         imagefiles.write_png(self.workdir / 'samples' / f'step_{step:07d}.png', grid)
         self.writer.image(step, 'samples', grid)
@@ -277,15 +271,15 @@ class Run:
     def save(self, step, state: states.TrainState, metrics=None):
         self.checkpoints.save(step, state.to_items(), metrics)
 
-    def say_goodbye(self, step, stop: Stop) -> int:
+    def say_goodbye(self, step) -> int:
         where = self.checkpoints.folder / str(step)
-        if stop.signal and step < self.total_steps:
-            print(
-                f'Stopped by {stop.signal.name} at step {step}. It is saved in {where}; '
+        if self.stop.agreed and step < self.total_steps:
+            say(
+                f'Stopped by {self.stop.agreed.name} at step {step}. It is saved in {where}; '
                 'the same command goes on from there.'
             )
-            return 128 + stop.signal
-        print(
+            return 128 + self.stop.agreed
+        say(
             f'Trained to step {step}, saved in {where}. The best checkpoint by the test split is '
             f'that of step {self.checkpoints.best_step()}. Samples are in '
             f'{self.workdir / "samples"}.'
@@ -293,60 +287,7 @@ class Run:
         return 0
 
 
-def jit_train_step(config, model, optimizer, noise, mesh, shardings):
-    """The step (state, batch) -> (state, report) of a config, for states laid out as `shardings`.
-
-    The state that goes in is used up: its memory becomes that of the new one.
-    """
-    train_step = states.make_train_step(
-        model,
-        optimizer,
-        noise,
-        seed=config.seed,
-        drop_label=config.train.drop_label,
-        random_flip=config.data.random_flip,
-        ema_decay=config.train.ema_decay,
-        window_steps=config.train.log_every,
-    )
-    return jax.jit(
-        train_step,
-        in_shardings=(shardings, rules.batch_sharding(mesh)),
-        out_shardings=(shardings, rules.replicated(mesh)),
-        donate_argnums=0,
-    )
-
-
-def check_keys(config):
-    """Raises InputError for values under which a run makes no sense."""
-    train, optimizer = config.train, config.optimizer
-    experiment.check_at_least_one(
-        config, 'train', 'batch_size', 'log_every', 'evaluate_every', 'sample_every',
-        'checkpoint_every', 'evaluate_draws', 'keep_checkpoints', 'max_skipped_in_a_row',
-    )  # fmt: skip
-    experiment.check_at_least_one(config, 'evaluate', 'batch_size')
-    if not 0 < train.num_epochs < math.inf:
-        raise InputError(f'train.num_epochs must be a number above 0; got {train.num_epochs}.')
-    for key in ('drop_label', 'ema_decay'):
-        if not 0 <= train[key] < 1:
-            raise InputError(f'train.{key} must lie in [0, 1); got {train[key]}.')
-    for key in ('b1', 'b2'):
-        if not 0 <= optimizer[key] < 1:
-            raise InputError(f'optimizer.{key} must lie in [0, 1); got {optimizer[key]}.')
-    for key in ('peak_learning_rate', 'final_learning_rate', 'weight_decay', 'clip_norm'):
-        if not optimizer[key] >= 0:
-            raise InputError(f'optimizer.{key} must be at least 0; got {optimizer[key]}.')
-
-
-def check_batch_size(batch_size, num_images, mesh):
-    """Raises InputError unless the split fills a batch and the devices can share one evenly."""
-    if batch_size > num_images:
-        raise InputError(
-            f'train.batch_size {batch_size} is larger than the training split of {num_images} '
-            f'images; choose at most {num_images}.'
-        )
-    shares = mesh.shape['data'] * mesh.shape['fsdp']
-    if batch_size % shares:
-        raise InputError(
-            f'train.batch_size {batch_size} cannot be shared evenly by the {shares} devices of '
-            f'mesh.data and mesh.fsdp; choose a multiple of {shares}.'
-        )
+def say(text: str) -> None:
+    """Prints a line, of the main process."""
+    if distributed.is_main():
+        print(text)

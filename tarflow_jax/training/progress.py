@@ -35,6 +35,7 @@ class Progress:
       first_step: the step from which a resumed run goes on.
       stream: where to show it; by default what sys.stdout is now.
       clock: seconds that only ever grow.
+      enabled: False shows nothing, for all processes but the main one.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class Progress:
         first_step: int = 0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        enabled: bool = True,
     ) -> None:
         stream = sys.stdout if stream is None else stream
         self._status = _Status(total_steps, first_step, clock)
         display = _Bar if _is_terminal(stream) else _Lines
-        self._display: _Bar | _Lines = display(self._status, stream)
+        self._display: _Bar | _Lines | _Nothing
+        self._display = display(self._status, stream) if enabled else _Nothing()
 
     def __enter__(self) -> Self:
         self._display.start()
@@ -164,6 +167,22 @@ class _Status:
 def _format_rate(images_per_second: float) -> str:
     digits = ',.0f' if images_per_second >= 100 else '.3g'
     return f'{images_per_second:{digits}} images/s'
+
+
+class _Nothing:
+    """What the other processes show."""
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def updated(self) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
 
 
 class _Lines:

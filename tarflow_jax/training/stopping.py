@@ -1,15 +1,42 @@
 """What the outside world does to a run: signals that stop it, and the time it takes."""
 
+import functools
 import signal
 import time
 
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
 
 class Stop:
-    """Remembers the first SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once."""
+    """Remembers the first SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once.
+
+    Of several processes each hands what it has received (`over`) to every step and hears of the
+    step's report what any of them has (`hear`), so that all stop after the same step.
+
+    Attributes:
+      signal: what this process has received.
+    """
 
     def __init__(self):
         self.signal: signal.Signals | None = None
+        self._heard: signal.Signals | None = None
         self._before = {}
+
+    @property
+    def agreed(self) -> signal.Signals | None:
+        """The signal that stops the run, the same in every process."""
+        return self.signal if jax.process_count() == 1 else self._heard
+
+    def over(self, mesh: Mesh) -> jax.Array:
+        """The number of the signal received, 0 for none: int32 [mesh.size], laid over `mesh`."""
+        return _number_over(mesh, self.signal or 0)
+
+    def hear(self, number) -> None:
+        """Takes note of the largest number over all devices that a step reports."""
+        if number and self._heard is None:
+            self._heard = signal.Signals(int(number))
 
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -24,6 +51,17 @@ class Stop:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+
+
+def sharding(mesh: Mesh) -> NamedSharding:
+    """Of an array with one element for each device."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+@functools.lru_cache(maxsize=4)
+def _number_over(mesh: Mesh, number: int) -> jax.Array:
+    element = np.array([number], np.int32)
+    return jax.make_array_from_callback((mesh.size,), sharding(mesh), lambda _: element)
 
 
 class Pace:

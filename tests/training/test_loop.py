@@ -171,7 +171,7 @@ REFUSED = {
     ('model__num_classes', 9): ['digits has 10 classes, the model only 9'],
     ('model__num_classes', -1): ['model.num_classes must be at least 0 (for none); got -1'],
     ('model__num_blocks', 0): ['num_blocks must be at least 1; got 0'],
-    ('model__dtype', 'float16'): ["'float32' or 'bfloat16'; got 'float16'"],
+    ('model__dtype', 'float16'): ["dtype must be one of float32, bfloat16; got 'float16'"],
     # Data.
     ('data__train_split', 'trian'): ["no split 'trian'; it has test, train"],
     ('data__test_split', 'validation'): ["no split 'validation'; it has test, train"],

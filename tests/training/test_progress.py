@@ -283,3 +283,12 @@ def test_an_evaluation_is_one_line():
     assert format_evaluation(500, values) == (
         'step 500  test 0.1230 nats/dim  3.4500 bits/dim  train class accuracy 0.9700'
     )
+
+
+def test_the_other_processes_show_nothing():
+    stream = io.StringIO()
+    with Progress(100, stream=stream, enabled=False) as progress:
+        progress.say('a line')
+        progress.update(100, {'loss': 0.5})
+        progress.evaluation(100, {'test/nats_per_dim': 0.1})
+    assert stream.getvalue() == ''

@@ -1,0 +1,140 @@
+"""Two processes, as on two hosts, train, sample and score what one does, and end together."""
+
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from runs import arrays_in, assert_same_run, files_in, metrics_in, steps_in
+
+import tarflow_jax
+from tarflow_jax.files import workdir_lock
+
+SECOND_SAVE = ('os.mkdir', '/checkpoints', 2)  # of step 8: every process makes sure of the folder
+SHARED = ('--config.mesh.data=1', '--config.mesh.fsdp=2')
+
+
+@pytest.fixture(scope='module')
+def one(runs, tmp_path_factory):
+    """The workdir of one process with two devices, and what it printed; only to be read."""
+    workdir = tmp_path_factory.mktemp('one')
+    return workdir, runs.run(workdir, devices=2)
+
+
+@pytest.fixture(scope='module')
+def two(runs, tmp_path_factory):
+    """The workdir of two processes with one device each, and what they printed."""
+    workdir = tmp_path_factory.mktemp('two')
+    return workdir, runs.run_two(workdir)
+
+
+def test_two_train_as_one(runs, one, two):
+    workdir, (main, second) = two
+    assert_same_run(runs, workdir, one[0])
+    assert [path.name for path in sorted(workdir.iterdir())] == [
+        path.name for path in sorted(one[0].iterdir())
+    ]
+    assert main.out.splitlines()[0] == one[1].out.splitlines()[0].replace(str(one[0]), str(workdir))
+    assert main.out.splitlines()[-1].startswith('Trained to step 24, saved in')
+    assert main.err == second.out == second.err == ''
+
+
+def test_what_two_saved_is_loaded_onto_one_device(runs, two):
+    _, params = tarflow_jax.load(two[0])
+    expected = arrays_in(runs, two[0], 24)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    for path, leaf in leaves:
+        assert leaf.devices() == {jax.devices()[0]}
+        name = f"['ema_params']{jax.tree_util.keystr(path)}"
+        np.testing.assert_array_equal(leaf, expected[name])
+
+
+def test_a_signal_to_the_second_stops_both_and_one_goes_on(runs, one, tmp_path):
+    main, second = runs.run_two(tmp_path, status=143, at=(*SECOND_SAVE, signal.SIGTERM))
+    said = f'Stopped by SIGTERM at step 10. It is saved in {tmp_path}/checkpoints/10; '
+    assert main.out.splitlines()[-1].startswith(said)
+    assert main.err == second.out == second.err == ''
+    assert steps_in(tmp_path) == [4, 8, 10]
+    runs.run(tmp_path, devices=2)
+    assert_same_run(runs, tmp_path, one[0])
+
+
+def test_one_is_stopped_and_two_go_on(runs, one, tmp_path):
+    runs.run(tmp_path, status=143, devices=2, at=('open', 'metrics.jsonl', 2, signal.SIGTERM))
+    assert steps_in(tmp_path) == [4, 6]
+    main, _ = runs.run_two(tmp_path)
+    assert 'going on from the checkpoint of step 6' in main.out
+    assert_same_run(runs, tmp_path, one[0])
+
+
+@pytest.fixture(scope='module')
+def stopped(runs, tmp_path_factory):
+    """The workdir of two processes that shared the parameters until Ctrl-C in the second."""
+    workdir = tmp_path_factory.mktemp('stopped')
+    main, _ = runs.run_two(workdir, *SHARED, status=130, at=(*SECOND_SAVE, signal.SIGINT))
+    assert main.out.splitlines()[-1].startswith('Stopped by SIGINT at step 10.')
+    assert steps_in(workdir) == [4, 8, 10]
+    return workdir
+
+
+def test_what_two_shared_is_gone_on_with_by_one_device(runs, whole, stopped, tmp_path):
+    workdir = shutil.copytree(stopped, tmp_path / 'run')
+    _, params = tarflow_jax.load(workdir)
+    assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(params))
+    runs.run(workdir)
+    arrays, expected = (arrays_in(runs, folder, 24) for folder in (workdir, whole[0]))
+    for name, array in arrays.items():
+        np.testing.assert_allclose(array, expected[name], atol=1e-5, err_msg=name)
+    for line, of_one in zip(metrics_in(workdir), metrics_in(whole[0]), strict=True):
+        assert line == pytest.approx(of_one, abs=1e-5)
+
+
+def test_damage_that_only_the_second_sees_is_damage_for_both(runs, stopped, tmp_path):
+    workdir = shutil.copytree(stopped, tmp_path / 'run')
+    for path in (workdir / 'checkpoints' / '10' / 'params' / 'ocdbt.process_1' / 'd').iterdir():
+        os.truncate(path, 0)
+    main, second = runs.run_two(workdir, *SHARED, '--config.train.num_epochs=0.5')
+    damaged = [line for line in main.err.splitlines() if 'is damaged' in line]
+    assert len(damaged) == 1, main.err
+    assert f'{workdir}/checkpoints/10 is damaged (says another process)' in damaged[0]
+    assert 'going on from the checkpoint of step 8' in main.out
+    assert second.err == ''
+    assert steps_in(workdir) == [4, 8, 12]
+    assert (workdir / 'checkpoints' / '10.damaged').exists()
+
+
+def test_two_sample_and_score_as_one(runs, one, tmp_path):
+    flags = (
+        *(f'--checkpoint={one[0]}', '--config.sample.num_samples=19'),
+        *('--config.sample.denoise=true', '--config.sample.guidance=1'),
+    )
+    for mode in 'sample', 'evaluate':
+        runs.run(tmp_path / 'one', f'--mode={mode}', *flags, devices=2)
+        main, second = runs.run_two(tmp_path / 'two', f'--mode={mode}', *flags)
+        assert main.out
+        assert main.err == second.out == second.err == ''
+    contents = [
+        {path: content for path, (content, _) in files_in(tmp_path / name).items()}
+        for name in ('one', 'two')
+    ]
+    assert {str(path) for path in contents[0]} == {
+        *('evaluation.json', 'samples/samples.npz', 'samples/samples.png')
+    }
+    assert contents[0] == contents[1]
+
+
+def test_where_one_is_refused_both_end(runs, tmp_path):
+    with workdir_lock(tmp_path):
+        main, second = runs.run_two(tmp_path, status=2)
+    assert main.err.startswith(f'error: workdir {tmp_path} is in use by process ')
+    assert second.err == main.err.replace('error: ', 'error: process 0 failed: ')
+
+
+def test_where_one_fails_both_end(runs, tmp_path):
+    """The first cannot write its samples, while the second waits for it in the next step."""
+    (tmp_path / 'samples').touch()
+    main, second = runs.run_two(tmp_path, '--config.train.sample_every=2', status=1)
+    assert main.err.startswith(f'error: writing in {tmp_path} failed: ')
+    assert f'error: process 0 failed: writing in {tmp_path} failed: ' in second.err
