@@ -1,0 +1,221 @@
+"""What a training would be on given hardware: memory, time, chip-hours, without the hardware."""
+
+import functools
+import math
+from pathlib import Path
+
+import jax
+
+from tarflow_jax import experiment
+from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.files import write_json
+from tarflow_jax.parallel.mesh import batch_shares, make_mesh
+from tarflow_jax.planning import flops, programs, report, roofline, topologies
+from tarflow_jax.planning.search import largest_batch
+
+PLAN_FILE = 'plan.json'
+SAMPLES = 50_000  # of one FID
+MOST_IMAGES = 512  # a device, in the search for the largest batch
+
+
+def plan(config, workdir, names: str, *, search_batch: bool = True) -> int:
+    """Compiles a config's train step and sampler for hardware, and writes what that foretells.
+
+    Args:
+      config: see `configs/base.py`.
+      workdir: gets plan.json, a list with an object for each topology, written after each.
+      names: of topologies, separated by commas, see `topologies`.
+      search_batch: whether to search for the largest batch that fits; takes a few compilations.
+
+    Returns:
+      The exit status 0.
+
+    Raises:
+      InputError: no such hardware, no compiler for it, or a config that makes no sense on it.
+      RunError: it does not fit somewhere; all of the plan is written.
+    """
+    topologies.use_cpu()
+    experiment.check_keys(config)
+    found = [topologies.describe(name) for name in topologies.split(names)]
+    plans = []
+    for topology in found:
+        plans.append(plan_topology(config, topology, search_batch))
+        write_json(Path(workdir) / PLAN_FILE, plans)
+        print(report.table(plans[-1]), flush=True)
+    print(f'{Path(workdir) / PLAN_FILE}')
+    misfits = [report.why_not(entry) for entry in plans if not entry['fits']]
+    if misfits:
+        raise RunError(' '.join(misfits))
+    return 0
+
+
+def plan_topology(config, topology: topologies.Topology, search_batch: bool) -> dict:
+    """One object of plan.json."""
+    model = experiment.make_model(config, topology.platform)
+    experiment.how_to_sample(config, model)
+    mesh = make_mesh(**config.mesh, devices=topology.devices)
+    shares, batch = batch_shares(mesh), config.train.batch_size
+    unit = shares * config.train.get('microbatches', 1)
+    if batch % unit:
+        raise InputError(
+            f'train.batch_size {batch} cannot be shared evenly on {topology.name}: choose a '
+            f'multiple of {unit} (mesh.data x mesh.fsdp x train.microbatches).'
+        )
+
+    @functools.cache
+    def compile_batch(size: int) -> programs.Program:
+        return programs.compile_program(
+            lambda: programs.lower_train_step(config, model, mesh, size), topology.chip.hbm_bytes
+        )
+
+    first = compile_batch(batch)
+    train, seconds = _train(config, model, mesh, topology, first)
+    sampler = _sampler(config, model, mesh, topology)
+    largest = _largest(compile_batch, first, batch, unit, shares, topology) if search_batch else {}
+    return {
+        'topology': topology.name,
+        'devices': mesh.size,
+        'chips': topology.num_chips,
+        'slices': topology.num_slices,
+        'chip': _chip(topology),
+        'mesh': dict(mesh.shape),
+        'model': {key: getattr(model, key) for key in ('dtype', 'attention', 'remat')},
+        'microbatches': config.train.get('microbatches', 1),
+        'global_batch': batch,
+        'batch_per_device': batch / shares,
+        'fits': first.fits and sampler['fits'],
+        **train,
+        **largest,
+        **_training(config, topology, seconds),
+        'sampler': sampler,
+        'compile_seconds': first.compile_seconds + sampler['compile_seconds'],
+    }
+
+
+def _chip(topology) -> dict:
+    chip = topology.chip
+    return {
+        'name': chip.name,
+        'peak_flops_bf16': None if chip.is_measured else chip.peak_flops,
+        'peak_flops_float32': chip.peak_flops if chip.is_measured else chip.peak_flops / 6,
+        'hbm_bandwidth': chip.hbm_bandwidth,
+        'link_bandwidth_one_way': chip.link_bandwidth,
+        'dcn_bandwidth': chip.dcn_bandwidth,
+        'devices_per_chip': chip.devices_per_chip,
+        'source': chip.source,
+    }
+
+
+def _train(config, model, mesh, topology, program: programs.Program) -> tuple[dict, float | None]:
+    """What a plan says of the train step, and the seconds of one."""
+    batch = config.train.batch_size
+    _, state = programs.abstract_state(config, model, mesh)
+    state_bytes = sum(roofline.bytes_on_a_device(x) for x in jax.tree.leaves(state))
+    step_flops = batch * flops.train_flops(model)
+    known = {
+        'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
+        'state_bytes_per_device': state_bytes,
+        'peak_hbm_bytes_per_device': program.peak_bytes,
+        'hbm_bytes_per_device': topology.chip.hbm_bytes,
+        'message': program.message.partition('\n\n')[0] or None,
+        'flops_per_step': step_flops,
+        'causal_flops_per_step': batch * flops.train_flops(model, causal=True),
+        'trace_seconds': program.trace_seconds,
+        'train_step_compile_seconds': program.compile_seconds,
+    }
+    if not program.module:
+        return {**known, **dict.fromkeys(_ESTIMATES)}, None
+    found = roofline.estimate(program.module, mesh, topology)
+    peak = roofline.peak_in_precision(model, topology)
+    per_device = step_flops / mesh.size
+    estimates = (
+        found.costs.flops,
+        found.costs.hbm_bytes,
+        found.terms,
+        found.seconds,
+        found.seconds_without_overlap,
+        per_device / peak / found.seconds,
+        known['causal_flops_per_step'] / mesh.size / peak / found.seconds,
+        per_device / topology.chip.peak_flops / found.seconds,
+        peak,
+        found.costs.cycles / topology.chip.clock if topology.chip.clock else None,
+        found.bound_by,
+        roofline.advise(found, config, model, state, mesh),
+        found.collectives,
+        found.loops_of_unknown_length,
+    )
+    return {**known, **dict(zip(_ESTIMATES, estimates, strict=True))}, found.seconds
+
+
+_ESTIMATES = (
+    'executed_flops_per_device',
+    'hbm_traffic_bytes_per_device',
+    'roofline_terms_seconds',
+    'roofline_step_seconds',
+    'step_seconds_without_overlap',
+    'roofline_mfu',
+    'roofline_mfu_causal',
+    'roofline_mfu_of_bf16_peak',
+    'peak_flops_per_device',
+    'compiler_step_seconds',
+    'bound_by',
+    'advice',
+    'collectives',
+    'loops_of_unknown_length',
+)
+
+
+def _largest(compile_batch, first, batch, unit, shares, topology) -> dict:
+    ceiling = max(MOST_IMAGES * shares // unit, batch // unit) * unit
+    fits, fits_not = largest_batch(
+        compile_batch, first, batch, unit, topology.chip.hbm_bytes, ceiling
+    )
+    return {
+        'largest_batch_per_device': fits / shares,
+        'largest_global_batch': fits,
+        'smallest_global_batch_too_large': fits_not or None,
+    }
+
+
+def _training(config, topology, step_seconds: float | None) -> dict:
+    """Of the config's whole training, at the roofline's speed; the data set may not be here."""
+    images = config.data.get('num_images', 0)
+    steps = math.ceil(config.train.num_epochs * images / config.train.batch_size) or None
+    days = steps * step_seconds / 86_400 if steps and step_seconds else None
+    return {
+        'total_steps': steps,
+        'days': days,
+        'chip_hours': days and days * 24 * topology.num_chips,
+    }
+
+
+def _sampler(config, model, mesh, topology) -> dict:
+    """What a plan says of the sampler and the score step after it."""
+    size = programs.sample_batch_size(config, mesh)
+    lowered = programs.lower_sampler(config, model, mesh)
+    names = ('sampler', 'denoise')
+    parts = {
+        name: programs.compile_program(lambda part=part: part, topology.chip.hbm_bytes)
+        for name, part in zip(names, lowered, strict=True)
+        if part is not None
+    }
+    found = {
+        name: roofline.estimate(part.module, mesh, topology)
+        for name, part in parts.items()
+        if part.module
+    }
+    complete = len(found) == len(parts)
+    seconds = sum(part.seconds for part in found.values()) if complete else None
+    peaks = [part.peak_bytes for part in parts.values() if part.peak_bytes is not None]
+    return {
+        'batch_size': size,
+        'guidance': config.sample.guidance,
+        'fits': all(part.fits for part in parts.values()),
+        'peak_hbm_bytes_per_device': max(peaks) if len(peaks) == len(parts) else None,
+        'message': next((p.message for p in parts.values() if p.message), None),
+        'roofline_batch_seconds': seconds,
+        'roofline_seconds_of_50000': seconds and math.ceil(SAMPLES / size) * seconds,
+        'bound_by': found['sampler'].bound_by if 'sampler' in found else None,
+        'roofline_terms_seconds': {name: part.terms for name, part in found.items()},
+        'compile_seconds': sum(part.compile_seconds for part in parts.values()),
+    }

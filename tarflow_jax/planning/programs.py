@@ -1,0 +1,176 @@
+"""The programs of a config, compiled for shapes alone: nothing is computed, no array is made."""
+
+import dataclasses
+import functools
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+
+from tarflow_jax import experiment
+from tarflow_jax.flow import TarFlow
+from tarflow_jax.parallel import rules
+from tarflow_jax.parallel.mesh import batch_shares
+from tarflow_jax.planning import hlo
+from tarflow_jax.sampling.denoise import _denoise
+from tarflow_jax.sampling.guidance import Guidance
+from tarflow_jax.sampling.sequential import _sample
+from tarflow_jax.training import loop, stopping
+from tarflow_jax.training import state as states
+from tarflow_jax.training.objective import Noise
+from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
+
+_SCHEDULE_KEYS = ('peak_learning_rate', 'final_learning_rate', 'warmup_steps')
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What compiling told.
+
+    Attributes:
+      fits: whether a device's memory is large enough.
+      peak_bytes: of memory a device at once: arguments, results, temporaries, code. None if the
+        compiler gave up without a number.
+      argument_bytes: of memory a device for what goes in, such as the state.
+      trace_seconds: from Python to a module.
+      compile_seconds: from that to code for the device.
+      module: what was compiled; None if it does not fit.
+      message: the compiler's, if it does not fit.
+    """
+
+    fits: bool
+    peak_bytes: float | None
+    argument_bytes: float | None
+    trace_seconds: float
+    compile_seconds: float
+    module: hlo.Module | None = None
+    message: str = ''
+
+
+def abstract_state(config, model: TarFlow, mesh):
+    """Optimizer of a config, and the shapes and places of the state that it trains."""
+    keys = config.optimizer
+    schedule = learning_rate_schedule(
+        peak=keys.peak_learning_rate,
+        floor=keys.final_learning_rate,
+        warmup_steps=keys.warmup_steps,
+        total_steps=keys.warmup_steps + 1,  # how many there are changes no shape
+    )
+    rest = {key: value for key, value in keys.items() if key not in _SCHEDULE_KEYS}
+    optimizer = make_optimizer(schedule, **rest)
+    init = functools.partial(
+        states.init_state, model=model, optimizer=optimizer, ema=experiment.has_ema(config)
+    )
+    return optimizer, place(jax.eval_shape(init, jax.random.key(0)), mesh)
+
+
+def place(shapes, mesh):
+    """Shapes of parameters or of a state with the places that the rules give them."""
+
+    def put(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(put, shapes, rules.shardings(shapes, mesh))
+
+
+def lower_train_step(config, model: TarFlow, mesh, batch_size: int):
+    """The train step, traced; `batch_size` images a step over all devices of the mesh."""
+    optimizer, state = abstract_state(config, model, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    noise = Noise(config.noise.type, config.noise.std, num_levels=256)
+    train_step = loop.jit_train_step(config, model, optimizer, noise, mesh, shardings)
+    over_batch = rules.batch_sharding(mesh)
+    batch = {
+        'image': _array((batch_size, *model.image_shape), jnp.uint8, over_batch),
+        'label': _array((batch_size,), jnp.int32, over_batch),
+    }
+    signals = _array((mesh.size,), jnp.int32, stopping.sharding(mesh))
+    with rules.on(mesh):
+        return train_step.lower(state, batch, signals)
+
+
+def sample_batch_size(config, mesh) -> int:
+    """Samples at a time: those of the config, rounded up to what the devices can share."""
+    shares = batch_shares(mesh)
+    return -(-min(config.sample.batch_size, config.sample.num_samples) // shares) * shares
+
+
+def lower_sampler(config, model: TarFlow, mesh):
+    """The sampler, traced; and the score step that removes noise, None if the config has none."""
+    how = experiment.how_to_sample(config, model)
+    guidance = Guidance.checked(
+        how['guidance'],
+        how['guide'],
+        how['anneal_guidance'],
+        how['attention_temperature'],
+        num_classes=model.num_classes,
+    )
+    params = place(jax.eval_shape(model.init_params, jax.random.key(0)), mesh)
+    size = sample_batch_size(config, mesh)
+    over_batch = rules.batch_sharding(mesh)
+    images = _array((size, *model.image_shape), jnp.float32, over_batch)
+    labels = _array((size,), jnp.int32, over_batch)
+    std = how['denoise_std']
+    with rules.on(mesh):
+        sampler = _sample.lower(
+            model, params, images, labels, guidance, float(how['prior_temperature'])
+        )
+        if not std:
+            return sampler, None
+        return sampler, _denoise.lower(model, params, images, labels, float(std), 'standard')
+
+
+def _array(shape, dtype, sharding):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def compile_program(lower, hbm_bytes: float) -> Program:
+    """Traces and compiles what `lower()` returns.
+
+    Args:
+      lower: makes a `jax.stages.Lowered`.
+      hbm_bytes: memory of a device.
+
+    Returns:
+      The program; with fits=False where the compiler runs out of memory, or needs more of it than
+      there is.
+    """
+    start = time.perf_counter()
+    lowered = lower()
+    traced = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        seconds = time.perf_counter() - traced
+        return Program(
+            False, needed_bytes(str(error)), None, traced - start, seconds, None, str(error)
+        )
+    seconds = time.perf_counter() - traced
+    memory = compiled.memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    return Program(
+        fits=peak <= hbm_bytes,
+        peak_bytes=peak,
+        argument_bytes=memory.argument_size_in_bytes,
+        trace_seconds=traced - start,
+        compile_seconds=seconds,
+        module=hlo.parse(compiled.as_text()),
+    )
+
+
+def needed_bytes(message: str) -> float | None:
+    """Bytes a device that a program would take, from the compiler's out-of-memory error."""
+    number = r'([\d.]+)([KMGT]?)'
+    used = re.search(rf'Used {number} of {number} hbm', message)
+    used = used or re.search(rf'\({number}\) exceeds available HBM', message)
+    return float(used[1]) * _UNITS[used[2]] if used else None

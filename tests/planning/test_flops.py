@@ -1,0 +1,50 @@
+"""Model FLOPs by formula."""
+
+import jax
+import numpy as np
+import pytest
+
+from tarflow_jax.flow import TarFlow
+from tarflow_jax.planning import flops, hlo
+from tarflow_jax.planning.costs import count
+
+
+# Sizes of the published models, and what their forward pass takes an image in TFLOP, counted by
+# hand: all pairs of tokens, and those alone that a causal model needs.
+@pytest.mark.parametrize(
+    ('image', 'patch', 'width', 'expected', 'causal'),
+    [
+        ((64, 64, 3), 2, 768, 1.13, 1.03),
+        ((64, 64, 3), 2, 1024, 1.92, 1.79),
+        ((64, 64, 3), 4, 1024, 0.43, 0.42),
+        ((128, 128, 3), 4, 1024, 1.93, 1.79),
+        ((256, 256, 3), 8, 768, 1.14, 1.04),
+    ],
+)
+def test_published_sizes(image, patch, width, expected, causal):
+    model = TarFlow(image, patch, width, num_blocks=8, layers_per_block=8)
+    assert flops.forward_flops(model) / 1e12 == pytest.approx(expected, abs=0.006)
+    assert flops.forward_flops(model, causal=True) / 1e12 == pytest.approx(causal, abs=0.006)
+    assert flops.train_flops(model) == 3 * flops.forward_flops(model)
+
+
+@pytest.mark.parametrize('volume_preserving', [False, True])
+def test_equals_what_xla_counts(volume_preserving):
+    model = TarFlow(
+        (8, 8, 2), 2, 64, num_blocks=2, layers_per_block=3, head_dim=32, num_classes=5,
+        volume_preserving=volume_preserving, unroll=True,
+    )  # fmt: skip
+    params = jax.eval_shape(model.init_params, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((4, 8, 8, 2), np.float32)
+    labels = jax.ShapeDtypeStruct((4,), np.int32)
+
+    @jax.jit
+    def forward(params, images, labels):
+        return model.apply({'params': params}, images, labels)
+
+    compiled = forward.lower(params, images, labels).compile()
+    counted = count(hlo.parse(compiled.as_text()), flops.kernel_flops).flops
+    assert counted == 4 * flops.forward_flops(model)
+    # XLA's own count has the additions and multiplications of everything else in it.
+    whole = compiled.cost_analysis()['flops']
+    assert counted < whole < 1.3 * counted

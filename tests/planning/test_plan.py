@@ -1,0 +1,136 @@
+"""`--mode=plan` through the command line: real compilations for hardware that is not here."""
+
+import json
+
+import pytest
+
+V5E_HBM = 15.75 * 2**30
+NO_LIBTPU = """
+from importlib.machinery import PathFinder
+
+find_spec = PathFinder.find_spec
+
+
+def find_others(name, *arguments, **options):
+    return None if name == 'libtpu' else find_spec(name, *arguments, **options)
+
+
+PathFinder.find_spec = find_others
+"""
+
+
+@pytest.fixture(scope='module')
+def planned(runs, tmp_path_factory):
+    """What a plan for two topologies printed, and its objects."""
+    workdir = tmp_path_factory.mktemp('plan') / 'not' / 'there'
+    flags = ['--topology=v5e:2x2,cpu', '--config.sample.guidance=1', '--config.sample.denoise=true']
+    result = runs.run(workdir, '--mode=plan', *flags, '--nosearch_batch')
+    assert result.err == ''
+    assert [path.name for path in workdir.iterdir()] == ['plan.json']
+    return result.out, json.loads((workdir / 'plan.json').read_text())
+
+
+def test_every_topology_has_its_numbers(planned):
+    out, plans = planned
+    assert [plan['topology'] for plan in plans] == ['v5e:2x2', 'cpu']
+    assert [plan['devices'] for plan in plans] == [4, 1]
+    for plan in plans:
+        assert plan['global_batch'] == 64
+        assert plan['fits'] is True
+        assert plan['batch_per_device'] == 64 / plan['devices']
+        assert plan['flops_per_step'] > plan['causal_flops_per_step'] > 0
+        assert 0 < plan['state_bytes_per_device'] < plan['peak_hbm_bytes_per_device']
+        assert plan['peak_hbm_bytes_per_device'] < plan['hbm_bytes_per_device']
+        assert plan['roofline_step_seconds'] == max(plan['roofline_terms_seconds'].values()) > 0
+        assert plan['step_seconds_without_overlap'] >= plan['roofline_step_seconds']
+        assert 0 < plan['roofline_mfu'] < 1
+        assert plan['bound_by'] in plan['roofline_terms_seconds']
+        assert plan['advice']
+        assert plan['loops_of_unknown_length'] == 0
+        sampler = plan['sampler']
+        assert sampler['batch_size'] == 16
+        assert sampler['fits'] is True
+        assert set(sampler['roofline_terms_seconds']) == {'sampler', 'denoise'}
+        assert plan['compile_seconds'] > plan['train_step_compile_seconds'] > 0
+        assert f'{plan["topology"]}: {plan["devices"]} devices' in out
+
+
+def test_a_plan_for_tpus(planned):
+    plan = planned[1][0]
+    assert plan['mesh'] == {'data': 4, 'fsdp': 1, 'tensor': 1}
+    assert plan['hbm_bytes_per_device'] == V5E_HBM
+    assert plan['chip']['peak_flops_bf16'] == 197e12
+    assert plan['peak_flops_per_device'] == pytest.approx(197e12 / 6)  # it computes in float32
+    # All but the gradients by the one-hot labels, which nobody asks for.
+    executed = plan['executed_flops_per_device'] * plan['devices']
+    assert executed == pytest.approx(plan['flops_per_step'], rel=1e-2)
+    assert plan['compiler_step_seconds'] > 0
+    sums = [row for row in plan['collectives'] if row['kind'] == 'all-reduce']
+    assert {tuple(row['axes']) for row in sums} == {('data',)}
+    assert sum(row['bytes'] for row in sums) >= 4 * plan['parameters']  # of the gradients
+
+
+def test_a_plan_for_this_machine_is_measured(planned):
+    plan = planned[1][1]
+    assert plan['chip']['source'].startswith('measured: ')
+    assert plan['chip']['peak_flops_bf16'] is None
+    assert plan['collectives'] == []
+    assert plan['compiler_step_seconds'] is None
+
+
+def test_the_whole_training(runs, tmp_path):
+    config = runs.make_config()
+    if 'num_images' not in config.data:
+        pytest.skip('the config does not say how many images there are')
+    flags = ['--nosearch_batch', '--config.data.num_images=1000', '--config.train.num_epochs=128']
+    runs.run(tmp_path, '--mode=plan', '--topology=cpu', *flags)
+    (plan,) = json.loads((tmp_path / 'plan.json').read_text())
+    assert plan['total_steps'] == 2000
+    assert plan['days'] == pytest.approx(2000 * plan['roofline_step_seconds'] / 86_400)
+    assert plan['chip_hours'] == pytest.approx(24 * plan['days'])
+
+
+def test_what_does_not_fit_is_planned_and_told(runs, tmp_path):
+    flags = ['--topology=v5e:2x2', '--config.train.batch_size=16777216', '--nosearch_batch']
+    result = runs.run(tmp_path, '--mode=plan', *flags, status=1)
+    assert 'DOES NOT FIT' in result.out
+    assert result.err.startswith('error: The train step does not fit on v5e:2x2: it takes ')
+    assert 'Would help: a larger mesh.fsdp' in result.err
+    (plan,) = json.loads((tmp_path / 'plan.json').read_text())
+    assert plan['fits'] is False
+    assert plan['peak_hbm_bytes_per_device'] > V5E_HBM
+    assert plan['roofline_step_seconds'] is None
+    assert plan['sampler']['fits'] is True
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [
+        ('v9:2x2', "there is no topology 'v9:2x2'. A name is a chip, one of v4, v5e, v5p"),
+        ('v5e-16', "there is no topology 'v5e-16'"),
+        ('v5e:4', "'v5e:4' is no topology of v5e, whose chips form a torus of 2 dimensions"),
+        ('v5e:3x5', 'there is no topology v5e:3x5: INVALID_ARGUMENT'),
+        ('cpu,v5e', "there is no topology 'v5e'"),
+        (',', '--topology is empty'),
+    ],
+)
+def test_unknown_hardware_is_refused(runs, tmp_path, name, reason):
+    line = runs.refused(tmp_path / 'new', '--mode=plan', f'--topology={name}')
+    assert reason in line
+    assert 'v5e:4x4' in line  # what there is
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(runs, tmp_path):
+    flags = ['--topology=v5e:2x2', '--config.train.batch_size=66', '--nosearch_batch']
+    line = runs.refused(tmp_path, '--mode=plan', *flags)
+    assert 'train.batch_size 66 cannot be shared evenly on v5e:2x2: choose a multiple of 4' in line
+
+
+def test_a_missing_compiler_is_told(runs, tmp_path):
+    (tmp_path / 'sitecustomize.py').write_text(NO_LIBTPU)
+    flags = [f'--config={runs.config}', f'--workdir={tmp_path}/run', '--mode=plan']
+    process = runs.start_python(*flags, '--topology=v5e:2x2', PYTHONPATH=str(tmp_path))
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (2, '')
+    assert err.startswith('error: to plan for v5e:2x2 takes the compiler for TPUs, libtpu')
+    assert "pip install 'tarflow_jax[tpu]'" in err

@@ -1,0 +1,55 @@
+"""The search for the largest batch, with a memory that is known."""
+
+import pytest
+
+from tarflow_jax.planning.programs import Program
+from tarflow_jax.planning.search import MOST_COMPILATIONS, largest_batch
+
+HBM = 16e9
+
+
+def program(peak, tells_peak=True):
+    fits = peak <= HBM
+    return Program(fits, peak if fits or tells_peak else None, 2e9, 0.0, 0.0)
+
+
+@pytest.mark.parametrize('first', [64, 640, 6400])
+@pytest.mark.parametrize('tells_peak', [True, False])
+@pytest.mark.parametrize('bend', [0.0, 3.0])
+def test_finds_it_in_a_few_compilations(first, tells_peak, bend):
+    def peak(batch):
+        return 2.5e9 + 8e6 * batch + bend * batch**2
+
+    compiled = []
+
+    def compile_batch(batch):
+        compiled.append(batch)
+        return program(peak(batch), tells_peak)
+
+    fits, too_large = largest_batch(
+        compile_batch, program(peak(first), tells_peak), first, 64, HBM, 64_000
+    )
+    assert fits % 64 == 0
+    assert len(compiled) <= MOST_COMPILATIONS
+    assert peak(fits) <= HBM
+    if too_large:
+        assert peak(too_large) > HBM
+    best = next(batch for batch in range(6400, 0, -64) if peak(batch) <= HBM)
+    assert fits >= (0.9 if tells_peak or first < 6400 else 0.5) * best
+
+
+def test_nothing_fits():
+    assert (
+        largest_batch(lambda batch: program(20e9 + batch), program(20e9), 64, 64, HBM, 640)[0] == 0
+    )
+
+
+def test_nothing_above_the_ceiling_is_tried():
+    compiled = []
+
+    def compile_batch(batch):
+        compiled.append(batch)
+        return program(1e9)
+
+    assert largest_batch(compile_batch, program(1e9), 64, 64, HBM, 640) == (640, 0)
+    assert max(compiled) == 640
