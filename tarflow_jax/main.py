@@ -33,6 +33,7 @@ from tarflow_jax.evaluation import classify, likelihood
 from tarflow_jax.files import write_json
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.host_memory import keep_freed_memory
+from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.planning import plan as planning
 from tarflow_jax.sampling.generate import even_labels, generate
@@ -52,6 +53,9 @@ TOPOLOGY = flags.DEFINE_string(
 )
 SEARCH_BATCH = flags.DEFINE_bool(
     'search_batch', True, 'whether a plan finds the largest batch that fits, in a few compilations'
+)
+QUICK = flags.DEFINE_bool(
+    'quick', False, 'whether a plan compiles with little care: minutes become seconds'
 )
 DISTRIBUTED = flags.DEFINE_enum(
     'distributed', 'auto', distributed.MODES, 'whether this is one process of several'
@@ -76,7 +80,8 @@ def main(_) -> int:
     workdir = Path(address)
     experiment.check_seeds(config)
     if MODE.value == 'plan':
-        return planning.plan(config, workdir, TOPOLOGY.value, search_batch=SEARCH_BATCH.value)
+        how = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
+        return planning.plan(config, workdir, TOPOLOGY.value, **how)
     distributed.connect(
         DISTRIBUTED.value,
         COORDINATOR.value,
@@ -227,6 +232,7 @@ def _sentence(text: str) -> str:
 def run():
     """Runs `main` so that what a person can mend is told without a traceback."""
     keep_freed_memory()
+    quiet_without_tpu()
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
     try:

@@ -85,7 +85,8 @@ def _collective(kind, computation: Computation, instruction: Instruction, times)
 def first_group(attributes: str) -> tuple[int, ...]:
     """The first of a collective's groups of devices; the others look like it.
 
-    Read from {{0,1},{2,3}}, [2,2]<=[4], [2,2]<=[2,2]T(1,0) and mesh['a'=2,'b'=2] {'b'}.
+    Read from {{0,1},{2,3}}, [2,2]<=[4], [2,2]<=[2,2]T(1,0), mesh['a'=2,'b'=2] {'b'} and
+    mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}.
     """
     if listed := re.search(r'replica_groups=\{\{([\d,]*)\}', attributes):
         return tuple(int(i) for i in listed[1].split(','))
@@ -93,14 +94,23 @@ def first_group(attributes: str) -> tuple[int, ...]:
     if iota:
         shape, dims, order = (_integers(part) for part in iota.groups())
         devices = np.arange(math.prod(dims)).reshape(dims)
-        return tuple(devices.transpose(order or None).reshape(shape)[0].tolist())
-    mesh = re.search(r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?\[?([^)\]]*)[)\]]*)? ?'
-                     r'\{([^}]*)\}', attributes)  # fmt: skip
+        return tuple(devices.transpose(order or range(len(dims))).reshape(shape)[0].tolist())
+    mesh = re.search(
+        r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? *'
+        r'\{([^}]*)\}',
+        attributes,
+    )
     if mesh:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        devices = np.arange(math.prod(map(int, sizes.values())))
-        devices = devices.reshape([int(size) for size in sizes.values()])
-        taking_part = re.findall(r"'(\w+)'", mesh[3])
+        shape = [int(size) for size in sizes.values()]
+        dims, order = _integers(mesh[2]) or shape, _integers(mesh[3])
+        devices = (
+            np.arange(math.prod(dims))
+            .reshape(dims)
+            .transpose(order or range(len(dims)))
+            .reshape(shape)
+        )
+        taking_part = re.findall(r"'(\w+)'", mesh[4])
         index = tuple(slice(None) if axis in taking_part else 0 for axis in sizes)
         return tuple(devices[index].flatten().tolist())
     return ()

@@ -1,5 +1,6 @@
 """What a training would be on given hardware: memory, time, chip-hours, without the hardware."""
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -10,22 +11,26 @@ from tarflow_jax import experiment
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.files import write_json
 from tarflow_jax.parallel.mesh import batch_shares, make_mesh
-from tarflow_jax.planning import flops, programs, report, roofline, topologies
+from tarflow_jax.planning import flops, programs, report, roofline, topologies, traffic
 from tarflow_jax.planning.search import largest_batch
 
 PLAN_FILE = 'plan.json'
 SAMPLES = 50_000  # of one FID
+THOROUGHNESS = 0.08  # of memory that a thorough compilation may take beyond a quick one
 MOST_IMAGES = 512  # a device, in the search for the largest batch
 
 
-def plan(config, workdir, names: str, *, search_batch: bool = True) -> int:
+def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool = False) -> int:
     """Compiles a config's train step and sampler for hardware, and writes what that foretells.
 
     Args:
       config: see `configs/base.py`.
       workdir: gets plan.json, a list with an object for each topology, written after each.
       names: of topologies, separated by commas, see `topologies`.
-      search_batch: whether to search for the largest batch that fits; takes a few compilations.
+      search_batch: whether to search for the largest batch that fits; takes a few quick
+        compilations.
+      quick: whether all compilations are quick. What the compiled program moves through HBM, and
+        the compiler's own estimate of its time, are then not those of the program that would run.
 
     Returns:
       The exit status 0.
@@ -39,7 +44,7 @@ def plan(config, workdir, names: str, *, search_batch: bool = True) -> int:
     found = [topologies.describe(name) for name in topologies.split(names)]
     plans = []
     for topology in found:
-        plans.append(plan_topology(config, topology, search_batch))
+        plans.append(plan_topology(config, topology, search_batch, quick))
         write_json(Path(workdir) / PLAN_FILE, plans)
         print(report.table(plans[-1]), flush=True)
     print(f'{Path(workdir) / PLAN_FILE}')
@@ -49,29 +54,34 @@ def plan(config, workdir, names: str, *, search_batch: bool = True) -> int:
     return 0
 
 
-def plan_topology(config, topology: topologies.Topology, search_batch: bool) -> dict:
+def plan_topology(config, topology: topologies.Topology, search_batch: bool, quick: bool) -> dict:
     """One object of plan.json."""
     model = experiment.make_model(config, topology.platform)
     experiment.how_to_sample(config, model)
     mesh = make_mesh(**config.mesh, devices=topology.devices)
     shares, batch = batch_shares(mesh), config.train.batch_size
-    unit = shares * config.train.get('microbatches', 1)
+    unit = shares * config.train.microbatches
     if batch % unit:
         raise InputError(
             f'train.batch_size {batch} cannot be shared evenly on {topology.name}: choose a '
             f'multiple of {unit} (mesh.data x mesh.fsdp x train.microbatches).'
         )
 
-    @functools.cache
-    def compile_batch(size: int) -> programs.Program:
+    quick = quick and topology.platform == 'tpu'
+
+    def compile_batch(size: int, quick: bool) -> programs.Program:
         return programs.compile_program(
-            lambda: programs.lower_train_step(config, model, mesh, size), topology.chip.hbm_bytes
+            lambda: programs.lower_train_step(config, model, mesh, size),
+            topology.chip.hbm_bytes,
+            quick=quick,
         )
 
-    first = compile_batch(batch)
+    first = compile_batch(batch, quick)
     train, seconds = _train(config, model, mesh, topology, first)
     sampler = _sampler(config, model, mesh, topology)
-    largest = _largest(compile_batch, first, batch, unit, shares, topology) if search_batch else {}
+    largest = {}
+    if search_batch:
+        largest = _largest(compile_batch, first, quick, batch, unit, shares, topology)
     return {
         'topology': topology.name,
         'devices': mesh.size,
@@ -80,7 +90,7 @@ def plan_topology(config, topology: topologies.Topology, search_batch: bool) -> 
         'chip': _chip(topology),
         'mesh': dict(mesh.shape),
         'model': {key: getattr(model, key) for key in ('dtype', 'attention', 'remat')},
-        'microbatches': config.train.get('microbatches', 1),
+        'microbatches': config.train.microbatches,
         'global_batch': batch,
         'batch_per_device': batch / shares,
         'fits': first.fits and sampler['fits'],
@@ -88,6 +98,7 @@ def plan_topology(config, topology: topologies.Topology, search_batch: bool) -> 
         **largest,
         **_training(config, topology, seconds),
         'sampler': sampler,
+        'is_quick': quick,
         'compile_seconds': first.compile_seconds + sampler['compile_seconds'],
     }
 
@@ -110,7 +121,7 @@ def _train(config, model, mesh, topology, program: programs.Program) -> tuple[di
     """What a plan says of the train step, and the seconds of one."""
     batch = config.train.batch_size
     _, state = programs.abstract_state(config, model, mesh)
-    state_bytes = sum(roofline.bytes_on_a_device(x) for x in jax.tree.leaves(state))
+    state_bytes = sum(traffic.bytes_on_a_device(x) for x in jax.tree.leaves(state))
     step_flops = batch * flops.train_flops(model)
     known = {
         'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
@@ -125,17 +136,21 @@ def _train(config, model, mesh, topology, program: programs.Program) -> tuple[di
     }
     if not program.module:
         return {**known, **dict.fromkeys(_ESTIMATES)}, None
-    found = roofline.estimate(program.module, mesh, topology)
+    least = traffic.of_train_step(model, state, mesh, batch, config.train.microbatches)
+    found = roofline.estimate(program.module, mesh, topology, least)
     peak = roofline.peak_in_precision(model, topology)
     per_device = step_flops / mesh.size
     estimates = (
         found.costs.flops,
+        least,
         found.costs.hbm_bytes,
         found.terms,
         found.seconds,
         found.seconds_without_overlap,
+        found.seconds_as_compiled,
         per_device / peak / found.seconds,
         known['causal_flops_per_step'] / mesh.size / peak / found.seconds,
+        per_device / peak / found.seconds_as_compiled,
         per_device / topology.chip.peak_flops / found.seconds,
         peak,
         found.costs.cycles / topology.chip.clock if topology.chip.clock else None,
@@ -149,12 +164,15 @@ def _train(config, model, mesh, topology, program: programs.Program) -> tuple[di
 
 _ESTIMATES = (
     'executed_flops_per_device',
-    'hbm_traffic_bytes_per_device',
+    'least_hbm_traffic_bytes_per_device',
+    'compiled_hbm_traffic_bytes_per_device',
     'roofline_terms_seconds',
     'roofline_step_seconds',
     'step_seconds_without_overlap',
+    'step_seconds_with_compiled_traffic',
     'roofline_mfu',
     'roofline_mfu_causal',
+    'mfu_with_compiled_traffic',
     'roofline_mfu_of_bf16_peak',
     'peak_flops_per_device',
     'compiler_step_seconds',
@@ -165,21 +183,33 @@ _ESTIMATES = (
 )
 
 
-def _largest(compile_batch, first, batch, unit, shares, topology) -> dict:
+def _largest(compile_batch, first, is_quick, batch, unit, shares, topology) -> dict:
+    """By quick compilations, with what a thorough one was seen to take beyond them put aside."""
+    is_tpu = topology.platform == 'tpu'
+    hbm_bytes = topology.chip.hbm_bytes * (1 - (THOROUGHNESS if is_tpu else 0))
+
+    @functools.cache
+    def compile_quickly(size: int) -> programs.Program:
+        program = first if size == batch and is_quick else compile_batch(size, is_tpu)
+        too_large = program.fits and program.peak_bytes > hbm_bytes
+        return dataclasses.replace(program, fits=False) if too_large else program
+
     ceiling = max(MOST_IMAGES * shares // unit, batch // unit) * unit
     fits, fits_not = largest_batch(
-        compile_batch, first, batch, unit, topology.chip.hbm_bytes, ceiling
+        compile_quickly, compile_quickly(batch), batch, unit, hbm_bytes, ceiling
     )
+    if first.fits and fits < batch:
+        fits = batch  # within what was put aside
     return {
         'largest_batch_per_device': fits / shares,
         'largest_global_batch': fits,
-        'smallest_global_batch_too_large': fits_not or None,
+        'smallest_global_batch_too_large': fits_not if fits_not > fits else None,
     }
 
 
 def _training(config, topology, step_seconds: float | None) -> dict:
     """Of the config's whole training, at the roofline's speed; the data set may not be here."""
-    images = config.data.get('num_images', 0)
+    images = config.data.num_images
     steps = math.ceil(config.train.num_epochs * images / config.train.batch_size) or None
     days = steps * step_seconds / 86_400 if steps and step_seconds else None
     return {
@@ -195,12 +225,19 @@ def _sampler(config, model, mesh, topology) -> dict:
     lowered = programs.lower_sampler(config, model, mesh)
     names = ('sampler', 'denoise')
     parts = {
-        name: programs.compile_program(lambda part=part: part, topology.chip.hbm_bytes)
+        name: programs.compile_program(
+            lambda part=part: part, topology.chip.hbm_bytes, quick=topology.platform == 'tpu'
+        )
         for name, part in zip(names, lowered, strict=True)
         if part is not None
     }
+    is_guided = config.sample.guidance > 0
+    least = {
+        'sampler': traffic.of_sampler(model, mesh, size, guided=is_guided),
+        'denoise': traffic.of_gradient(model, mesh, size),
+    }
     found = {
-        name: roofline.estimate(part.module, mesh, topology)
+        name: roofline.estimate(part.module, mesh, topology, least[name])
         for name, part in parts.items()
         if part.module
     }

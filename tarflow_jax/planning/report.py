@@ -66,7 +66,16 @@ def _speed(plan: dict):
             f'{1e3 * plan["step_seconds_without_overlap"]:.4g} ms with none'
         ),
     )
-    if plan['compiler_step_seconds']:
+    if plan['compiler_step_seconds'] and not plan['is_quick']:
+        yield (
+            'as compiled',
+            (
+                f'{plan["compiled_hbm_traffic_bytes_per_device"] / 1e9:.3g} GB through HBM instead '
+                f'of {plan["least_hbm_traffic_bytes_per_device"] / 1e9:.3g} GB: at best '
+                f'{1e3 * plan["step_seconds_with_compiled_traffic"]:.4g} ms, utilisation '
+                f'{plan["mfu_with_compiled_traffic"]:.1%}'
+            ),
+        )
         yield (
             'compiler',
             (

@@ -1,18 +1,17 @@
-"""How fast a compiled program can run at best, and what keeps it from running faster.
+"""How fast a program can run at best, and what keeps it from running faster.
 
 Each term is the time of one resource used without a pause: products, HBM, links within a slice,
 the network between slices. A step takes their maximum if all overlap, their sum if none do.
+Products and messages are those of the compiled program; the bytes of HBM are those that must move,
+see `traffic`, since how many more a compiler moves is its own affair: `compiled_hbm_seconds`.
 """
 
 import collections
 import dataclasses
-import math
-
-import jax
 
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.parallel.mesh import batch_shares
-from tarflow_jax.planning import costs, flops, network
+from tarflow_jax.planning import costs, flops, network, traffic
 from tarflow_jax.planning.collectives import Collective, find
 from tarflow_jax.planning.hlo import Module
 from tarflow_jax.planning.topologies import Topology
@@ -25,12 +24,14 @@ class Roofline:
     Attributes:
       costs: of one device.
       terms: seconds of each resource.
+      compiled_hbm_seconds: of the bytes of HBM that the compiled program moves.
       collectives: by kind and axes of the mesh: how many, bytes, devices, seconds.
       loops_of_unknown_length: loops counted as if they ran once.
     """
 
     costs: costs.Costs
     terms: dict[str, float]
+    compiled_hbm_seconds: float
     collectives: list[dict]
     loops_of_unknown_length: int
 
@@ -38,6 +39,11 @@ class Roofline:
     def seconds(self) -> float:
         """With ideal overlap."""
         return max(self.terms.values())
+
+    @property
+    def seconds_as_compiled(self) -> float:
+        """With ideal overlap, and the bytes of HBM that the compiled program moves."""
+        return max(*self.terms.values(), self.compiled_hbm_seconds)
 
     @property
     def seconds_without_overlap(self) -> float:
@@ -48,8 +54,15 @@ class Roofline:
         return max(self.terms, key=self.terms.__getitem__)
 
 
-def estimate(module: Module, mesh, topology: Topology) -> Roofline:
-    """The terms of a compiled program on the devices of a mesh."""
+def estimate(module: Module, mesh, topology: Topology, least_hbm_bytes: float) -> Roofline:
+    """The terms of a compiled program on the devices of a mesh.
+
+    Args:
+      module: the program of one device.
+      mesh: the devices.
+      topology: what they are.
+      least_hbm_bytes: that the program must move on each.
+    """
     counted = costs.count(module, flops.kernel_flops)
     unknown = len(module.loops_of_unknown_length)
     summed = _sum_up(find(module), mesh, topology)
@@ -57,11 +70,11 @@ def estimate(module: Module, mesh, topology: Topology) -> Roofline:
     products = counted.flops if chip.is_measured else counted.pass_flops
     terms = {
         'compute': products / chip.peak_flops,
-        'hbm': counted.hbm_bytes / chip.hbm_bandwidth,
+        'hbm': least_hbm_bytes / chip.hbm_bandwidth,
         'interconnect': sum(row['interconnect_seconds'] for row in summed),
         'dcn': sum(row['dcn_seconds'] for row in summed),
     }
-    return Roofline(counted, terms, summed, unknown)
+    return Roofline(counted, terms, counted.hbm_bytes / chip.hbm_bandwidth, summed, unknown)
 
 
 def _sum_up(found: list[Collective], mesh, topology: Topology) -> list[dict]:
@@ -115,7 +128,7 @@ def advise(roofline: Roofline, config, model: TarFlow, state, mesh) -> str:
     if bound == 'compute':
         return _of_products(roofline, config, model, mesh)
     if bound == 'hbm':
-        return _of_hbm(roofline, model, state, mesh, more_work)
+        return _of_hbm(config, model, state, mesh, more_work)
     largest = max(
         roofline.collectives, key=lambda row: row['interconnect_seconds'] + row['dcn_seconds']
     )
@@ -139,9 +152,12 @@ def _of_products(roofline: Roofline, config, model: TarFlow, mesh) -> str:
     return 'The products hold it down: as good as it gets on these devices.'
 
 
-def _of_hbm(roofline: Roofline, model: TarFlow, state, mesh, more_work: str) -> str:
+def _of_hbm(config, model: TarFlow, state, mesh, more_work: str) -> str:
     """Apart from what activations take, which grows with the images, is there too little work?"""
-    fixed = traffic_of_state(state, mesh) / roofline.costs.hbm_bytes
+    batch, parts = config.train.batch_size, config.train.microbatches
+    fixed = traffic.of_state(state, mesh, parts) / traffic.of_train_step(
+        model, state, mesh, batch, parts
+    )
     helps = [more_work] if fixed > 1 / 3 else []
     if fixed > 1 / 3 and mesh.shape['fsdp'] < mesh.size:
         helps.append('a larger mesh.fsdp, which splits the state')
@@ -154,23 +170,6 @@ def _of_hbm(roofline: Roofline, model: TarFlow, state, mesh, more_work: str) -> 
         f'the images are ({"too little work a chip" if fixed > 1 / 3 else "activations more"}). '
         f'Would help: {"; ".join(helps) or "a narrower type, a chip with faster memory"}.'
     )
-
-
-def traffic_of_state(state, mesh) -> float:
-    """Bytes of HBM a device that a step moves whatever its batch is, roughly.
-
-    The state is read and written once; each parameter, whole but for the tensor axis, is written
-    and read in the type of the products (two bytes), read again by the backward pass, and its
-    gradient written, summed and read (six more).
-    """
-    own = sum(bytes_on_a_device(x) for x in jax.tree.leaves(state))
-    params = sum(x.size for x in jax.tree.leaves(state.params)) / mesh.shape['tensor']
-    return 2 * own + 12 * params
-
-
-def bytes_on_a_device(x) -> int:
-    """Of an array that is laid over a mesh."""
-    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def _other_layout(axes) -> str:

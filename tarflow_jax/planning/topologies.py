@@ -12,23 +12,14 @@ import jax
 from jax.experimental import topologies
 
 from tarflow_jax.errors import InputError
+from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.planning import probe
 from tarflow_jax.planning.chips import CHIPS, Chip
 
 CPU = 'cpu'
 EXAMPLES = 'cpu, v5e:4x4, v5e:8x8, v5e:16x16, v6e:8x8, v5p:4x4x4, v4:2x2x1, tpu7x:2x2x1, 2xv5e:8x8'
-INSTALL = "pip install 'tarflow_jax[tpu]'"
+INSTALL = "pip install -e '.[tpu]', in a clone of the repository"
 _NAME = re.compile(r'(?:(\d+)x)?(\w+):(\d+(?:x\d+)*)')
-
-# libtpu asks for the machine that it believes to be on, and tells at length that it is on none.
-_QUIET = {
-    'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-    'TPU_STDERR_LOG_LEVEL': '3',
-    'TPU_MIN_LOG_LEVEL': '3',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # another process may plan or test at the same time
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +122,7 @@ def _parse(name: str) -> tuple[int, str, tuple[int, ...]]:
 @contextlib.contextmanager
 def _quiet():
     """Lets libtpu, which is loaded meanwhile, write nothing to stderr."""
-    for key, value in _QUIET.items():
-        os.environ.setdefault(key, value)
+    quiet_without_tpu()
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -137,6 +137,8 @@ TOPOLOGY = Topology('v5e:2x4', CHIPS['v5e'], jax.devices(), (2, 4))
         ("replica_groups=mesh['a'=4,'b'=2] {'b'}", (0, 1)),
         ("replica_groups=mesh['a'=4,'b'=2] {'a'}, use_global_device_ids=true", (0, 2, 4, 6)),
         ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}", (0, 1, 4, 5)),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", (0, 1)),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", (0, 2, 4, 6)),
     ],
 )
 def test_groups_of_devices(text, group):
