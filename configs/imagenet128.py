@@ -31,4 +31,7 @@ def get_config(variant='pod'):
     config.sample.anneal_guidance = True
 
     config.evaluate.split = 'validation'
-    return paper.finish(config, variant)
+    config = paper.finish(config, variant)
+    if variant == 'pod':
+        config.train.microbatches = 3  # for chips of 16 GB
+    return config

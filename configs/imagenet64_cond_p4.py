@@ -15,4 +15,6 @@ def get_config(variant='pod'):
     config = imagenet64_cond.get_config(variant)
     config.model.patch_size = 4
     config.sample.guidance = 2.0
+    if variant == 'pod':
+        config.train.microbatches = 1
     return config

@@ -3,8 +3,8 @@
 An experiment's variant stands after its file's name: `--config=configs/afhq256.py:one_gpu`.
 
   pod      (without a name) all devices there are, from one to a TPU pod slice, with parameters and
-           optimizer state split over all of them. On several slices, joined by a slower network,
-           set --config.mesh.data to their number.
+           optimizer state split over all of them, and collected once a step in bfloat16. On several
+           slices, joined by a slower network, set --config.mesh.data to their number.
   one_gpu  one GPU of 24 GB or more: four images at a time, as many times as the batch needs.
 """
 
@@ -30,6 +30,7 @@ def finish(config, variant: str):
     if variant == 'pod':
         config.mesh.data = 1
         config.mesh.fsdp = -1
+        config.train.gather = 'step'
     else:
         config.train.microbatches = config.train.batch_size // IMAGES_AT_A_TIME
         config.model.attention = 'cudnn' if config.model.dtype == 'bfloat16' else 'xla'

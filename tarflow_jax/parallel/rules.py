@@ -86,19 +86,26 @@ def on(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def gathered(block_params):
-    """Parameters of one block (without the axis X), whole in every device's memory but for tensor.
+def gathered(params, *, of_block: bool = False):
+    """Parameters whole in every device's memory, but for the tensor axis.
 
-    What is read again for every token is collected once. Changes nothing outside of `on`.
+    What is read again and again is collected once. Changes nothing outside of `on`.
+
+    Args:
+      params: of a model.
+      of_block: whether they are `params['blocks']` of one block alone, without the axis X.
     """
     if not nn.get_logical_axis_rules():
-        return block_params
+        return params
 
     def gather(path, x):
-        whole = P(*(axis if axis == 'tensor' else None for axis in _spec(path)[1:]))
-        return jax.lax.with_sharding_constraint(x, whole)
+        split = _spec(path)[1:] if of_block else _spec(path)
+        # Split first: or what casts `x` would be done after the messages, which would be longer.
+        x = jax.lax.with_sharding_constraint(x, P(*split))
+        whole = (axis if axis == 'tensor' else None for axis in split)
+        return jax.lax.with_sharding_constraint(x, P(*whole))
 
-    return jax.tree_util.tree_map_with_path(gather, block_params)
+    return jax.tree_util.tree_map_with_path(gather, params)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

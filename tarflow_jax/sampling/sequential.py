@@ -73,7 +73,7 @@ def inverse_blocks(model: TarFlow, params, latents, labels, how: Guidance):
     block = model.block()
 
     def undo_block(x_BTP, block_params):
-        block_params = rules.gathered(block.cast(block_params))
+        block_params = rules.gathered(block.cast(block_params), of_block=True)
         x_BTP = inverse_block(block, block_params, x_BTP[:, ::-1], labels, how)
         return x_BTP, x_BTP
 

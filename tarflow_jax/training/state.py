@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from tarflow_jax.errors import InputError
 from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.parallel import rules
 from tarflow_jax.training import objective
 
 COUNTERS = ('step', 'window', 'skipped', 'skipped_in_a_row')
+GATHER = ('layer', 'step')
 PRIOR_UPDATE_RATE = 0.1  # of the tracked prior variance, a step; that of the published models
 
 
@@ -84,18 +87,27 @@ def make_train_step(
     ema_decay: float,
     window_steps: int,
     microbatches: int = 1,
+    gather: str = 'layer',
 ):
     """The function (state, batch) -> (state, report) that a run applies at every step.
 
     `batch` holds 'image' levels [B, H, W, C] and 'label' [B]. The report has the means over the
     current window of `window_steps` steps, and the counts of skipped steps. With `microbatches` the
     gradient is summed over as many equal parts of the batch, one after the other: less memory, the
-    same step.
+    same step. Parameters that are split over devices are collected layer by layer as they are used
+    (`gather` 'layer'), or all of them once a 'step', in the type they are used in: more memory,
+    fewer messages.
     """
+    if gather not in GATHER:
+        raise InputError(f'train.gather must be one of {", ".join(GATHER)}; got {gather!r}.')
 
     def loss_fn(params, images, labels):
         nats, latents = objective.negative_log_likelihood(model, params, images, labels)
         return nats.mean(), jnp.mean(jax.lax.stop_gradient(latents) ** 2, axis=0)
+
+    def gather_params(params):
+        blocks = model.block().cast(params['blocks'])
+        return rules.gathered({**params, 'blocks': blocks})
 
     gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), microbatches)
 
@@ -108,7 +120,9 @@ def make_train_step(
         images = noise.add(noise_key, levels)
         labels = objective.drop_labels(drop_key, labels, drop_label)
 
-        (loss, latent_var), grads = gradient(state.params, images, labels)
+        params = gather_params(state.params) if gather == 'step' else state.params
+        (loss, latent_var), grads = gradient(params, images, labels)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -152,7 +166,7 @@ def accumulate(gradient, microbatches: int):
     def accumulated(params, images, labels):
         parts = (parts_of(images), parts_of(labels))
         shapes = jax.eval_shape(gradient, params, images, labels)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
 
         def add(totals, part):
             return jax.tree.map(jnp.add, totals, gradient(params, *part)), None

@@ -25,6 +25,7 @@ def jit_train_step(config, model, optimizer, noise, mesh, shardings):
         ema_decay=config.train.ema_decay,
         window_steps=config.train.log_every,
         microbatches=config.train.microbatches,
+        gather=config.train.gather,
     )
 
     def step_and_signal(state, batch, signals):

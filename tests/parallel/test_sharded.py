@@ -170,9 +170,17 @@ def test_the_same_samples(mesh, params, by_one_device):
     assert_arrays_close(guided_samples(mesh, params), by_one_device['samples'])
 
 
-@pytest.mark.parametrize(('shape', 'microbatches'), [('data', 2), ('all_three', 4)])
-def test_accumulated_gradients_make_the_same_step(shape, microbatches, params, by_one_device):
-    how = dict(microbatches=microbatches)
+@pytest.mark.parametrize(
+    ('shape', 'how'),
+    [
+        ('data', dict(microbatches=2)),
+        ('all_three', dict(microbatches=4)),
+        ('fsdp', dict(gather='step')),
+        ('all_three', dict(gather='step', microbatches=2)),
+    ],
+)
+def test_other_ways_to_the_same_step(shape, how, params, by_one_device):
+    """Gradients accumulated over parts of the batch; parameters collected once a step."""
     state, losses = train(make_mesh(**MESHES[shape]), params, OPTIMIZERS['sgd'], **how)
     expected, expected_losses = by_one_device['sgd']
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
