@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
@@ -16,6 +17,7 @@ from tarflow_jax.flow.attention import SPLASH_BLOCKS
 from tarflow_jax.parallel.mesh import batch_shares
 from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.training.objective import Noise
+from tarflow_jax.training.state import GATHER
 
 CONFIG_FILE = 'config.json'
 
@@ -41,7 +43,8 @@ def make_model(config, platform: str | None = None) -> TarFlow:
     if classes < 0:
         raise InputError(f'model.num_classes must be at least 0 (for none); got {classes}.')
     attention = _choose_attention(config.model, platform or jax.default_backend())
-    return TarFlow(**{**config.model, 'attention': attention})
+    keys: dict[str, Any] = {**config.model, 'attention': attention}
+    return TarFlow(**keys)
 
 
 def _choose_attention(keys, platform: str) -> str:
@@ -132,10 +135,13 @@ def check_keys(config) -> None:
     """Raises InputError for values under which a run makes no sense."""
     train, optimizer = config.train, config.optimizer
     check_at_least_one(
-        config, 'train', 'batch_size', 'log_every', 'evaluate_every', 'sample_every',
-        'checkpoint_every', 'evaluate_draws', 'keep_checkpoints', 'max_skipped_in_a_row',
+        config, 'train', 'batch_size', 'microbatches', 'log_every', 'evaluate_every',
+        'sample_every', 'checkpoint_every', 'evaluate_draws', 'keep_checkpoints',
+        'max_skipped_in_a_row',
     )  # fmt: skip
     check_at_least_one(config, 'evaluate', 'batch_size')
+    if train.gather not in GATHER:
+        raise InputError(f'train.gather must be one of {", ".join(GATHER)}; got {train.gather!r}.')
     if not 0 < train.num_epochs < math.inf:
         raise InputError(f'train.num_epochs must be a number above 0; got {train.num_epochs}.')
     for key in ('drop_label', 'ema_decay'):
@@ -149,18 +155,24 @@ def check_keys(config) -> None:
             raise InputError(f'optimizer.{key} must be at least 0; got {optimizer[key]}.')
 
 
-def check_batch_size(batch_size: int, num_images: int, mesh) -> None:
-    """Raises InputError unless the split fills a batch and the devices can share one evenly."""
+def check_batch_size(batch_size: int, microbatches: int, num_images: int, mesh) -> None:
+    """Raises InputError unless the split fills a batch and the devices share each part evenly."""
     if batch_size > num_images:
         raise InputError(
             f'train.batch_size {batch_size} is larger than the training split of {num_images} '
             f'images; choose at most {num_images}.'
         )
+    check_shares(batch_size, microbatches, mesh)
+
+
+def check_shares(batch_size: int, microbatches: int, mesh) -> None:
+    """Raises InputError unless the devices share every part of a batch evenly."""
     shares = batch_shares(mesh)
-    if batch_size % shares:
+    if batch_size % (shares * microbatches):
+        parts = f', in {microbatches} parts (train.microbatches)' if microbatches > 1 else ''
         raise InputError(
             f'train.batch_size {batch_size} cannot be shared evenly by the {shares} devices of '
-            f'mesh.data and mesh.fsdp; choose a multiple of {shares}.'
+            f'mesh.data and mesh.fsdp{parts}; choose a multiple of {shares * microbatches}.'
         )
 
 
@@ -199,6 +211,11 @@ def check_same_model(config, workdir) -> None:
         differences.append(
             f'train.ema_decay is {made_with.train.ema_decay} there, {config.train.ema_decay} in '
             'the config'
+        )
+    moments = [c.optimizer.first_moment_dtype for c in (made_with, config)]
+    if moments[0] != moments[1]:
+        differences.append(
+            f'optimizer.first_moment_dtype is {moments[0]} there, {moments[1]} in the config'
         )
     if differences:
         raise InputError(

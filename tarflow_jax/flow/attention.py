@@ -6,6 +6,7 @@ write the T x T weights to memory.
 """
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def xla(q_BTNK, k_BTNK, v_BTNK):
     return attend(q_BTNK, k_BNSK, v_BNSK, jnp.arange(q_BTNK.shape[1]), 1.0)
 
 
-def cudnn(q_BTNK, k_BTNK, v_BTNK, implementation='cudnn'):
+def cudnn(q_BTNK, k_BTNK, v_BTNK, implementation: Literal['cudnn', 'xla'] = 'cudnn'):
     """Causal attention [B, T, N, K] by cuDNN's flash attention, for bfloat16 on NVIDIA GPUs."""
     return jax.nn.dot_product_attention(
         q_BTNK, k_BTNK, v_BTNK, is_causal=True, implementation=implementation
@@ -70,7 +71,7 @@ def splash(q_BTNK, k_BTNK, v_BTNK, interpret=False):
     """
     length, head_dim = q_BTNK.shape[1], q_BTNK.shape[3]
 
-    def on_device(q_BNTK, k_BNTK, v_BNTK):
+    def on_device(q_BNTK, k_BNTK, v_BNTK) -> Any:
         kernel = _splash_kernel(length, q_BNTK.shape[1], interpret)
         return jax.vmap(kernel)(q_BNTK, k_BNTK, v_BNTK)
 

@@ -94,7 +94,8 @@ class CausalAttention(nn.Module):
             mixed_BTNK = attention.IMPLEMENTATIONS[self.attention](q_BTNK, k_BTNK, v_BTNK)
         else:
             cache = cache.write(layer, position, k_BTNK, v_BTNK)
-            mixed_BTNK = attention.attend(q_BTNK, *cache.read(layer), position[None], temperature)
+            k_BNSK, v_BNSK = cache.read(layer)
+            mixed_BTNK = attention.attend(q_BTNK, k_BNSK, v_BNSK, position[None], temperature)
         mixed_BTNK = named(mixed_BTNK, ('batch', 'tokens', 'heads', 'head_dim'))
         out_BTD = Linear((width,), self.dtype, name='out')(mixed_BTNK)
         return out_BTD, cache

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from tarflow_jax import experiment
-from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.errors import RunError
 from tarflow_jax.files import write_json
 from tarflow_jax.parallel.mesh import batch_shares, make_mesh
 from tarflow_jax.planning import flops, programs, report, roofline, topologies, traffic
@@ -61,12 +61,7 @@ def plan_topology(config, topology: topologies.Topology, search_batch: bool, qui
     mesh = make_mesh(**config.mesh, devices=topology.devices)
     shares, batch = batch_shares(mesh), config.train.batch_size
     unit = shares * config.train.microbatches
-    if batch % unit:
-        raise InputError(
-            f'train.batch_size {batch} cannot be shared evenly on {topology.name}: choose a '
-            f'multiple of {unit} (mesh.data x mesh.fsdp x train.microbatches).'
-        )
-
+    experiment.check_shares(batch, config.train.microbatches, mesh)
     quick = quick and topology.platform == 'tpu'
 
     def compile_batch(size: int, quick: bool) -> programs.Program:

@@ -76,7 +76,12 @@ class Run:
         self.train_split = self.dataset.split(config.data.train_split)
         self.test_split = self.dataset.split(config.data.test_split)
         experiment.check_keys(config)
-        experiment.check_batch_size(config.train.batch_size, len(self.train_split), self.mesh)
+        experiment.check_batch_size(
+            config.train.batch_size,
+            config.train.microbatches,
+            len(self.train_split),
+            self.mesh,
+        )
 
         images = config.train.num_epochs * len(self.train_split)
         self.total_steps = math.ceil(images / config.train.batch_size)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from tarflow_jax.errors import InputError
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import rules
 from tarflow_jax.training import objective
@@ -98,8 +97,6 @@ def make_train_step(
     (`gather` 'layer'), or all of them once a 'step', in the type they are used in: more memory,
     fewer messages.
     """
-    if gather not in GATHER:
-        raise InputError(f'train.gather must be one of {", ".join(GATHER)}; got {gather!r}.')
 
     def loss_fn(params, images, labels):
         nats, latents = objective.negative_log_likelihood(model, params, images, labels)

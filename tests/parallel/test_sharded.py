@@ -1,5 +1,6 @@
 """Eight devices, however they share the work, compute what one does."""
 
+import contextlib
 import math
 
 import jax
@@ -14,6 +15,7 @@ from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling.denoise import denoise
 from tarflow_jax.sampling.sequential import sample
 from tarflow_jax.training import objective
+from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.optimizer import make_optimizer
 from tarflow_jax.training.state import init_state, make_train_step
 
@@ -240,3 +242,32 @@ def test_initialisation_makes_only_the_share_of_each_device():
     memory = compiled.memory_analysis()
     assert memory.output_size_in_bytes < 1.05 * whole / 8
     assert memory.temp_size_in_bytes < whole / 8
+
+
+def test_a_checkpoint_of_any_mesh_restores_on_any_other(one_device, tmp_path):
+    optimizer = OPTIMIZERS['adamw']
+    meshes = [one_device, *(make_mesh(**shape) for shape in MESHES.values())]
+
+    def init(key):
+        return init_state(key, MODEL, optimizer, ema=True)
+
+    shapes = jax.eval_shape(init, jax.random.key(0)).to_items()
+    expected = jax.device_get(jax.jit(init)(jax.random.key(0)).to_items())
+    for number, mesh in enumerate(meshes):
+        items = jax.device_put(expected, rules.shardings(shapes, mesh))
+        with contextlib.closing(Checkpoints(tmp_path / str(number))) as checkpoints:
+            checkpoints.save(1, items)
+            checkpoints.wait()
+        for other in {one_device, meshes[number - 1]}:
+            abstract = jax.tree.map(
+                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                shapes,
+                rules.shardings(shapes, other),
+            )
+            with contextlib.closing(
+                Checkpoints(tmp_path / str(number), read_only=True)
+            ) as checkpoints:
+                restored = checkpoints.restore(1, abstract)
+            jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), expected)
+            kernel = restored['params']['blocks']['layers']['mlp']['up']['kernel']
+            assert kernel.sharding.mesh == other

@@ -120,7 +120,8 @@ def test_unknown_hardware_is_refused(runs, tmp_path, name, reason):
 def test_a_batch_that_the_devices_cannot_share_is_refused(runs, tmp_path):
     flags = ['--topology=v5e:2x2', '--config.train.batch_size=66', '--nosearch_batch']
     line = runs.refused(tmp_path, '--mode=plan', *flags)
-    assert 'train.batch_size 66 cannot be shared evenly on v5e:2x2: choose a multiple of 4' in line
+    assert 'train.batch_size 66 cannot be shared evenly by the 4 devices of' in line
+    assert 'choose a multiple of 4.' in line
 
 
 def test_a_missing_compiler_is_told(runs, tmp_path):

@@ -180,6 +180,10 @@ REFUSED = {
     ('noise__std', 0.0): ['noise.std must be above 0', '0.0'],
     # Training.
     ('train__batch_size', 1499): ['1499', '1498 images', 'at most 1498'],
+    ('train__microbatches', 0): ['train.microbatches must be at least 1; got 0'],
+    ('train__microbatches', 3): ['in 3 parts (train.microbatches)', 'multiple of 24'],
+    ('train__gather', 'never'): ["train.gather must be one of layer, step; got 'never'"],
+    ('optimizer__first_moment_dtype', 'float16'): ['must be one of float32, bfloat16'],
     ('train__batch_size', 60): ['60 cannot be shared evenly by the 8 devices', 'multiple of 8'],
     ('train__batch_size', 0): ['train.batch_size must be at least 1; got 0'],
     ('train__log_every', 0): ['train.log_every must be at least 1; got 0'],

@@ -16,13 +16,14 @@ PARAMS = {
 }
 
 
-def first_update(gradients, *, weight_decay=0.0, clip_norm=0.0):
+def first_update(gradients, *, weight_decay=0.0, clip_norm=0.0, **how):
     optimizer = make_optimizer(
         optax.constant_schedule(0.1),
         b1=0.9,
         b2=0.95,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
+        **how,
     )
     update = jax.jit(optimizer.update)
     updates, state = update(gradients, optimizer.init(PARAMS), PARAMS)
@@ -83,3 +84,13 @@ def test_clipping_does_not_change_the_shape_of_the_state():
     _, clipped = first_update(gradients, clip_norm=1.0)
     _, free = first_update(gradients, clip_norm=0.0)
     assert jax.tree.structure(clipped) == jax.tree.structure(free)
+
+
+def test_a_first_moment_of_half_the_size():
+    gradients = jax.tree.map(lambda x: x * 0.37, PARAMS)
+    expected, _ = first_update(gradients)
+    updates, state = first_update(gradients, first_moment_dtype='bfloat16')
+    adam = next(s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, 'mu')) if s.mu)
+    assert {leaf.dtype for leaf in jax.tree.leaves(adam.mu)} == {jnp.dtype('bfloat16')}
+    assert {leaf.dtype for leaf in jax.tree.leaves(adam.nu)} == {jnp.dtype('float32')}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
