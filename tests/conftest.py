@@ -17,26 +17,13 @@ os.environ['XLA_FLAGS'] = ' '.join(
 import jax
 import numpy as np
 import pytest
+from flows import FLOWS
 from jax.sharding import Mesh
 
-from tarflow_jax.flow import TarFlow
 from tarflow_jax.parallel.mesh import AXES
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-
-TINY = dict(width=8, head_dim=4, layers_per_block=2)
-FLOWS = {
-    'conditional': TarFlow((4, 4, 2), 2, num_blocks=3, num_classes=3, **TINY),
-    'one_block': TarFlow((4, 4, 1), 2, num_blocks=1, num_classes=2, **TINY),
-    'pixels': TarFlow((3, 5, 1), 1, num_blocks=4, **TINY),
-    'one_token': TarFlow((2, 2, 3), 2, num_blocks=2, num_classes=2, **TINY),
-    'unrolled': TarFlow((2, 6, 1), 2, num_blocks=2, num_classes=3, unroll=True, **TINY),
-    'volume_preserving': TarFlow((4, 12, 1), 4, num_blocks=2, volume_preserving=True, **TINY),
-    'conditional_volume_preserving': TarFlow(
-        (6, 4, 1), 2, num_blocks=3, num_classes=4, volume_preserving=True, **TINY
-    ),
-}
 
 
 @pytest.fixture(scope='session')

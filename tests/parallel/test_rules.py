@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import FLOWS
+from flows import FLOWS
 
 from configs import afhq256
 from tarflow_jax import experiment
