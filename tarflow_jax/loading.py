@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from tarflow_jax import convert, experiment, torchfile
 from tarflow_jax.errors import InputError
-from tarflow_jax.flow import TarFlow
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.training.checkpoint import Checkpoints, Damaged
 
@@ -84,11 +82,13 @@ def _load_folder(path: Path, shardings):
     is_step = path.name.isdigit() and path.parent.name == 'checkpoints'
     workdir = path.parent.parent if is_step else path
     config = experiment.read_config(workdir)
+    config.model.attention = 'auto'  # that of these devices, not of those it was trained on
     model = experiment.make_model(config)
     item = 'ema_params' if experiment.has_ema(config) else 'params'
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        abstract = {item: abstract_params(model, shardings)}
+        shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+        abstract = {item: rules.abstract(shapes, shardings(shapes))}
         if is_step:
             return model, checkpoints.restore(int(path.name), abstract)[item]
         newest = checkpoints.restore_newest(abstract)
@@ -99,14 +99,3 @@ def _load_folder(path: Path, shardings):
     if newest is None:
         raise InputError(f'{workdir} has no checkpoint yet: train there first.')
     return model, newest[1][item]
-
-
-def abstract_params(model: TarFlow, shardings):
-    """Shapes, types and places of a model's parameters."""
-    images = jnp.zeros((1, *model.image_shape))
-    params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-
-    def place(x, sharding):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    return jax.tree.map(place, params, shardings(params))

@@ -39,6 +39,16 @@ def test_a_workdir(runs, whole):
     assert log_det.shape == (3,)
 
 
+@pytest.mark.parametrize('attention', ['splash', 'cudnn'])
+def test_what_was_trained_on_other_devices(workdir, whole, attention):
+    config = json.loads((workdir / 'config.json').read_text())
+    config['model']['attention'] = attention
+    (workdir / 'config.json').write_text(json.dumps(config))
+    model, params = tarflow_jax.load(workdir)
+    assert model.attention == 'xla'
+    jax.tree.map(np.testing.assert_array_equal, params, tarflow_jax.load(whole[0])[1])
+
+
 def test_one_of_its_checkpoints(runs, whole):
     _, params = tarflow_jax.load(str(whole[0] / 'checkpoints' / '12'))
     assert_saved_as(arrays_in(runs, whole[0], 12), 'ema_params', params)

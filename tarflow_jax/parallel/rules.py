@@ -55,6 +55,15 @@ def shardings(tree, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(lambda path, x: _sharding(path, x, mesh), tree)
 
 
+def abstract(shapes, placed):
+    """A tree of shapes and types (`jax.eval_shape`) with the shardings of another tree."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        placed,
+    )
+
+
 def _sharding(path, array, mesh: Mesh) -> NamedSharding:
     if not array.shape:
         return NamedSharding(mesh, REPLICATED)

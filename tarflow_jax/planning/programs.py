@@ -69,11 +69,7 @@ def abstract_state(config, model: TarFlow, mesh):
 
 def place(shapes, mesh):
     """Shapes of parameters or of a state with the places that the rules give them."""
-
-    def put(x, sharding):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    return jax.tree.map(put, shapes, rules.shardings(shapes, mesh))
+    return rules.abstract(shapes, rules.shardings(shapes, mesh))
 
 
 def lower_train_step(config, model: TarFlow, mesh, batch_size: int):

@@ -32,10 +32,7 @@ def first_state(
     shapes = jax.eval_shape(init, key)
     shardings = rules.shardings(shapes, mesh)
 
-    def place(x, sharding):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    restored = checkpoints.restore_newest(jax.tree.map(place, shapes, shardings).to_items())
+    restored = checkpoints.restore_newest(rules.abstract(shapes, shardings).to_items())
     if restored:
         step, items = restored
         checkpoints.set_aside(newer_than=step)

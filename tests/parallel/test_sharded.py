@@ -259,11 +259,7 @@ def test_a_checkpoint_of_any_mesh_restores_on_any_other(one_device, tmp_path):
             checkpoints.save(1, items)
             checkpoints.wait()
         for other in {one_device, meshes[number - 1]}:
-            abstract = jax.tree.map(
-                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-                shapes,
-                rules.shardings(shapes, other),
-            )
+            abstract = rules.abstract(shapes, rules.shardings(shapes, other))
             with contextlib.closing(
                 Checkpoints(tmp_path / str(number), read_only=True)
             ) as checkpoints:
