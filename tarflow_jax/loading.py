@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import jax
+from absl import logging
 
-from tarflow_jax import convert, experiment, torchfile
+from tarflow_jax import experiment
 from tarflow_jax.errors import InputError
-from tarflow_jax.parallel import distributed, rules
+from tarflow_jax.formats import torchfile
+from tarflow_jax.parallel import rules
+from tarflow_jax.parallel.distributed import is_main
+from tarflow_jax.published import convert
+from tarflow_jax.published.name import Name
 from tarflow_jax.training.checkpoint import Checkpoints, Damaged
 
 
@@ -16,8 +21,10 @@ def load(path, *, image_shape=None, patch_size=None):
     Args:
       path: a workdir (its newest checkpoint is taken), a folder `workdir/checkpoints/<step>`, or a
         state dict of apple/ml-tarflow (`.pth`). Where a moving average was kept, that is loaded.
-      image_shape: (H, W, C), for a state dict only, which does not tell.
-      patch_size: likewise.
+      patch_size: for a state dict only, and only if its name is not one as the published code
+        gives (`afhq_model_8_768_8_8_0.07.pth`), which tells.
+      image_shape: (H, W, C), likewise, and only if images are not square or have other than one
+        channel or three.
 
     Returns:
       (model, params): a `TarFlow`, and its float32 parameters on the default device.
@@ -64,23 +71,66 @@ def _load(path, shardings, *, image_shape, patch_size):
     path = Path(path).expanduser()
     if path.is_dir():
         return _load_folder(path, shardings)
-    if image_shape is None or patch_size is None:
-        raise InputError(
-            f'{path} is no folder; a published state dict is read with its image_shape=(H, W, C) '
-            'and patch_size=P, which the file does not tell.'
-        )
-    model, params = convert.from_state_dict(
+    if not path.exists():
+        raise InputError(f'{path} does not exist.')
+    return convert.from_state_dict(
         torchfile.read_state_dict(path),
         image_shape=image_shape,
         patch_size=patch_size,
+        name=Name.parse(path),
         source=str(path),
+        shardings=shardings,
     )
-    return model, distributed.put(params, shardings(params))
+
+
+def noise_of(path) -> tuple[str, float] | None:
+    """The noise on the images that the model at `path` learned: type and standard deviation.
+
+    As in the noise section of a config, 0 for uniform noise. The name of a published file rounds it
+    to two digits; None where nothing tells.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        config = experiment.read_config(_workdir_of(path))
+        if 'noise' not in config:
+            return None
+        return config.noise.type, 0.0 if config.noise.type == 'uniform' else config.noise.std
+    name = Name.parse(path)
+    return None if name is None else (name.noise_type, name.noise_std)
+
+
+def warn_of_other_noise(config, path) -> None:
+    """Says so if the model at `path` learned images with other noise than a config has."""
+    told, noise = noise_of(path), config.noise
+    asked = noise.type, 0.0 if noise.type == 'uniform' else noise.std
+    if told and (told[0], f'{told[1]:.2f}') != (asked[0], f'{asked[1]:.2f}') and is_main():
+        logging.warning(
+            'The model in %s learned images with %s noise of %g; the config has %s noise of %g, '
+            'which scores and denoising steps go by. Set config.noise accordingly.',
+            *(path, *told, *asked),
+        )
+
+
+def dataset_of(path) -> str | None:
+    """The name of the data set that the model at `path` learned; None where nothing tells."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        config = experiment.read_config(_workdir_of(path))
+        return config.data.name if 'data' in config else None
+    name = Name.parse(path)
+    return None if name is None else name.dataset
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdigit() and path.parent.name == 'checkpoints'
+
+
+def _workdir_of(path: Path) -> Path:
+    return path.parent.parent if _is_step(path) else path
 
 
 def _load_folder(path: Path, shardings):
-    is_step = path.name.isdigit() and path.parent.name == 'checkpoints'
-    workdir = path.parent.parent if is_step else path
+    workdir = _workdir_of(path)
     config = experiment.read_config(workdir)
     config.model.attention = 'auto'  # that of these devices, not of those it was trained on
     model = experiment.make_model(config)
@@ -89,7 +139,7 @@ def _load_folder(path: Path, shardings):
     try:
         shapes = jax.eval_shape(model.init_params, jax.random.key(0))
         abstract = {item: rules.abstract(shapes, shardings(shapes))}
-        if is_step:
+        if _is_step(path):
             return model, checkpoints.restore(int(path.name), abstract)[item]
         newest = checkpoints.restore_newest(abstract)
     except Damaged as reason:

@@ -10,7 +10,7 @@ import pytest
 from runs import arrays_in, files_in
 
 import tarflow_jax
-from tarflow_jax import experiment
+from tarflow_jax import experiment, loading
 from tarflow_jax.errors import InputError
 
 
@@ -69,8 +69,45 @@ def test_a_published_file(golden_dir):
     assert params['blocks']['pos_embed'].shape == (3, 16, 64)
 
 
+def test_a_published_name_tells_what_the_tensors_do_not(golden_dir, tmp_path):
+    path = shutil.copy(golden_dir / 'uncond.pth', tmp_path / 'mnist_model_2_128_2_1_0.10.pth')
+    model, params = tarflow_jax.load(path)
+    assert (model.image_shape, model.patch_size) == ((8, 8, 1), 2)
+    given = tarflow_jax.load(golden_dir / 'uncond.pth', image_shape=(8, 8, 1), patch_size=2)
+    assert model == given[0]
+    jax.tree.map(np.testing.assert_array_equal, params, given[1])
+    assert {d.id for leaf in jax.tree.leaves(params) for d in leaf.devices()} == {0}
+    with pytest.raises(InputError, match='patch_size=2 by its name; got patch_size=4'):
+        tarflow_jax.load(path, patch_size=4)
+
+
+def test_a_published_name_that_says_otherwise(golden_dir, tmp_path):
+    path = shutil.copy(golden_dir / 'uncond.pth', tmp_path / 'mnist_model_2_768_2_1_0.10.pth')
+    with pytest.raises(InputError, match='width is 768 in its name and 128 in its tensors'):
+        tarflow_jax.load(path)
+
+
+def test_the_noise_and_the_data_set_of_a_model(golden_dir, whole, tmp_path):
+    for path in whole[0], whole[0] / 'checkpoints' / '12':
+        assert loading.noise_of(path) == ('gaussian', 0.1)
+        assert loading.dataset_of(path) == 'digits'
+    for path, noise, dataset in [
+        (tmp_path / 'afhq_model_8_768_8_8_0.07.pth', ('gaussian', 0.07), 'afhq'),
+        (tmp_path / 'imagenet64_model_2_768_8_8_uniform.pth', ('uniform', 0.0), 'imagenet64'),
+        (golden_dir / 'cond.pth', None, None),
+    ]:
+        assert (loading.noise_of(path), loading.dataset_of(path)) == (noise, dataset)
+
+
+def test_the_std_of_a_config_with_uniform_noise_means_nothing(workdir):
+    config = json.loads((workdir / 'config.json').read_text())
+    config['noise'] = {'type': 'uniform', 'std': 0.05}
+    (workdir / 'config.json').write_text(json.dumps(config))
+    assert loading.noise_of(workdir) == ('uniform', 0.0)
+
+
 def test_a_published_file_needs_what_it_does_not_tell(golden_dir):
-    with pytest.raises(InputError, match=r'image_shape=\(H, W, C\) and patch_size=P'):
+    with pytest.raises(InputError, match=r'give patch_size=P \(and image_shape=\(H, W, C\)'):
         tarflow_jax.load(golden_dir / 'cond.pth')
     with pytest.raises(InputError, match='16 tokens of 12 numbers'):
         tarflow_jax.load(golden_dir / 'cond.pth', image_shape=(8, 8, 1), patch_size=2)

@@ -1,7 +1,13 @@
-"""Files as `torch.save` writes them are made here byte by byte: PyTorch is not installed."""
+"""Files as `torch.save` writes them are made here byte by byte: PyTorch is not installed.
 
+What is written here comes back, and holds nothing but what `torch.load` takes for tensors.
+"""
+
+import hashlib
 import os
 import pickle
+import pickletools
+import resource
 import struct
 import zipfile
 
@@ -10,7 +16,7 @@ import numpy as np
 import pytest
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.torchfile import read_state_dict
+from tarflow_jax.formats.torchfile import read_state_dict, write_state_dict
 
 STORAGES = {
     np.dtype(np.float64): 'DoubleStorage',
@@ -165,8 +171,35 @@ def test_other_names_of_torch_are_refused_too(write, name):
 def test_a_file_that_is_no_archive_is_refused(tmp_path):
     path = tmp_path / 'model.pth'
     path.write_bytes(pickle.dumps({'weight': 1}))
-    with pytest.raises(InputError, match=r'model\.pth is not a checkpoint .*PyTorch 1\.6 or newer'):
+    with pytest.raises(InputError, match=r'model\.pth is not a checkpoint .*torch\.save writes it'):
         read_state_dict(path)
+
+
+def test_big_endian_numbers_are_refused(write):
+    path = write(GOOD, **{'0': np.zeros(4, np.float32)})
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('model/byteorder', 'big')
+    with pytest.raises(InputError, match='big-endian'):
+        read_state_dict(path)
+
+
+def test_a_compressed_archive_is_read(write):
+    path = write(GOOD, **{'0': np.arange(4, dtype=np.float32)})
+    with zipfile.ZipFile(path) as stored:
+        parts = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    np.testing.assert_array_equal(read_state_dict(path)['weight'], [[0, 1], [2, 3]])
+
+
+def test_tensors_outlive_a_file_that_is_replaced(write):
+    path = write(GOOD, **{'0': np.arange(4, dtype=np.float32)})
+    tensors = read_state_dict(path)
+    write_state_dict(path, {'weight': np.zeros((2, 2), np.float32)})
+    np.testing.assert_array_equal(tensors['weight'], [[0, 1], [2, 3]])
+    with pytest.raises(ValueError, match='read-only'):
+        tensors['weight'][0] = 1
 
 
 def test_an_archive_of_something_else_is_refused(tmp_path):
@@ -234,3 +267,88 @@ def test_what_is_no_flat_dictionary_of_tensors_is_refused(write, value, what):
     path = write(value, **{'0': np.zeros(4, np.float32)})
     with pytest.raises(InputError, match=f'holds a {what}, not a state dict'):
         read_state_dict(path)
+
+
+TENSORS = {
+    'weight': np.arange(6, dtype=np.float32).reshape(2, 3),
+    'transposed': np.arange(12, dtype=np.float32).reshape(3, 4).T,
+    'scalar': np.array(2.5),
+    'empty': np.zeros((0, 3), np.float16),
+    'half': np.arange(5).astype(ml_dtypes.bfloat16),
+    'labels': np.arange(70_000),
+    'mask': np.tri(3, dtype=bool),
+    'größe': np.array([3], np.int32),
+}
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    write_state_dict(tmp_path / 'model.pth', TENSORS)
+    tensors = read_state_dict(tmp_path / 'model.pth')
+    assert list(tensors) == list(TENSORS)
+    for name, array in TENSORS.items():
+        np.testing.assert_array_equal(tensors[name], array, strict=True)
+
+
+@pytest.mark.parametrize('dtype', STORAGES, ids=str)
+def test_every_type_is_written(tmp_path, dtype):
+    array = np.arange(4).astype(dtype)
+    write_state_dict(tmp_path / 'model.pth', {'x': array})
+    np.testing.assert_array_equal(read_state_dict(tmp_path / 'model.pth')['x'], array, strict=True)
+
+
+def test_a_type_that_pytorch_lacks_is_refused(tmp_path):
+    with pytest.raises(InputError, match='name has the type <U1; written are float64, float32,'):
+        write_state_dict(tmp_path / 'model.pth', {'name': np.array(['x'])})
+    assert list(tmp_path.iterdir()) == []
+
+
+def pickle_in(path):
+    with zipfile.ZipFile(path) as archive:
+        return archive.read('archive/data.pkl')
+
+
+def test_the_pickle_names_tensors_and_nothing_else(tmp_path):
+    write_state_dict(tmp_path / 'model.pth', TENSORS)
+    operations = list(pickletools.genops(pickle_in(tmp_path / 'model.pth')))
+    # What torch.load(weights_only=True) knows, and what a pickle of protocol 2 has.
+    assert {argument for op, argument, _ in operations if op.name == 'GLOBAL'} == {
+        'collections OrderedDict',
+        'torch._utils _rebuild_tensor_v2',
+        *(f'torch {STORAGES[t.dtype]}' for t in TENSORS.values() if t.dtype in STORAGES),
+        'torch IntStorage',
+    }
+    assert {op.proto for op, _, _ in operations} <= {0, 1, 2}
+
+
+def test_the_pickle_is_the_one_that_pytorch_was_seen_to_read(tmp_path):
+    """PyTorch 2.13 read it: after a change of these bytes, have it read again."""
+    write_state_dict(tmp_path / 'model.pth', TENSORS)
+    digest = hashlib.sha256(pickle_in(tmp_path / 'model.pth')).hexdigest()
+    assert digest == 'ee8d28e32f4ff040bae30064c08fca1e3b2902518e0cdb5bfb34571a1a6ad77a'
+
+
+def test_the_same_tensors_make_the_same_file(tmp_path):
+    paths = tmp_path / 'a.pth', tmp_path / 'b.pth'
+    for path in paths:
+        write_state_dict(path, TENSORS)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_storages_are_aligned_as_pytorch_aligns_them(tmp_path):
+    write_state_dict(tmp_path / 'model.pth', TENSORS)
+    for tensor in read_state_dict(tmp_path / 'model.pth').values():
+        assert tensor.ctypes.data % 64 == 0 or not tensor.size
+
+
+def test_a_file_that_the_disk_has_no_room_for_changes_nothing(tmp_path):
+    write_state_dict(tmp_path / 'model.pth', {'x': np.zeros(3)})
+    before = (tmp_path / 'model.pth').read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match='File too large'):
+            write_state_dict(tmp_path / 'model.pth', {'x': np.zeros(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / 'model.pth').read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1

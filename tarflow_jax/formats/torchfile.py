@@ -1,0 +1,63 @@
+"""Reads and writes the tensors of a PyTorch file without PyTorch, and without running anything."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.files import write_atomically
+from tarflow_jax.formats import torchlegacy, torchzip
+from tarflow_jax.formats.torchpickle import STORAGES
+
+
+def read_state_dict(path) -> dict[str, np.ndarray]:
+    """The named tensors that `torch.save(model.state_dict(), path)` wrote.
+
+    The arrays cannot be written to. Their bytes are checked here, and then stay in the file until
+    they are used, so that a large file takes little memory; they are wrong if the file is meanwhile
+    written over in place (one that is replaced does no harm). Files of PyTorch before 1.6 are read
+    into memory.
+
+    Raises:
+      InputError: no such file; not a file of `torch.save`; a damaged one; one that holds something
+        other than a flat dictionary of tensors; one that asks to run code.
+    """
+    path = Path(path)
+    try:
+        with open(path, 'rb') as file:
+            value = (torchlegacy if torchlegacy.is_legacy(file) else torchzip).read(file, path)
+    except FileNotFoundError:
+        raise InputError(f'{path} does not exist.') from None
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise InputError(
+            f'{path} is not a checkpoint that can be read: {error}. Expected is a state dict as '
+            'torch.save writes it; if it should be one, it is damaged: fetch it again.'
+        ) from error
+    is_state_dict = isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, np.ndarray) for name, tensor in value.items()
+    )
+    if not is_state_dict:
+        raise InputError(
+            f'{path} holds a {type(value).__name__}, not a state dict (tensors by name). Save one '
+            'with torch.save(model.state_dict(), path).'
+        )
+    return value
+
+
+def write_state_dict(path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by name to a file that `torch.load(path, weights_only=True)` reads.
+
+    The file appears complete or not at all, and depends on the tensors only, to the byte.
+
+    Raises:
+      InputError: an array of a type that is not written.
+      OSError: of a full disk, say.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in STORAGES:
+            known = ', '.join(map(str, STORAGES))
+            raise InputError(f'{name} has the type {tensor.dtype}; written are {known}.')
+    write_atomically(path, lambda file: torchzip.write(file, tensors))

@@ -1,0 +1,238 @@
+"""Published PyTorch checkpoints (state dicts of apple/ml-tarflow) as models of ours, and back."""
+
+import collections
+import math
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.flow import patches
+from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.parallel import distributed
+from tarflow_jax.published import layout
+from tarflow_jax.published.name import EXAMPLE, Name
+
+
+def from_state_dict(
+    tensors: Mapping[str, np.ndarray],
+    *,
+    image_shape=None,
+    patch_size=None,
+    name: Name | None = None,
+    source='the state dict',
+    shardings=None,
+    **settings,
+):
+    """The model and parameters that a published state dict holds.
+
+    Every tensor must be one that such a model has: with one more, or with a mask that is not
+    causal, the network was another, and what ours computed would be wrong without a sign of it.
+    Masks may be missing, and so may a variance of ones: they are computed here.
+
+    Args:
+      tensors: arrays by their published names.
+      image_shape: (H, W, C); by default square images, of one channel or three.
+      patch_size: side of a patch, unless there is a name; the tensors do not tell.
+      name: of the file, which is then checked against the tensors.
+      source: what to call the state dict in errors.
+      shardings: from the tree of the parameters' shapes to where each is to lie.
+      **settings: other attributes of the `TarFlow`, such as dtype.
+
+    Returns:
+      (model, params), the parameters float32: NumPy arrays, or laid out as `shardings` says, one
+      after the other, so that no second copy is ever whole.
+
+    Raises:
+      InputError: tensors that are not a TarFlow's, or do not fit the name or the sizes.
+    """
+    tensors = {
+        re.sub(r'^((module|_orig_mod)\.)+', '', name): tensor for name, tensor in tensors.items()
+    }
+    if 'blocks.0.proj_in.weight' not in tensors:
+        raise InputError(
+            f'{source} is not a TarFlow: it has no blocks.0.proj_in.weight. It holds '
+            f'{len(tensors)} tensors, such as {sorted(tensors)[:3]}.'
+        )
+    model = _make_model(tensors, image_shape, patch_size, name, source, settings)
+    check_tensors(tensors, model, source)
+    return model, convert_params(tensors, model, shardings)
+
+
+def _make_model(tensors, image_shape, patch_size, name, source, settings) -> TarFlow:
+    try:
+        sizes = infer_sizes(tensors)
+        num_tokens, _ = tensors['blocks.0.pos_embed'].shape
+        _, token_dim = tensors['blocks.0.proj_in.weight'].shape
+    except KeyError as missing:
+        raise InputError(f'{source} is incomplete: it has no tensor {missing}.') from None
+    except ValueError as error:  # of a tensor with more axes than it should have, or fewer
+        raise InputError(f'{source} does not hold together: {error}.') from error
+    if name is not None:
+        name.check_sizes(sizes, source)
+    patch_size = choose_patch_size(patch_size, name, source)
+    if image_shape is None:
+        image_shape = infer_image_shape(num_tokens, token_dim, patch_size, source)
+    check_image_shape(num_tokens, token_dim, image_shape, patch_size, source)
+    return TarFlow(image_shape=image_shape, patch_size=patch_size, **sizes, **settings)
+
+
+def choose_patch_size(patch_size: int | None, name: Name | None, source) -> int:
+    """What was given or the name tells; InputError for neither, both and another, or no size."""
+    told = None if name is None else name.patch_size
+    if patch_size is None and told is None:
+        raise InputError(
+            f'{source} does not tell its patch_size: give patch_size=P (and image_shape=(H, W, C) '
+            'where images are not square, or have other than one channel or three), or the name '
+            f'that the published code gives, such as {EXAMPLE}.'
+        )
+    if None not in (patch_size, told) and patch_size != told:
+        raise InputError(
+            f'{source} has patch_size={told} by its name; got patch_size={patch_size}.'
+        )
+    size = told if patch_size is None else patch_size
+    if size is None or size < 1:
+        raise InputError(f'patch_size must be at least 1; got {size}.')
+    return size
+
+
+def infer_sizes(tensors) -> dict:
+    """The TarFlow attributes that the tensors of a published state dict tell."""
+    width, token_dim = tensors['blocks.0.proj_in.weight'].shape
+    class_embed = tensors.get('blocks.0.class_embed')
+    return dict(
+        width=width,
+        num_blocks=_count(tensors, r'blocks\.(\d+)\.'),
+        layers_per_block=_count(tensors, r'blocks\.0\.attn_blocks\.(\d+)\.'),
+        num_classes=0 if class_embed is None else len(class_embed),
+        head_dim=layout.HEAD_DIM,
+        volume_preserving=len(tensors['blocks.0.proj_out.weight']) == token_dim,
+    )
+
+
+def _count(tensors, pattern) -> int:
+    numbers = {int(m[1]) for m in map(re.compile(pattern).match, tensors) if m}
+    return max(numbers, default=-1) + 1
+
+
+def infer_image_shape(num_tokens: int, token_dim: int, patch_size: int, source):
+    """The (H, W, C) of square images of one channel or three; InputError if they are not such."""
+    side = math.isqrt(num_tokens)
+    channels = token_dim / patch_size**2
+    if channels not in (1, 3):
+        raise InputError(
+            f'{source} has tokens of {token_dim} numbers, which with patch_size={patch_size} would '
+            f'be {channels:g} channels. If that is so, give image_shape=(H, W, C); if images have '
+            'one or three, patch_size, or the name that tells it, is wrong.'
+        )
+    if side**2 != num_tokens:
+        raise InputError(
+            f'{source} is for {num_tokens} patches, which make no square: give '
+            'image_shape=(H, W, C).'
+        )
+    return side * patch_size, side * patch_size, int(channels)
+
+
+def check_image_shape(num_tokens: int, token_dim: int, image_shape, patch_size: int, source):
+    """Raises InputError unless patches of such images are as many and as large as the tensors."""
+    rows, columns = patches.grid_shape(image_shape, patch_size)
+    asked = (rows * columns, image_shape[2] * patch_size**2)
+    if asked != (num_tokens, token_dim):
+        raise InputError(
+            f'{source} is for {num_tokens} tokens of {token_dim} numbers (channels x patch_size^2);'
+            f' image_shape={tuple(image_shape)} with patch_size={patch_size} gives {asked[0]} '
+            f'tokens of {asked[1]}.'
+        )
+
+
+def check_tensors(tensors: Mapping[str, np.ndarray], model: TarFlow, source):
+    """Raises InputError, naming the tensor, unless they are what a published `model` has."""
+    expected = layout.tensor_shapes(model)
+    for name, shape in expected.items():
+        is_mask = name.endswith(layout.BLOCK[layout.MASK])
+        if name not in tensors:
+            if is_mask or (name == layout.VARIANCE and not model.volume_preserving):
+                continue
+            raise InputError(f"{source} is incomplete: it has no tensor '{name}'.")
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            raise InputError(
+                f'{source} does not hold together: {name} is {tensor.shape}, not {shape}.'
+            )
+        if is_mask and not np.array_equal(tensor, np.tri(shape[0])):
+            raise InputError(f'{source} is of another network: its {name} is not causal.')
+        if not is_mask and not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise InputError(
+                f'{source} cannot be converted: {name} is of type {tensor.dtype}, not floating.'
+            )
+    if unknown := [name for name in tensors if name not in expected]:
+        raise InputError(
+            f'{source} is of another network, or not of a network alone: the published code has no '
+            f'{unknown[0]} there ({len(unknown)} such tensors). Leave out what takes no part in '
+            'what the network computes.'
+        )
+    if not model.volume_preserving and np.any(tensors.get(layout.VARIANCE, 1) != 1):
+        raise InputError(
+            f'{source} is of another network: it scales, and yet its prior has variances of its '
+            f'own ({layout.VARIANCE} is not all ones).'
+        )
+
+
+def convert_params(tensors: Mapping[str, np.ndarray], model: TarFlow, shardings=None):
+    """Published tensors, checked before, as the parameters of `model`; see `from_state_dict`."""
+    parts = collections.defaultdict(list)
+    for tensor, name, index in layout.entries(model):
+        parts[name].append((tensor, index))
+
+    def convert(path, leaf, sharding=None):
+        name = layout.name_of(path).removeprefix('blocks/')
+        array = np.empty(leaf.shape, np.float32)
+        if name == 'prior_var':
+            array[:] = model.from_tokens(tensors[layout.VARIANCE][None], depth=0)[0]
+        for tensor, index in parts[name]:
+            shape = leaf.shape[len(index) :]
+            array[index] = layout.to_ours(tensors[tensor], name, index[0], shape)
+        if sharding is None:
+            return array
+        return jax.block_until_ready(distributed.put(array, sharding))  # and let go of `array`
+
+    shapes = layout.param_shapes(model)
+    trees = [shapes] if shardings is None else [shapes, shardings(shapes)]
+    return jax.tree_util.tree_map_with_path(convert, *trees)
+
+
+def to_state_dict(model: TarFlow, params) -> dict[str, np.ndarray]:
+    """What the published code stores of such a model: float32 tensors by name, in its order.
+
+    Most are views of the parameters, in other orders of the axes.
+
+    Raises:
+      InputError: the published code has no such model.
+    """
+    check_can_be_published(model)
+    params = jax.device_get(params)
+    ours = layout.flat(params['blocks'])
+    mask = np.tri(model.block().num_tokens, dtype=np.float32)
+    variance = params.get('prior_var', np.ones(model.image_shape, np.float32))
+    tensors = {layout.VARIANCE: np.asarray(model.to_tokens(variance[None], depth=0)[0])}
+    for tensor, name, index in layout.entries(model):
+        is_mask = name == layout.MASK
+        tensors[tensor] = mask if is_mask else layout.to_theirs(ours[name][index], name, index[0])
+    return tensors
+
+
+def check_can_be_published(model: TarFlow):
+    """Raises InputError for a model that the published code cannot build."""
+    height, width, _ = model.image_shape
+    if height != width:
+        raise InputError(
+            f'images of {height}x{width} pixels are not for the published code: its are square.'
+        )
+    if model.head_dim != layout.HEAD_DIM:
+        raise InputError(
+            f'attention heads of head_dim={model.head_dim} are not for the published code: it has '
+            f'{layout.HEAD_DIM} in every model.'
+        )

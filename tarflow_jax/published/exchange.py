@@ -1,0 +1,185 @@
+"""Published checkpoints as workdirs of ours, and models of ours as published checkpoints."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+
+from tarflow_jax import experiment, loading
+from tarflow_jax.errors import InputError
+from tarflow_jax.files import workdir_lock, write_json
+from tarflow_jax.formats import torchfile
+from tarflow_jax.published import convert
+from tarflow_jax.published.name import Name
+from tarflow_jax.training.checkpoint import Checkpoints
+from tarflow_jax.training.objective import Noise
+
+CONVERTED_FROM = 'converted_from'  # in the config of a workdir: the file, and its SHA-256
+
+
+def to_workdir(
+    source,
+    workdir,
+    *,
+    image_shape=None,
+    patch_size=None,
+    dataset: str | None = None,
+    noise: tuple[str, float] | None = None,
+) -> Path:
+    """Converts a published checkpoint into a new workdir, to load, sample, score or go on from.
+
+    The workdir holds the parameters as the checkpoint of step 0, and a `config.json` with the
+    model, the noise, the data set's name, and the checkpoint's name and SHA-256. It appears
+    complete or not at all.
+
+    Args:
+      source: the `.pth`.
+      workdir: a folder that does not exist, or is empty.
+      image_shape: see `tarflow_jax.load`.
+      patch_size: likewise.
+      dataset: what it learned, if the file's name does not tell, or for a name of ours.
+      noise: type and standard deviation of the noise on what it learned, as in the noise section of
+        a config, if the file's name does not tell, or rounds it.
+
+    Returns:
+      The workdir.
+
+    Raises:
+      InputError: the file cannot be read, the noise is not told or is told twice, or the workdir
+        holds something.
+      RunError: the disk is full, say.
+    """
+    source, workdir = Path(source).expanduser(), Path(workdir).expanduser()
+    if source.is_dir():
+        raise InputError(f'{source} is a folder: what is converted is a published checkpoint.')
+    _check_empty(workdir)
+    noise = _choose_noise(source, noise)
+    model, params = loading.load(source, image_shape=image_shape, patch_size=patch_size)
+    config = {
+        'model': _model_keys(model),
+        'data': {'name': dataset or loading.dataset_of(source) or ''},
+        'noise': dict(zip(('type', 'std'), noise, strict=True)),
+        'train': {'ema_decay': 0.0},
+        CONVERTED_FROM: {'file': source.name, 'sha256': sha256(source)},
+    }
+    with _new_workdir(workdir) as unfinished:
+        checkpoints = Checkpoints(unfinished)
+        try:
+            checkpoints.save(0, {'params': params})
+            checkpoints.wait()
+        finally:
+            checkpoints.close()
+        write_json(unfinished / experiment.CONFIG_FILE, config)
+    return workdir
+
+
+def to_published(
+    source,
+    folder,
+    *,
+    dataset: str | None = None,
+    noise: tuple[str, float] | None = None,
+) -> Path:
+    """Writes a trained model to `folder` as the published code stores and names it.
+
+    The name is such as `afhq_model_8_768_8_8_0.07.pth`; `torch.load` reads the file, and the
+    published model takes what is in it with a strict `load_state_dict`. Where a moving average of
+    the parameters was kept, that is written. The file appears complete or not at all.
+
+    Args:
+      source: whatever `tarflow_jax.load` reads without further arguments.
+      folder: for the file; it is made if it is missing.
+      dataset: for its name, if that of our config will not do.
+      noise: likewise, type and standard deviation, if the source does not tell.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      InputError: there is nothing to load, the published code has no such model, or there is a
+        file of this name.
+    """
+    source = Path(source).expanduser()
+    noise = _choose_noise(source, noise)
+    dataset = dataset or loading.dataset_of(source)
+    if not dataset:
+        raise InputError(
+            f'{source} does not tell its data set, which is in the name: give dataset.'
+        )
+    model, params = loading.load(source)
+    name = Name.of(model, dataset, *noise)
+    path = Path(folder).expanduser() / str(name)
+    if path.exists():
+        raise InputError(f'{path} is there already. Give another folder, or move it away.')
+    tensors = convert.to_state_dict(model, params)
+    if noise != loading.noise_of(path):
+        logging.warning('The noise of %g is rounded in the name %s.', noise[1], path.name)
+    torchfile.write_state_dict(path, tensors)
+    return path
+
+
+def sha256(path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _choose_noise(source: Path, given: tuple[str, float] | None) -> tuple[str, float]:
+    """Type and standard deviation as given, or as the source tells; one must, and none another."""
+    if not source.exists():
+        raise InputError(f'{source} does not exist.')
+    told = loading.noise_of(source)
+    noise = given or told
+    if noise is None:
+        raise InputError(
+            f'{source} does not tell the noise on the images that it learned: give its type and '
+            "standard deviation, ('gaussian', 0.05) or ('uniform', 0)."
+        )
+    kind, std = noise[0], 0.0 if noise[0] == 'uniform' else noise[1]
+    Noise(kind, std, num_levels=256)  # refuses what is no noise
+    if told is not None and (kind, f'{std:.2f}') != (told[0], f'{told[1]:.2f}'):
+        raise InputError(f'{source} tells the noise {told}; got {given}.')
+    return kind, std
+
+
+def _model_keys(model) -> dict:
+    """The model section of a config, which makes `model`, with the attention of any device."""
+    names = {field.name for field in dataclasses.fields(model)} - {'parent', 'name'}
+    return {name: getattr(model, name) for name in sorted(names)} | {'attention': 'auto'}
+
+
+def _check_empty(workdir: Path):
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise InputError(
+            f'{workdir} is not empty: a checkpoint is converted into a new workdir. Give another, '
+            'or move that away.'
+        )
+
+
+@contextlib.contextmanager
+def _new_workdir(workdir: Path) -> Iterator[Path]:
+    """A folder to fill, beside `workdir`, which becomes `workdir` once that is done."""
+    workdir = workdir.absolute()
+    unfinished = workdir.with_name(f'.{workdir.name}.unfinished')
+    with workdir_lock(unfinished):
+        try:
+            _clear(unfinished)  # what a conversion left that was killed
+            yield unfinished
+            _check_empty(workdir)
+            os.rename(unfinished, workdir)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+
+def _clear(folder: Path):
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != '.lock':
+            path.unlink()
