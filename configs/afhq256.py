@@ -15,6 +15,7 @@ def get_config(variant='pod'):
 
     config.data.name = 'afhq'
     config.data.num_images = 14_630
+    config.data.test_split = 'validation'
     config.data.random_flip = True
     config.model.image_shape = (256, 256, 3)
     config.model.patch_size = 8
@@ -27,5 +28,5 @@ def get_config(variant='pod'):
     config.train.sample_every = 11_400  # 200 epochs
 
     config.sample.guidance = 3.4
-    config.sample.anneal_guidance = True
+    config.evaluate.splits = ('validation',)
     return paper.finish(config, variant)

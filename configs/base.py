@@ -28,11 +28,12 @@ def get_config() -> ConfigDict:
     config.model.unroll = False  # write loops over blocks and layers out: for small CPU models
 
     config.data = ConfigDict()
-    config.data.name = ''  # one of our builders ('digits') or a TFDS set prepared as ArrayRecord
+    config.data.name = ''  # 'digits', 'photos/64', a prepared data set, or a file .npz
     config.data.dir = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
     config.data.train_split = 'train'  # what is learned from
     config.data.test_split = 'test'  # what is scored during training
     config.data.num_images = 0  # in the training split, for plans made without the data; 0: unknown
+    config.data.workers = 0  # processes that read for training, if threads are too slow (JPEGs)
     config.data.random_flip = False  # mirror half of the training images left to right
 
     config.noise = ConfigDict()
@@ -71,7 +72,8 @@ def get_config() -> ConfigDict:
     config.mesh.tensor = 1  # devices that share heads and hidden features
 
     config.sample = ConfigDict()
-    config.sample.num_samples = 64  # labels run evenly through the classes
+    config.sample.num_samples = 64  # in samples/samples.npz, and in a grid during training
+    config.sample.labels = 'even'  # run evenly through the classes, or are drawn 'uniform'ly
     config.sample.batch_size = 64  # samples at a time
     config.sample.guidance = 0.0  # weight of the guidance, 0 for none
     config.sample.guide = 'both'  # what is guided: 'both', 'scale' or 'shift'
@@ -82,10 +84,19 @@ def get_config() -> ConfigDict:
     config.sample.seed = 0  # of the samples' noise
 
     config.evaluate = ConfigDict()
-    config.evaluate.metrics = ('nats_per_dim', 'bits_per_dim')  # also 'accuracy', 'cross_entropy'
-    config.evaluate.split = 'test'  # scored as a whole
+    config.evaluate.metrics = ('nats_per_dim', 'bits_per_dim')  # see evaluation/metrics.py for more
+    config.evaluate.splits = ('test',)  # scored as a whole, for likelihoods and classification
     config.evaluate.batch_size = 256  # images at a time
     config.evaluate.num_draws = 1  # draws of the noise for each image
     config.evaluate.seed = 0  # of that noise
+    config.evaluate.num_samples = 50_000  # drawn for fid and its like, as config.sample says
+    config.evaluate.labels = 'uniform'  # of those samples: drawn 'uniform'ly, or 'even'
+    config.evaluate.quantization = 'truncate'  # to 8 bits, as published; or 'round'
+    config.evaluate.samples = ''  # a .npz of samples to measure, instead of drawing some
+    config.evaluate.save_samples = True  # keep those drawn in samples/evaluated.npz, as ADM does
+    config.evaluate.preprocessing = 'torch-fidelity'  # or 'pytorch-fid', 'clean-fid'
+    config.evaluate.inception_weights = ''  # a file of the 2015 network's; '' fetches it once
+    config.evaluate.reference = ''  # a file of statistics; '' makes those of the training split
+    config.evaluate.reference_flip = False  # let those count each image mirrored, too
 
     return config.lock()

@@ -39,6 +39,10 @@ def get_config():
     config.sample.num_samples = 100
     config.sample.batch_size = 100
 
-    config.evaluate.metrics = ('nats_per_dim', 'bits_per_dim', 'accuracy', 'cross_entropy')
+    config.evaluate.metrics = (
+        *('nats_per_dim', 'bits_per_dim', 'accuracy', 'cross_entropy'),
+        *('haar_frechet', 'haar_precision', 'haar_recall'),
+    )
     config.evaluate.num_draws = 8
+    config.evaluate.num_samples = 5000
     return config

@@ -28,9 +28,8 @@ def get_config(variant='pod'):
     config.train.batch_size = 768
 
     config.sample.guidance = 1.5
-    config.sample.anneal_guidance = True
 
-    config.evaluate.split = 'validation'
+    config.evaluate.splits = ('validation',)
     config = paper.finish(config, variant)
     if variant == 'pod':
         config.train.microbatches = 3  # for chips of 16 GB

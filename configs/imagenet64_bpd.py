@@ -20,4 +20,5 @@ def get_config(variant='pod'):
     config.model.attention = 'xla'  # no kernel computes in full float32
     config.train.num_epochs = 60.0
     config.sample.denoise = False
+    config.evaluate.metrics = ('bits_per_dim', 'iw_bits_per_dim')
     return config

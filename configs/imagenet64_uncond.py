@@ -26,7 +26,6 @@ def get_config(variant='pod'):
 
     config.sample.guidance = 0.2
     config.sample.attention_temperature = 0.3
-    config.sample.anneal_guidance = True
 
-    config.evaluate.split = 'validation'
+    config.evaluate.splits = ('validation',)
     return paper.finish(config, variant)

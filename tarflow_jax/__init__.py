@@ -10,12 +10,36 @@ Images are float32 [B, H, W, C] in [-1, 1]; noise and latents have the images' s
 int32 [B], -1 for none, or None.
 """
 
-from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation.classify import class_log_probs
-from tarflow_jax.flow import TarFlow
-from tarflow_jax.loading import load
-from tarflow_jax.sampling import denoise, sample
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tarflow_jax.errors import InputError
+    from tarflow_jax.evaluation.classify import class_log_probs
+    from tarflow_jax.flow import TarFlow
+    from tarflow_jax.loading import load
+    from tarflow_jax.sampling import denoise, sample
 
 __version__ = '0.1.0'
 
 __all__ = ['InputError', 'TarFlow', 'class_log_probs', 'denoise', 'load', 'sample']
+
+# Imported when they are first asked for: processes that only read images need no JAX.
+_HOMES = {
+    'InputError': 'tarflow_jax.errors',
+    'TarFlow': 'tarflow_jax.flow',
+    'class_log_probs': 'tarflow_jax.evaluation.classify',
+    'denoise': 'tarflow_jax.sampling',
+    'load': 'tarflow_jax.loading',
+    'sample': 'tarflow_jax.sampling',
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

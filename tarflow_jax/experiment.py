@@ -15,6 +15,7 @@ from tarflow_jax.files import write_json
 from tarflow_jax.flow import TarFlow, patches
 from tarflow_jax.flow.attention import SPLASH_BLOCKS
 from tarflow_jax.parallel.mesh import batch_shares
+from tarflow_jax.sampling.generate import LABELS
 from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.training.objective import Noise
 from tarflow_jax.training.state import GATHER
@@ -68,7 +69,8 @@ def open_data(config, model: TarFlow) -> Dataset:
     Raises:
       InputError: it is unknown, or its images or labels are not those of the model.
     """
-    dataset = open_dataset(config.data.name, config.data.dir)
+    size = model.image_shape[0] if model.image_shape[0] == model.image_shape[1] else None
+    dataset = open_dataset(config.data.name, config.data.dir, image_size=size)
     if dataset.image_shape != model.image_shape:
         raise InputError(
             f'the images of {dataset.name} have the shape {dataset.image_shape}, the model is for '
@@ -82,6 +84,13 @@ def open_data(config, model: TarFlow) -> Dataset:
     return dataset
 
 
+def what_to_load(workdir: Path, checkpoint: str | None) -> str | Path:
+    """The checkpoint, or the workdir for its newest one; raises InputError if that is not there."""
+    if not checkpoint and not workdir.is_dir():
+        raise InputError(f'workdir {workdir} does not exist: train there first.')
+    return checkpoint or workdir
+
+
 def make_noise(config, dataset: Dataset) -> Noise:
     """The noise that makes pixels of the levels of a data set."""
     return Noise(config.noise.type, config.noise.std, dataset.num_levels)
@@ -93,7 +102,7 @@ def has_ema(config) -> bool:
 
 
 def how_to_sample(config, model: TarFlow) -> dict:
-    """Arguments of `generate` from a config.
+    """Arguments of `generate` and `draw` from a config.
 
     Raises:
       InputError: the model cannot be sampled like that.
@@ -111,6 +120,8 @@ def how_to_sample(config, model: TarFlow) -> dict:
         keys.attention_temperature,
         num_classes=model.num_classes,
     )
+    if keys.labels not in LABELS:
+        raise InputError(f'sample.labels must be one of {", ".join(LABELS)}; got {keys.labels!r}.')
     removes_noise = keys.denoise and config.noise.type == 'gaussian'
     how = {key: value for key, value in keys.items() if key != 'denoise'}
     return {**how, 'denoise_std': config.noise.std if removes_noise else 0.0}
@@ -140,6 +151,8 @@ def check_keys(config) -> None:
         'max_skipped_in_a_row',
     )  # fmt: skip
     check_at_least_one(config, 'evaluate', 'batch_size')
+    if config.data.workers < 0:
+        raise InputError(f'data.workers must be at least 0; got {config.data.workers}.')
     if train.gather not in GATHER:
         raise InputError(f'train.gather must be one of {", ".join(GATHER)}; got {train.gather!r}.')
     if not 0 < train.num_epochs < math.inf:
@@ -201,6 +214,11 @@ def read_config(workdir) -> ConfigDict:
 def check_same_model(config, workdir) -> None:
     """Raises InputError, naming the keys, unless `workdir` was made with the model of `config`."""
     made_with = read_config(workdir)
+    if 'converted_from' in made_with:
+        raise InputError(
+            f'{workdir} was converted from a published checkpoint, which has no optimizer state to '
+            f'go on with. Train in another --workdir with --checkpoint={workdir}.'
+        )
     kept = {key: value for key, value in config.model.items() if key not in FREE_MODEL_KEYS}
     differences = [
         f'model.{key} is {_plain(made_with.model.get(key))} there, {_plain(value)} in the config'

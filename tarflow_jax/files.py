@@ -13,25 +13,32 @@ from typing import IO, Any, BinaryIO
 from tarflow_jax.errors import InputError
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write(file)` on a new file and puts that in the place of `path` once it is complete.
+@contextlib.contextmanager
+def open_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A new binary file, which is put in the place of `path` once it is complete.
 
     A reader sees the old content or the new, never a part. The folder is made if it is missing.
-    Whatever `write` raises passes through, and so does OSError, of a full disk say: `path` is then
-    as it was, and nothing is left beside it.
+    Whatever is raised within passes through, and so does OSError, of a full disk say: `path` is
+    then as it was, and nothing is left beside it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
     try:
-        with open(unfinished, 'wb') as file:
-            write(file)
+        with open(unfinished, 'w+b') as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())  # or a power cut may keep the new name and lose the bytes
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """Calls `write(file)` on a file of `open_atomically`."""
+    with open_atomically(path) as file:
+        write(file)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

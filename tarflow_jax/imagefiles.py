@@ -1,15 +1,18 @@
 """Images as a person looks at them: 8-bit, side by side in a grid, in files."""
 
+import contextlib
 import functools
 import io
 import math
 import os
+import zipfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tarflow_jax.files import write_atomically
+from tarflow_jax.files import open_atomically, write_atomically
 
 _VISIBLE_SIDE = 64  # pixels; images with a shorter side are enlarged in a grid
 _GREY = 128
@@ -81,6 +84,48 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
 def write_npz(path: str | os.PathLike, /, **arrays: Any) -> None:
     """Writes the named arrays to `path`, atomically, for `numpy.load`."""
     write_atomically(path, functools.partial(np.savez, **arrays))
+
+
+@contextlib.contextmanager
+def open_npz(
+    path: str | os.PathLike, shape: tuple[int, ...], labels: np.ndarray | None = None
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Writes many images to `path` batch by batch, as ADM's sample batches are: `arr_0`, `arr_1`.
+
+    The file appears when all of them are there. It is never in memory as a whole.
+
+    Args:
+      path: of the .npz file.
+      shape: (N, H, W, C) of all images.
+      labels: int [N], which go into `arr_1`; none for None.
+
+    Yields:
+      A function that takes the next uint8 images [n, H, W, C].
+
+    Raises:
+      ValueError: fewer or more images were given than `shape` says.
+    """
+    with (
+        open_atomically(path) as file,
+        zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive,
+    ):
+        if labels is not None:
+            with archive.open('arr_1.npy', 'w') as member:
+                np.lib.format.write_array(member, labels, allow_pickle=False)
+        written = 0
+        with archive.open('arr_0.npy', 'w', force_zip64=True) as member:
+            header = {'descr': '|u1', 'fortran_order': False, 'shape': tuple(shape)}
+            np.lib.format.write_array_header_1_0(member, header)
+
+            def write(images: np.ndarray) -> None:
+                nonlocal written
+                _check_images(images)
+                member.write(np.ascontiguousarray(images).data)
+                written += len(images)
+
+            yield write
+        if written != shape[0]:
+            raise ValueError(f'got {written} images, not the {shape[0]} that were announced.')
 
 
 def _check_images(images: np.ndarray) -> None:

@@ -1,6 +1,6 @@
 """The command line.
 
-    python -m tarflow_jax.main --config=FILE --workdir=DIR [--mode=train|sample|evaluate|plan]
+    python -m tarflow_jax.main --config=FILE --workdir=DIR [--mode=MODE]
         [--checkpoint=PATH] [--topology=NAME,...] [--config.section.key=value ...]
 
 On several hosts the same command runs on each, with the workdir on a disk that all of them share:
@@ -29,18 +29,19 @@ from ml_collections import config_flags
 
 from tarflow_jax import experiment, imagefiles, loading
 from tarflow_jax.errors import InputError, RunError
-from tarflow_jax.evaluation import classify, likelihood
-from tarflow_jax.files import write_json
+from tarflow_jax.evaluation.prepare_fid import prepare_fid
+from tarflow_jax.evaluation.report import evaluate
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.host_memory import keep_freed_memory
 from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.planning import plan as planning
-from tarflow_jax.sampling.generate import even_labels, generate
+from tarflow_jax.published import exchange
+from tarflow_jax.sampling.generate import MOST_DRAWS, generate, spread_labels
 from tarflow_jax.training import loop
 from tarflow_jax.training.progress import format_duration
 
-MODES = ('train', 'sample', 'evaluate', 'plan')
+MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
 
 CONFIG = config_flags.DEFINE_config_file('config', help_string='a file such as configs/digits.py')
 WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run')
@@ -78,6 +79,8 @@ def main(_) -> int:
             'the bucket (gcsfuse, s3fs) and give the path of the mount.'
         )
     workdir = Path(address)
+    if MODE.value == 'convert':
+        return convert(config, workdir, checkpoint)
     experiment.check_seeds(config)
     if MODE.value == 'plan':
         how = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
@@ -91,25 +94,25 @@ def main(_) -> int:
     )
     if MODE.value == 'train':
         return loop.train(config, workdir, checkpoint)
-    if not checkpoint and not workdir.is_dir():
-        raise InputError(f'workdir {workdir} does not exist: train there first.')
-    mesh = make_mesh(**config.mesh)
-    model, params = loading.load_for(config, checkpoint or workdir, mesh)
-    mode = {'sample': sample, 'evaluate': evaluate}[MODE.value]
-    with rules.on(mesh):
-        mode(config, workdir, model, params, mesh)
+    mode = {'sample': sample, 'evaluate': evaluate, 'prepare_fid': prepare_fid}[MODE.value]
+    mode(config, workdir, checkpoint)
     return 0
 
 
-def sample(config, workdir: Path, model, params, mesh):
+def sample(config, workdir: Path, checkpoint: str | None):
     """Draws samples into `workdir/samples/`."""
     start = time.perf_counter()
+    mesh = make_mesh(**config.mesh)
+    source = experiment.what_to_load(workdir, checkpoint)
+    model, params = loading.load_for(config, source, mesh)
+    loading.warn_of_other_noise(config, source)
     how = experiment.how_to_sample(config, model)
-    batches = generate(model, params, mesh, **how)
-    images = np.concatenate([imagefiles.to_uint8(batch) for batch in batches])
+    with rules.on(mesh):
+        batches = generate(model, params, mesh, most_draws=MOST_DRAWS, **how)
+        images = np.concatenate([imagefiles.to_uint8(batch) for batch in batches])
     if not distributed.is_main():
         return
-    labels = even_labels(len(images), model.num_classes)
+    labels = spread_labels(how['labels'], len(images), model.num_classes, how['seed'])
     arrays = {'arr_0': images} if labels is None else {'arr_0': images, 'arr_1': labels}
     folder = workdir / 'samples'
     imagefiles.write_npz(folder / 'samples.npz', **arrays)
@@ -118,60 +121,26 @@ def sample(config, workdir: Path, model, params, mesh):
     print(f'{len(images)} samples in {format_duration(seconds)}: {folder}/samples.npz, samples.png')
 
 
-def evaluate(config, workdir: Path, model, params, mesh):
-    """Scores a split, prints the result and writes `workdir/evaluation.json`."""
-    start = time.perf_counter()
-    asked = config.evaluate
-    metrics = {
-        'nats_per_dim': likelihood.evaluate,
-        'bits_per_dim': likelihood.evaluate,
-        'accuracy': classify.evaluate,
-        'cross_entropy': classify.evaluate,
-    }
-    names = ','.join(asked.metrics).split(',')  # ('a', 'b'), or 'a,b' from the command line
-    if not set(names) <= metrics.keys():
+def convert(config, workdir: Path, checkpoint: str | None) -> int:
+    """A published checkpoint into a workdir of ours, or a model of ours into a published file.
+
+    A config is needed only where the name of a published checkpoint does not tell everything.
+    """
+    if not checkpoint:
         raise InputError(
-            f'evaluate.metrics must name some of {", ".join(metrics)}; got {asked.metrics}.'
+            '--mode=convert needs --checkpoint: a published .pth, which becomes the workdir, or a '
+            'workdir of ours, which is written as a .pth into the folder --workdir.'
         )
-    experiment.check_at_least_one(config, 'evaluate', 'batch_size', 'num_draws')
-    if not model.num_classes and {'accuracy', 'cross_entropy'} & set(names):
-        raise InputError(
-            'evaluate.metrics names accuracy or cross_entropy, and the model has no classes '
-            '(model.num_classes=0): it cannot classify. Take them out.'
-        )
-    dataset = experiment.open_data(config, model)
-    split = dataset.split(asked.split)
-    scores = {}
-    for score in dict.fromkeys(metrics[name] for name in names):
-        scores |= score(
-            model,
-            params,
-            split,
-            experiment.make_noise(config, dataset),
-            mesh,
-            batch_size=asked.batch_size,
-            num_draws=asked.num_draws,
-            seed=asked.seed,
-        )
-    if not distributed.is_main():
-        return
-    report = {
-        **{name: scores[name] for name in names},
-        'dataset': dataset.name,
-        'split': asked.split,
-        'num_images': len(split),
-        'num_draws': asked.num_draws,
-        'noise': {'type': config.noise.type, 'std': config.noise.std},
-        'seed': asked.seed,
-    }
-    write_json(workdir / 'evaluation.json', report)
-    for name in names:
-        print(f'{name:16} {scores[name]:.4f}')
-    seconds = time.perf_counter() - start
-    print(
-        f'{len(split)} images of {dataset.name}/{asked.split}, {asked.num_draws} noise draw(s), '
-        f'in {format_duration(seconds)}: {workdir}/evaluation.json'
-    )
+    if Path(checkpoint).expanduser().is_dir():
+        print(f'{exchange.to_published(checkpoint, workdir)}: as the published code reads it')
+        return 0
+    told = {}
+    if config:
+        told = dict(image_shape=config.model.image_shape, patch_size=config.model.patch_size)
+        told |= dict(dataset=config.data.name, noise=(config.noise.type, config.noise.std))
+    exchange.to_workdir(checkpoint, workdir, **told)
+    print(f'{workdir}: converted from {checkpoint}; sample it with --mode=sample')
+    return 0
 
 
 def parse_flags(argv):
@@ -183,7 +152,8 @@ def parse_flags(argv):
         raise InputError(_explain(error)) from error
     if len(remaining) > 1:
         raise InputError(f'{remaining[1]!r} is no flag; a setting is --config.section.key=value.')
-    missing = [f'--{flag.name}' for flag in (CONFIG, WORKDIR) if not flag.value]
+    needed = (WORKDIR,) if MODE.value == 'convert' else (CONFIG, WORKDIR)
+    missing = [f'--{flag.name}' for flag in needed if not flag.value]
     if missing:
         raise InputError(
             f'{" and ".join(missing)} must be given, for example: python -m tarflow_jax.main '

@@ -133,7 +133,7 @@ class Runs:
         folder.mkdir()
         arguments = [f'--config={self.config}', f'--workdir={workdir}', *map(str, flags)]
         if any(str(flag).startswith('--config=') for flag in flags):
-            del arguments[0]
+            arguments = [flag for flag in arguments[1:] if flag != '--config=']
         process = _forkserver().Process(
             target=_run, args=(arguments, folder, at, file_size, devices), daemon=True
         )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tarflow_jax.imagefiles import encode_png, image_grid, to_uint8, write_npz, write_png
+from tarflow_jax.imagefiles import encode_png, image_grid, open_npz, to_uint8, write_npz, write_png
 
 
 def random_images(*shape):
@@ -134,3 +134,28 @@ def test_an_npz_has_the_arrays_and_is_the_same_each_time(tmp_path):
             assert read[name].dtype == array.dtype
             np.testing.assert_array_equal(read[name], array)
     assert (tmp_path / 'one.npz').read_bytes() == (tmp_path / 'two.npz').read_bytes()
+
+
+@pytest.mark.parametrize('labels', [None, np.arange(5, dtype=np.int32)])
+def test_many_images_in_a_file_batch_by_batch(tmp_path, labels):
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3)).astype(np.uint8)
+    path = tmp_path / 'samples' / 'many.npz'
+    with open_npz(path, images.shape, labels) as write:
+        write(images[:2])
+        write(images[4:1:-1][::-1])  # not contiguous
+        assert not path.exists()
+    with np.load(path) as arrays:
+        np.testing.assert_array_equal(arrays['arr_0'], images)
+        assert ('arr_1' in arrays) == (labels is not None)
+        if labels is not None:
+            np.testing.assert_array_equal(arrays['arr_1'], labels)
+
+
+def test_too_few_images_make_no_file(tmp_path):
+    images = np.zeros((2, 4, 6, 3), np.uint8)
+    with (
+        pytest.raises(ValueError, match='got 2 images, not the 5'),
+        open_npz(tmp_path / 'many.npz', (5, 4, 6, 3)) as write,
+    ):
+        write(images)
+    assert list(tmp_path.iterdir()) == []

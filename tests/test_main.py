@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import signal
 import zipfile
@@ -9,6 +10,9 @@ import zipfile
 import numpy as np
 import pytest
 from runs import ROOT, TIMEOUT, files_in, metrics_in, steps_in, wait_until_held
+
+import tarflow_jax
+from tarflow_jax.formats import torchfile
 
 UNCONDITIONAL = [
     '--config.model.patch_size=2',
@@ -51,7 +55,8 @@ def test_samples_and_scores_of_a_published_model_without_classes(runs, golden_di
         tmp_path, '--mode=evaluate', *flags, '--config.evaluate.metrics=bits_per_dim,nats_per_dim'
     )
     evaluation = json.loads((tmp_path / 'evaluation.json').read_text())
-    assert np.isfinite([evaluation['nats_per_dim'], evaluation['bits_per_dim']]).all()
+    scores = [evaluation[f'test/{name}'] for name in ('nats_per_dim', 'bits_per_dim')]
+    assert np.isfinite(scores).all()
 
 
 def test_scores(runs, whole, tmp_path):
@@ -65,19 +70,23 @@ def test_scores(runs, whole, tmp_path):
     evaluation = json.loads((workdir / 'evaluation.json').read_text())
     last = metrics_in(workdir)[-1]
     for name in 'nats_per_dim', 'bits_per_dim':
-        assert evaluation[name] == last[f'test/{name}']
-    assert 0 <= evaluation['accuracy'] <= 1
-    assert evaluation['cross_entropy'] == pytest.approx(np.log(10), rel=0.2)
-    assert evaluation['num_images'] == 299
+        assert evaluation[f'test/{name}'] == last[f'test/{name}']
+    assert evaluation['test/bits_per_dim_error'] > 0
+    assert 0 <= evaluation['test/accuracy'] <= 1
+    assert evaluation['test/cross_entropy'] == pytest.approx(np.log(10), rel=0.2)
+    assert evaluation['splits']['num_images'] == {'test': 299}
+    assert evaluation['checkpoint'] == str(workdir)
+    assert len(evaluation['config_sha256']) == len(evaluation['params_sha256']) == 64
+    assert evaluation['version'] == tarflow_jax.__version__
     for name in 'nats_per_dim', 'bits_per_dim', 'accuracy', 'cross_entropy':
-        assert f'{name:16} {evaluation[name]:.4f}\n' in result.out
+        assert f'{f"test/{name}":28} {evaluation[f"test/{name}"]:.4f}\n' in result.out
 
 
 def test_the_metrics_of_one_checkpoint_that_were_asked_for(runs, whole, tmp_path):
     flags = [
         f'--checkpoint={whole[0]}/checkpoints/16',
         '--config.evaluate.metrics=("bits_per_dim",)',
-        '--config.evaluate.split=test',
+        '--config.evaluate.splits=test,train[:100]',
     ]
     runs.run(tmp_path, '--mode=evaluate', *flags)
     evaluation = json.loads((tmp_path / 'evaluation.json').read_text())
@@ -86,8 +95,10 @@ def test_the_metrics_of_one_checkpoint_that_were_asked_for(runs, whole, tmp_path
         for line in metrics_in(whole[0])
         if line['step'] == 16 and 'test/bits_per_dim' in line
     )
-    assert evaluation['bits_per_dim'] == recorded
-    assert not {'nats_per_dim', 'accuracy'} & evaluation.keys()
+    assert evaluation['test/bits_per_dim'] == recorded
+    assert evaluation['train[:100]/bits_per_dim'] != recorded
+    assert evaluation['splits']['num_images'] == {'test': 299, 'train[:100]': 100}
+    assert not {'test/nats_per_dim', 'test/accuracy'} & evaluation.keys()
 
 
 def test_from_another_folder_by_python_itself_until_it_is_told_to_stop(runs, tmp_path):
@@ -130,12 +141,51 @@ def test_from_another_folder_by_python_itself_until_it_is_told_to_stop(runs, tmp
     assert config['evaluate']['metrics'] == ['accuracy']
 
 
+def test_a_published_checkpoint_becomes_a_workdir_and_comes_back(runs, golden_dir, tmp_path):
+    tensors = torchfile.read_state_dict(golden_dir / 'uncond.pth')
+    name = (
+        f'rgb_model_{2}_{128}_{count(tensors, "blocks")}_{count(tensors, "attn_blocks")}_0.10.pth'
+    )
+    published = shutil.copy(golden_dir / 'uncond.pth', tmp_path / name)
+    workdir = tmp_path / 'run'
+    convert = ['--mode=convert', '--config=']
+    result = runs.run(workdir, *convert, f'--checkpoint={published}')
+    assert result.out == f'{workdir}: converted from {published}; sample it with --mode=sample\n'
+    assert result.err == ''
+
+    result = runs.run(tmp_path / 'back', *convert, f'--checkpoint={workdir}')
+    assert result.out == f'{tmp_path}/back/{name}: as the published code reads it\n'
+    back = torchfile.read_state_dict(tmp_path / 'back' / name)
+    assert list(back) == list(tensors)
+    for key, tensor in back.items():
+        np.testing.assert_array_equal(tensor, tensors[key], err_msg=key)
+
+    wrong = published.rename(tmp_path / name.replace('_128_', '_64_'))
+    line = runs.refused(tmp_path / 'wrong', *convert, f'--checkpoint={wrong}')
+    assert 'width is 64 in its name and 128 in its tensors' in line
+    assert '--mode=convert needs --checkpoint' in runs.refused(tmp_path / 'none', *convert)
+    line = runs.refused(workdir, *UNCONDITIONAL)
+    assert 'was converted from a published checkpoint' in line
+
+
+def count(tensors, part):
+    numbers = [int(n) for key in tensors for n in re.findall(rf'{part}\.(\d+)\.', key)]
+    return max(numbers) + 1
+
+
+def test_the_noise_of_another_model_is_told(runs, whole, tmp_path):
+    result = runs.run(
+        tmp_path, '--mode=sample', f'--checkpoint={whole[0]}', '--config.noise.std=0.3'
+    )
+    assert 'learned images with gaussian noise of 0.1; the config has gaussian' in result.err
+
+
 REFUSED = {
     # Flags.
     '--workdir=': [f'--workdir must be given, for example: {EXAMPLE}'],
     '--wordir=x': ["Unknown command line flag 'wordir'. Did you mean: workdir"],
     'extra': ["'extra' is no flag; a setting is --config.section.key=value."],
-    '--mode=draw': ['--mode=draw', 'one of <train|sample|evaluate|plan>'],
+    '--mode=draw': ['--mode=draw', 'one of <train|sample|evaluate|prepare_fid|convert|plan>'],
     '--workdir=gs://bucket/run': ['gs://bucket/run is an address', 'give a local path'],
     '--workdir=/dev/null': ['/dev/null cannot be written to', 'give a --workdir'],
     # Keys and their types.
@@ -190,7 +240,7 @@ def test_evaluation_of_nothing_known(runs, whole, tmp_path):
     flags = ['--mode=evaluate', f'--checkpoint={whole[0]}']
     for asked in '("speed",)', '()':
         line = runs.refused(tmp_path, *flags, f'--config.evaluate.metrics={asked}')
-        assert 'must name some of nats_per_dim, bits_per_dim, accuracy, cross_entropy' in line
+        assert 'must name some of nats_per_dim, bits_per_dim, iw_bits_per_dim, accuracy' in line
     line = runs.refused(tmp_path, *flags, '--config.evaluate.num_draws=0')
     assert 'evaluate.num_draws must be at least 1; got 0' in line
 

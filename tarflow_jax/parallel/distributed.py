@@ -234,6 +234,46 @@ def fetch(tree):
     return jax.tree.map(fetch_array, tree)
 
 
+def fetch_rows(tree):
+    """The rows of batches that the devices of this process hold, as NumPy, as `local_rows` orders.
+
+    Args:
+      tree: arrays [B, ...] laid out as `put_rows` does; of one process, all rows.
+    """
+
+    def fetch_array(x):
+        held = {shard.index[0].indices(len(x))[0]: shard for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(held[start].data) for start in sorted(held)])
+
+    return jax.tree.map(fetch_array, tree)
+
+
+def gather_rows(array: np.ndarray) -> np.ndarray:
+    """The rows [n, ...] of every process, one process after the other; n must be the same in all.
+
+    For numbers of 32 bits or fewer.
+    """
+    if jax.process_count() == 1:
+        return array
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def sum_float64(tree):
+    """The sums over processes of float64 NumPy arrays, in float64, the same in every process.
+
+    JAX would round them to float32: they travel as pairs of 32-bit words.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def sum_array(x):
+        words = np.ascontiguousarray(x, np.float64).reshape(-1).view(np.uint32)
+        gathered = np.ascontiguousarray(multihost_utils.process_allgather(words))
+        return gathered.view(np.float64).sum(axis=0).reshape(x.shape)
+
+    return jax.tree.map(sum_array, tree)
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """The rows of a batch that the devices of this process hold, ascending."""
     sharding = rules.batch_sharding(mesh)

@@ -166,6 +166,7 @@ class Run:
             seed=self.config.seed,
             first_step=first_step,
             rows=rows,
+            workers=self.config.data.workers,
         )
         self.pace = Pace(batch_size)
         self.skipped = int(state.skipped)
@@ -257,7 +258,7 @@ class Run:
             num_draws=self.config.train.evaluate_draws,
             seed=self.config.evaluate.seed,
         )
-        metrics = {f'test/{name}': value for name, value in scores.items()}
+        metrics = {f'test/{name}': scores[name] for name in ('nats_per_dim', 'bits_per_dim')}
         self.writer.scalars(step, metrics)
         self.progress.evaluation(step, metrics)
         return metrics

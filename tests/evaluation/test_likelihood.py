@@ -83,3 +83,58 @@ def test_the_seed_picks_the_noise(params, split, nats_by_hand, one_device):
     score = evaluate(params, split, one_device, seed=7)['nats_per_dim']
     assert score == pytest.approx(nats_by_hand(7, 0), abs=1e-6)
     assert score != pytest.approx(nats_by_hand(0, 0), abs=1e-6)
+
+
+UNIFORM = Noise('uniform', 0.0, num_levels=17)
+
+
+@pytest.fixture(scope='module')
+def log_probs(params, split):
+    """Of every draw of every image, by hand, float64 [5, 13]."""
+    batch = {**split.__getitems__(range(NUM_IMAGES)), 'index': np.arange(NUM_IMAGES)}
+
+    @jax.jit
+    def log_prob(draw):
+        images = likelihood.noisy_images(UNIFORM, batch, 0, draw)
+        return MODEL.apply({'params': params}, images, batch['label'], method='log_prob')
+
+    return np.array([log_prob(draw) for draw in range(5)], np.float64)
+
+
+def test_the_importance_weighted_bound_and_the_errors(params, split, log_probs, one_device):
+    scores = evaluate(params, split, one_device, noise=UNIFORM, num_draws=5)
+    weighted = -np.log(np.exp(log_probs).mean(axis=0)) / 16
+    assert scores['iw_bits_per_dim'] == pytest.approx(
+        UNIFORM.bits_per_dim(weighted.mean()), abs=1e-6
+    )
+    for name, nats in ('bits_per_dim', -log_probs.mean(axis=0) / 16), ('iw_bits_per_dim', weighted):
+        error = np.std(nats, ddof=1) / math.sqrt(NUM_IMAGES) / math.log(2)
+        assert scores[f'{name}_error'] == pytest.approx(error, rel=1e-4)
+
+
+@pytest.mark.parametrize('num_draws', [2, 16])
+def test_several_draws_tighten_the_bound(params, split, one_device, num_draws):
+    """Jensen's inequality holds for every set of draws."""
+    scores = evaluate(params, split, one_device, noise=UNIFORM, num_draws=num_draws)
+    assert scores['iw_bits_per_dim'] < scores['bits_per_dim'] - 1e-4
+
+
+def test_one_draw_is_no_bound_of_its_own(params, split, one_device):
+    scores = evaluate(params, split, one_device, noise=UNIFORM)
+    assert scores['iw_bits_per_dim'] == pytest.approx(scores['bits_per_dim'], abs=1e-9)
+    assert scores['iw_bits_per_dim_error'] == pytest.approx(scores['bits_per_dim_error'])
+
+
+def test_one_image_has_no_error(params, one_device):
+    one = ArraySplit(np.zeros((1, 4, 4, 1), np.uint8), np.zeros(1, np.int32))
+    scores = evaluate(params, one, one_device)
+    assert math.isnan(scores['bits_per_dim_error'])
+    assert math.isfinite(scores['bits_per_dim'])
+
+
+@pytest.mark.parametrize(('batch_size', 'data'), [(1, 1), (5, 1), (13, 1), (3, 8), (64, 4)])
+def test_batches_and_devices_do_not_show(params, split, log_probs, batch_size, data):
+    mesh = make_mesh(data=data, tensor=8 // data)
+    scores = evaluate(params, split, mesh, noise=UNIFORM, batch_size=batch_size, num_draws=5)
+    expected = UNIFORM.bits_per_dim(-log_probs.mean() / 16)
+    assert scores['bits_per_dim'] == pytest.approx(expected, abs=1e-6)

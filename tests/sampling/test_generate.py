@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from tarflow_jax import denoise, sample
+from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.parallel.mesh import make_mesh
-from tarflow_jax.sampling.generate import even_labels, generate
+from tarflow_jax.sampling.generate import draw, generate, spread_labels
 
 MODEL = TarFlow((4, 4, 1), 2, width=8, head_dim=4, num_blocks=2, layers_per_block=1, num_classes=3)
 NUM_SAMPLES = 10
+EVEN_LABELS = np.arange(NUM_SAMPLES, dtype=np.int32) % 3
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +32,7 @@ def noise(params, one_device):
 
 @pytest.fixture(scope='module')
 def expected(params, noise):
-    return sample(MODEL, params, noise, even_labels(NUM_SAMPLES, 3))
+    return sample(MODEL, params, noise, EVEN_LABELS)
 
 
 @pytest.mark.parametrize(('batch_size', 'sizes'), [(4, [4, 4, 2]), (10, [10]), (99, [10])])
@@ -63,7 +65,7 @@ def test_the_noise_is_standard_normal_and_another_for_every_sample_and_seed(
 
 
 def test_guidance_and_a_denoising_step_are_handed_on(params, noise, one_device):
-    labels = even_labels(NUM_SAMPLES, 3)
+    labels = EVEN_LABELS
     how = dict(guidance=0.5, guide='shift')
     images = sample(MODEL, params, noise, labels, **how)
     expected = denoise(MODEL, params, images, labels, noise_std=0.2)
@@ -74,5 +76,59 @@ def test_guidance_and_a_denoising_step_are_handed_on(params, noise, one_device):
 
 
 def test_labels_run_evenly_through_the_classes():
-    np.testing.assert_array_equal(even_labels(7, 3), [0, 1, 2, 0, 1, 2, 0])
-    assert even_labels(7, 0) is None
+    np.testing.assert_array_equal(spread_labels('even', 7, 3, seed=0), [0, 1, 2, 0, 1, 2, 0])
+    assert spread_labels('even', 7, 0, seed=0) is None
+    assert spread_labels('uniform', 7, 0, seed=0) is None
+
+
+def test_labels_are_drawn_uniformly_each_by_its_number():
+    labels = spread_labels('uniform', 30_000, 3, seed=0)
+    assert labels.dtype == np.int32
+    np.testing.assert_allclose(np.bincount(labels) / 10_000, 1, atol=0.04)  # 5 standard deviations
+    np.testing.assert_array_equal(spread_labels('uniform', 11, 3, seed=0), labels[:11])
+    assert (spread_labels('uniform', 100, 3, seed=1) != labels[:100]).any()
+    with pytest.raises(InputError, match="one of even, uniform; got 'odd'"):
+        spread_labels('odd', 7, 3, seed=0)
+
+
+def test_samples_have_the_labels_asked_for(params, noise, one_device):
+    how = dict(num_samples=NUM_SAMPLES, batch_size=4, seed=0)
+    batches = generate(MODEL, params, one_device, labels='uniform', **how)
+    labels = spread_labels('uniform', NUM_SAMPLES, 3, seed=0)
+    expected = sample(MODEL, params, noise, labels)
+    np.testing.assert_allclose(np.concatenate(list(batches)), expected, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def wild_params(params):
+    """Scales so large that some samples overflow."""
+    kernel = params['blocks']['proj_out']['kernel'].at[:, :, 0].multiply(10)
+    proj_out = {**params['blocks']['proj_out'], 'kernel': kernel}
+    return {'blocks': {**params['blocks'], 'proj_out': proj_out}}
+
+
+@pytest.mark.parametrize('data', [1, 8])
+def test_samples_that_are_not_finite_are_drawn_anew_and_no_others(wild_params, data):
+    mesh = make_mesh(data=data, tensor=8 // data)
+    how = dict(num_samples=64, batch_size=64, seed=0)
+    (as_they_come,) = draw(MODEL, wild_params, mesh, most_draws=1, **how)
+    finite = np.isfinite(as_they_come.images).all(axis=(1, 2, 3))
+    assert 0 < (~finite).sum() < 64
+    assert as_they_come.num_redrawn == 0
+
+    (drawn,) = draw(MODEL, wild_params, mesh, most_draws=100, **how)
+    assert np.isfinite(drawn.images).all()
+    np.testing.assert_array_equal(drawn.images[finite], as_they_come.images[finite])
+    assert drawn.num_redrawn >= (~finite).sum()
+    parts = draw(MODEL, wild_params, mesh, most_draws=100, **{**how, 'batch_size': 16})
+    np.testing.assert_allclose(
+        np.concatenate([part.images for part in parts]), drawn.images, rtol=1e-2
+    )
+
+
+def test_samples_that_never_get_finite(wild_params, one_device):
+    how = dict(num_samples=64, batch_size=64, seed=0)
+    with pytest.raises(
+        RunError, match=r'not finite after 2 draws of its noise. Lower sample\.guid'
+    ):
+        list(draw(MODEL, wild_params, one_device, most_draws=2, **how))

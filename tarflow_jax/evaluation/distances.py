@@ -1,0 +1,135 @@
+"""How far samples are from a reference, computed from their features.
+
+The Frechet distance is that of Heusel et al. 2017 (1706.08500), the Inception score that of
+Salimans et al. 2016 (1606.03498), precision and recall those of Kynkäänniemi et al. 2019
+(1904.06991).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tarflow_jax.evaluation.moments import Gaussian
+from tarflow_jax.parallel import distributed
+
+NEIGHBOURS = 3  # k of precision and recall
+_ROWS = 1024  # of a table of distances that is in memory at once
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) for covariances A and B, in float64.
+
+    tr (A B)^(1/2) is the sum of the square roots of the eigenvalues of A^(1/2) B A^(1/2), which is
+    symmetric: nothing complex appears and singular covariances, of few samples, need no remedy.
+    """
+    root = _square_root(a.cov)
+    eigenvalues = np.linalg.eigvalsh(root @ b.cov @ root)
+    trace = np.trace(a.cov) + np.trace(b.cov) - 2 * np.sqrt(eigenvalues.clip(min=0)).sum()
+    return float(np.sum((a.mean - b.mean) ** 2) + trace)
+
+
+def perfect_frechet_distance(reference: Gaussian, num_samples: int, seed: int = 0) -> float:
+    """What samples drawn from the reference's own Gaussian would score: the bias of so few."""
+    draws = np.random.default_rng(seed).standard_normal((num_samples, len(reference.mean)))
+    samples = draws @ _square_root(reference.cov) + reference.mean
+    return frechet_distance(reference, Gaussian(samples.mean(axis=0), np.cov(samples.T)))
+
+
+def _square_root(cov: np.ndarray) -> np.ndarray:
+    """The symmetric square root of a positive semidefinite matrix."""
+    eigenvalues, vectors = np.linalg.eigh(cov)
+    return (vectors * np.sqrt(eigenvalues.clip(min=0))) @ vectors.T
+
+
+class InceptionScore:
+    """exp E KL(p(y | x) || p(y)), for parts of the samples, batch by batch.
+
+    Args:
+      num_samples: of all of them.
+      num_classes: of the classifier.
+      num_parts: consecutive parts that are scored apart; their mean and spread is the result.
+    """
+
+    def __init__(self, num_samples: int, num_classes: int, num_parts: int = 10):
+        self._num_samples = num_samples
+        self._counts = np.zeros(num_parts)
+        self._probs = np.zeros((num_parts, num_classes))
+        self._negentropy = np.zeros(num_parts)
+
+    def add(self, logits: np.ndarray, index: np.ndarray) -> None:
+        """Adds the classifier's logits [n, classes] for the samples of the given numbers [n]."""
+        logits = logits.astype(np.float64)
+        log_probs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        probs = np.exp(log_probs)
+        # Part p holds the numbers from floor(p N / P) to floor((p + 1) N / P), as elsewhere.
+        part = -(-(index.astype(np.int64) + 1) * len(self._counts) // self._num_samples) - 1
+        np.add.at(self._counts, part, 1)
+        np.add.at(self._probs, part, probs)
+        np.add.at(self._negentropy, part, (probs * log_probs).sum(axis=1))
+
+    def score(self) -> tuple[float, float]:
+        """Mean and standard deviation over the parts, of all processes; every one must ask."""
+        counts, probs, negentropy = distributed.sum_float64(
+            (self._counts, self._probs, self._negentropy)
+        )
+        filled = counts > 0  # with fewer samples than parts, some have none
+        probs = probs[filled] / counts[filled, None]
+        entropy = -np.sum(probs * np.log(probs.clip(min=1e-300)), axis=1)
+        scores = np.exp(negentropy[filled] / counts[filled] + entropy)
+        return float(scores.mean()), float(scores.std())
+
+
+def precision_recall(
+    reference: np.ndarray, samples: np.ndarray, k: int = NEIGHBOURS
+) -> tuple[float, float]:
+    """Shares of samples that look real, and of the reference that samples cover.
+
+    A point is covered by a set if it lies within the distance from any of its members to that
+    member's k-th nearest neighbour in the set.
+
+    Args:
+      reference: features [R, D] with R > k.
+      samples: features [N, D] with N > k.
+      k: the neighbour whose distance is a member's radius.
+
+    Returns:
+      precision, the share of samples that the reference covers, and recall, the share of the
+      reference that the samples cover; both in [0, 1].
+    """
+    reference, samples = jnp.asarray(reference), jnp.asarray(samples)
+    reference_radii = _by_rows(functools.partial(_radii, k=k), reference, reference)
+    sample_radii = _by_rows(functools.partial(_radii, k=k), samples, samples)
+    precision = _by_rows(_covered, samples, reference, reference_radii)
+    recall = _by_rows(_covered, reference, samples, sample_radii)
+    return float(precision.mean()), float(recall.mean())
+
+
+def _by_rows(function, rows, *rest) -> np.ndarray:
+    """function(rows, *rest) for some rows at a time, the last ones filled up with the first."""
+    size = min(_ROWS, len(rows))
+    parts = []
+    for start in range(0, len(rows), size):
+        part = rows[jnp.arange(start, start + size) % len(rows)]
+        parts.append(np.asarray(function(part, *rest)))
+    return np.concatenate(parts)[: len(rows)]
+
+
+@functools.partial(jax.jit, static_argnames='k')
+def _radii(points, members, k):
+    """The squared distance of each of the points, members themselves, to its k-th neighbour."""
+    nearest = jax.lax.top_k(-_squared_distances(points, members), k + 1)[0]  # itself is the first
+    return -nearest[:, k]
+
+
+@jax.jit
+def _covered(points, members, radii):
+    return (_squared_distances(points, members) <= radii[None]).any(axis=1)
+
+
+def _squared_distances(a, b):
+    """Between rows of a [M, D] and b [N, D]: [M, N], at least 0."""
+    products = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+    squares = jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1)[None]
+    return jnp.maximum(squares - 2 * products, 0)

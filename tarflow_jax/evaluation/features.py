@@ -1,0 +1,96 @@
+"""What is measured of images before sets of them are compared."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation import haar, inception_weights
+from tarflow_jax.evaluation.inception import Inception
+from tarflow_jax.evaluation.preprocessing import PREPROCESSINGS, preprocess
+from tarflow_jax.parallel import distributed, rules
+
+QUANTIZATIONS = ('truncate', 'round')
+INCEPTION = ('pool', 'spatial', 'logits_unbiased')
+
+
+class Features:
+    """Computes named features of images on the devices of a mesh.
+
+    Args:
+      names: which: 'pool' [2048], 'spatial' [2023] and 'logits_unbiased' [1008] of the 2015
+        Inception network, and 'haar', which needs no weights (see `haar.features`).
+      mesh: the devices, of all processes.
+      preprocessing: of the images for Inception, a key of `PREPROCESSINGS`.
+      weights: the file of Inception's; '' for the one that is fetched, see `inception_weights`.
+
+    Attributes:
+      names: those asked for, sorted.
+      settings: what changes the features, by name: the preprocessing and the SHA-256 of the file
+        of weights, for features of Inception only.
+
+    Raises:
+      InputError: no such preprocessing, or no weights.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        mesh,
+        *,
+        preprocessing: str = 'torch-fidelity',
+        weights: str = '',
+    ):
+        self.names = tuple(sorted(names))
+        self.settings: dict[str, Any] = {}
+        self._params = None
+        self._preprocessing = preprocessing
+        if preprocessing not in PREPROCESSINGS:
+            raise InputError(
+                f'evaluate.preprocessing must be one of {", ".join(PREPROCESSINGS)}; got '
+                f'{preprocessing!r}.'
+            )
+        if any(name in INCEPTION for name in self.names):
+            params, digest = inception_weights.load(weights)
+            everywhere = jax.tree.map(lambda _: rules.replicated(mesh), params)
+            self._params = distributed.put(params, everywhere)
+            self.settings = {'preprocessing': preprocessing, 'inception_sha256': digest}
+
+    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+        """Features float32 [B, D] by name, of images uint8 [B, H, W, C] over the mesh."""
+        found = {}
+        if self._params is not None:
+            found |= _inception(self._params, _preprocess(images, self._preprocessing))
+        if 'haar' in self.names:
+            found['haar'] = _haar(images)
+        return {name: found[name] for name in self.names}
+
+
+# Apart from the network, which is thus compiled once, whatever the size of the images.
+_preprocess = jax.jit(preprocess, static_argnums=1)
+_haar = jax.jit(haar.features)
+
+
+@jax.jit
+def _inception(params, x):
+    return Inception().apply({'params': params}, x)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def to_levels(images, how: str):
+    """Pixels in [-1, 1] as uint8, clipped: 'truncate'd, as the published code has it, or 'round'ed.
+
+    Values that are not numbers become 0.
+    """
+    levels = (images.clip(-1, 1) + 1) * 127.5
+    return (levels if how == 'truncate' else levels.round()).astype('uint8')
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def to_8_bits(levels, num_levels: int):
+    """Levels 0..num_levels - 1 as 0..255, to the nearest."""
+    if num_levels == 256:
+        return levels
+    return (levels.astype('float32') * (255 / (num_levels - 1))).round().astype('uint8')

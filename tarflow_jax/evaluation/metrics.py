@@ -1,0 +1,31 @@
+"""The metrics that can be asked for, by name."""
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation import classify, likelihood, quality
+
+# Of a split, with what computes them.
+OF_SPLITS = {
+    'nats_per_dim': likelihood.evaluate,
+    'bits_per_dim': likelihood.evaluate,
+    'iw_bits_per_dim': likelihood.evaluate,
+    'accuracy': classify.evaluate,
+    'cross_entropy': classify.evaluate,
+}
+OF_SAMPLES = tuple(quality.METRICS)
+METRICS = (*OF_SPLITS, *OF_SAMPLES)
+
+
+def metric_names(config) -> list[str]:
+    """The metrics that `config.evaluate` asks for; raises InputError for unknown ones."""
+    names = split_names(config.evaluate.metrics)
+    if not names or not set(names) <= set(METRICS):
+        raise InputError(
+            f'evaluate.metrics must name some of {", ".join(METRICS)}; got '
+            f'{config.evaluate.metrics}.'
+        )
+    return names
+
+
+def split_names(names) -> list[str]:
+    """('a', 'b'), or 'a,b' as it comes from the command line, as a list without repetition."""
+    return list(dict.fromkeys(name for name in ','.join(names).split(',') if name))

@@ -1,0 +1,126 @@
+"""Reference statistics of a config's training images, made once and kept beside the data."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+import tarflow_jax
+from tarflow_jax import experiment
+from tarflow_jax.evaluation import quality, references
+from tarflow_jax.evaluation.features import Features
+from tarflow_jax.evaluation.metrics import metric_names
+from tarflow_jax.evaluation.references import Reference
+from tarflow_jax.parallel import distributed, rules
+from tarflow_jax.parallel.mesh import make_mesh
+
+
+def prepare_fid(config, workdir=None, checkpoint=None) -> None:
+    """Makes the statistics that evaluating this config takes, and says where they are.
+
+    Raises:
+      InputError: the data or the weights of Inception are not there.
+    """
+    mesh = make_mesh(**config.mesh)
+    families = {
+        family: features_of(family, config, mesh)
+        for family in quality.families(metric_names(config)) or ['inception']
+    }
+    dataset = experiment.open_data(config, experiment.make_model(config))
+    with rules.on(mesh):
+        for family, features in families.items():
+            DataReference(family, features, config, dataset, mesh).ensure(say=print)
+
+
+def features_of(family: str, config, mesh, names=()) -> Features:
+    """What computes the features of a family, and others of its network."""
+    return Features(
+        {*quality.FAMILIES[family], *names},
+        mesh,
+        preprocessing=config.evaluate.preprocessing,
+        weights=config.evaluate.inception_weights,
+    )
+
+
+class DataReference:
+    """The statistics of the training split of a data set, in the data folder.
+
+    Args:
+      family: of features, see `quality.FAMILIES`.
+      features: computes them.
+      config: of the run.
+      dataset: its data set.
+      mesh: the devices.
+    """
+
+    def __init__(self, family: str, features: Features, config, dataset, mesh):
+        self._features = features
+        self._dataset = dataset
+        self._mesh = mesh
+        self._batch_size = config.evaluate.batch_size
+        self._flip = config.evaluate.reference_flip
+        self._split_name = config.data.train_split
+        self._split = dataset.split(self._split_name)
+        how = features.settings.get('preprocessing', family)
+        what = [Path(dataset.name).stem if dataset.name.endswith('.npz') else dataset.name]
+        what += [self._split_name, *(['flipped'] if self._flip else []), how]
+        name = '-'.join(re.sub(r'[^\w-]+', '_', part).strip('_') for part in what)
+        self.path = Path(config.data.dir).expanduser() / 'references' / f'{name}.npz'
+
+    def metadata(self) -> dict[str, Any]:
+        """What the file is of, and how it is made."""
+        return {
+            'dataset': self._dataset.name,
+            'split': self._split_name,
+            'num_images': len(self._split),
+            'image_shape': list(self._dataset.image_shape),
+            'fingerprint': quality.fingerprint(self._split),
+            'flip': self._flip,
+            **self._features.settings,
+        }
+
+    def ensure(self, say=logging.info) -> Reference | None:
+        """The statistics, made unless the file has them; of the main process, others get None.
+
+        Every process must ask, since all take part in the making.
+        """
+        wanted = self.metadata()
+        found = self._find(wanted) if distributed.is_main() else None
+        is_there = found is not None or not distributed.is_main()
+        if not distributed.agree(is_there):
+            self._make(wanted, say)
+            found = references.read(self.path) if distributed.is_main() else None
+        elif found:
+            say(f'{self.path}: reference statistics are there already.')
+        return found
+
+    def _find(self, wanted: dict[str, Any]) -> Reference | None:
+        if not self.path.exists():
+            return None
+        found = references.read(self.path)
+        changed = [key for key in wanted if found.metadata.get(key) != wanted[key]]
+        if changed:
+            logging.warning(
+                '%s was made with another %s and is made anew.', self.path, ', '.join(changed)
+            )
+        return None if changed else found
+
+    def _make(self, wanted: dict[str, Any], say) -> None:
+        mirrored = ', each also mirrored' if self._flip else ''
+        what = f'{len(self._split):,} images of {self._dataset.name}/{self._split_name}{mirrored}'
+        logging.info('Making reference statistics of %s.', what)
+        reference = quality.measure_split(
+            self._split,
+            self._dataset.num_levels,
+            self._features,
+            self._mesh,
+            batch_size=self._batch_size,
+            flip=self._flip,
+        )
+        metadata = {**wanted, 'version': tarflow_jax.__version__}
+        if distributed.is_main():
+            reference = dataclasses.replace(reference, metadata=metadata)
+            references.write(self.path, reference)
+            say(f'{self.path}: reference statistics of {what}.')

@@ -1,0 +1,272 @@
+"""How good samples are: their features against those of a data set."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from tarflow_jax.data.sources import ArraySplit
+from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation.distances import (
+    NEIGHBOURS,
+    InceptionScore,
+    frechet_distance,
+    perfect_frechet_distance,
+    precision_recall,
+)
+from tarflow_jax.evaluation.features import Features, to_8_bits
+from tarflow_jax.evaluation.likelihood import scored_batches
+from tarflow_jax.evaluation.moments import Gaussian, Moments
+from tarflow_jax.evaluation.references import Reference
+from tarflow_jax.parallel import distributed
+
+# The features that a metric compares, and how.
+METRICS = {
+    'fid': ('pool', 'frechet'),
+    'sfid': ('spatial', 'frechet'),
+    'inception_score': ('logits_unbiased', 'score'),
+    'precision': ('pool', 'neighbours'),
+    'recall': ('pool', 'neighbours'),
+    'haar_frechet': ('haar', 'frechet'),
+    'haar_precision': ('haar', 'neighbours'),
+    'haar_recall': ('haar', 'neighbours'),
+}
+# What one file of reference statistics has.
+FAMILIES = {'inception': ('pool', 'spatial'), 'haar': ('haar',)}
+ROWS = {kind for kind, how in METRICS.values() if how == 'neighbours'}  # kept one by one
+FAMILY = {name: family for family, names in FAMILIES.items() for name in names}
+
+# Samples below which a metric does not exist.
+LEAST = {'frechet': 2, 'neighbours': NEIGHBOURS + 1, 'score': 1}
+KEPT_ROWS = 10_000  # of a reference's features, for precision and recall; as many as ADM's have
+_FINGERPRINT_IMAGES = 64
+
+
+class Batch(NamedTuple):
+    """Images to be measured: uint8 [B, H, W, C] over the mesh, their numbers [B], which count."""
+
+    images: jax.Array
+    index: np.ndarray
+    mask: np.ndarray
+
+
+@dataclasses.dataclass
+class Measured:
+    """What was found of all images, of all processes; every one has it."""
+
+    gaussians: dict[str, Gaussian]
+    rows: dict[str, np.ndarray]
+    inception_score: tuple[float, float] | None = None
+
+
+def families(names: Iterable[str]) -> dict[str, set[str]]:
+    """The families that metrics need, each with further features of the same network."""
+    found: dict[str, set[str]] = {}
+    for kind, _ in (METRICS[name] for name in names if name in METRICS):
+        family = FAMILY.get(kind, 'inception')
+        found.setdefault(family, set()).update({kind} - set(FAMILIES[family]))
+    return found
+
+
+def needs_reference(names: Iterable[str], family: str) -> bool:
+    """Whether a metric compares features of the family with those of a reference."""
+    return any(METRICS[name][0] in FAMILIES[family] for name in names)
+
+
+def too_few(names: Iterable[str], num_samples: int) -> str | None:
+    """Why so few samples cannot be measured at all; None if they can."""
+    least = max(LEAST[METRICS[name][1]] for name in names)
+    if num_samples >= least:
+        return None
+    return f'must be at least {least} for {", ".join(names)}; got {num_samples}.'
+
+
+def measure(
+    batches: Iterable[Batch],
+    features: Sequence[Features],
+    mesh,
+    *,
+    num_images: int,
+    keep: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Measured:
+    """Computes the features of images, and sums them up; every process its own rows.
+
+    Args:
+      batches: of images, the same in every process.
+      features: what is computed, a family each.
+      mesh: the devices.
+      num_images: in all batches.
+      keep: which numbers [n] of images are those whose features are kept, as bool [n]; none.
+    """
+    sums = _Sums(num_images)
+    for batch in batches:
+        rows = distributed.local_rows(mesh, len(batch.index))
+        counts = batch.mask[rows]
+        index = batch.index[rows][counts]
+        chosen = keep(index) if keep else np.zeros(len(index), bool)
+        for compute in features:
+            found = distributed.fetch_rows(compute(batch.images))
+            for name, values in found.items():
+                sums.add(name, values[counts], index, chosen)
+    return sums.total()
+
+
+class _Sums:
+    """What a process has measured so far."""
+
+    def __init__(self, num_images: int):
+        self._num_images = num_images
+        self._moments: dict[str, Moments] = {}
+        self._kept: dict[str, list[np.ndarray]] = {}
+        self._kept_index: dict[str, list[np.ndarray]] = {}
+        self._score: InceptionScore | None = None
+
+    def add(self, name: str, values: np.ndarray, index: np.ndarray, chosen: np.ndarray) -> None:
+        """Adds features [n, D] of the images of these numbers [n], and keeps the chosen ones."""
+        if name == 'logits_unbiased':
+            self._score = self._score or InceptionScore(self._num_images, values.shape[1])
+            self._score.add(values, index)
+            return
+        self._moments.setdefault(name, Moments(values.shape[1])).add(values)
+        if name in ROWS:
+            self._kept.setdefault(name, []).append(values[chosen])
+            self._kept_index.setdefault(name, []).append(index[chosen])
+
+    def total(self) -> Measured:
+        return Measured(
+            {name: moments.gaussian() for name, moments in self._moments.items()},
+            {
+                name: _in_order(np.concatenate(kept), np.concatenate(self._kept_index[name]))
+                for name, kept in self._kept.items()
+            },
+            self._score.score() if self._score else None,
+        )
+
+
+def _in_order(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The rows [n, D] of all processes, which have different n, by the number of their image."""
+    counts = distributed.gather_rows(np.array([len(rows)], np.int32))
+    missing = counts.max() - len(rows)
+    index = distributed.gather_rows(np.pad(index, (0, missing), constant_values=-1))
+    rows = distributed.gather_rows(np.pad(rows, [(0, missing), (0, 0)]))
+    order = np.argsort(index, kind='stable')
+    return rows[order[np.sum(index < 0) :]]
+
+
+def measure_split(
+    split, num_levels: int, features: Features, mesh, *, batch_size: int, flip: bool
+) -> Reference:
+    """Statistics of a split, every image exactly once.
+
+    Args:
+      split: a split of a data set, of at least two images.
+      num_levels: its pixels are the integers below it.
+      features: what is computed, none of them logits.
+      mesh: the devices, of all processes.
+      batch_size: images at a time; does not change the result.
+      flip: whether every image counts a second time, mirrored left to right. It is what random
+        flips, of which the published statistics are made, come to on average.
+
+    Returns:
+      A reference without metadata. Features are kept of at most `KEPT_ROWS` images, evenly spread.
+    """
+    num_images = len(split)
+    chosen = np.arange(min(KEPT_ROWS, num_images)) * num_images // min(KEPT_ROWS, num_images)
+
+    def batches() -> Iterator[Batch]:
+        for batch in scored_batches(split, mesh, batch_size):
+            images = to_8_bits(batch['image'], num_levels)
+            index = distributed.fetch(batch['index'])
+            yield Batch(images, index, batch['mask'])
+            if flip:
+                yield Batch(_mirror(images), index + num_images, batch['mask'])
+
+    def keep(index):
+        return np.isin(index, chosen)
+
+    count = num_images * (1 + flip)
+    measured = measure(batches(), [features], mesh, num_images=count, keep=keep)
+    return Reference(measured.gaussians, measured.rows)
+
+
+@jax.jit
+def _mirror(images):
+    return images[:, :, ::-1]
+
+
+def completed(reference: Reference, names: Iterable[str], features: Features, mesh) -> Reference:
+    """A reference from a file of others, with features of the images in it if they are needed.
+
+    Raises:
+      InputError: the file lacks what a metric needs.
+    """
+    kinds = {METRICS[name] for name in names if FAMILY.get(METRICS[name][0]) == 'inception'}
+    missing = [kind for kind, how in kinds if how == 'frechet' and kind not in reference.gaussians]
+    if ('pool', 'neighbours') in kinds and 'pool' not in reference.rows:
+        if reference.images is None:
+            missing.append('images, or features of single ones')
+        else:
+            split = ArraySplit(reference.images, np.full(len(reference.images), -1, np.int32))
+            measured = measure_split(split, 256, features, mesh, batch_size=64, flip=False)
+            reference = dataclasses.replace(reference, rows=measured.rows)
+    if missing:
+        raise InputError(
+            f'{reference.path} has no {", no ".join(missing)}: sfid needs spatial statistics, '
+            'precision and recall need images. Take these metrics out of evaluate.metrics, or '
+            "set evaluate.reference='' for a reference of the training images."
+        )
+    return reference
+
+
+def fingerprint(split) -> str:
+    """A hash of some of a split's images; changes when a data set is made anew of other images."""
+    index = np.arange(_FINGERPRINT_IMAGES) * len(split) // _FINGERPRINT_IMAGES
+    images = split.__getitems__(np.unique(index))['image']
+    return hashlib.sha256(images.tobytes()).hexdigest()[:16]
+
+
+def score(
+    samples: Measured, references: dict[str, Reference], names: Iterable[str], num_samples: int
+) -> dict[str, float]:
+    """The metrics of measured samples.
+
+    Args:
+      samples: what was measured of them.
+      references: by family, see `FAMILIES`; those that the metrics need.
+      names: of the metrics, keys of `METRICS`.
+      num_samples: how many were measured.
+    """
+    scores: dict[str, float] = {}
+    for name in names:
+        kind, how = METRICS[name]
+        if how == 'score' and samples.inception_score:
+            scores['inception_score'], scores['inception_score_std'] = samples.inception_score
+            continue
+        reference = references[FAMILY[kind]]
+        if how == 'frechet':
+            gaussian = reference.gaussians[kind]
+            scores[name] = frechet_distance(gaussian, samples.gaussians[kind])
+            _warn_of_few(name, gaussian, num_samples)
+        elif name not in scores:
+            prefix = name.rpartition('_')[0]
+            both = precision_recall(reference.rows[kind], samples.rows[kind])
+            for metric, value in zip(('precision', 'recall'), both, strict=True):
+                scores[f'{prefix}_{metric}' if prefix else metric] = value
+    return scores
+
+
+def _warn_of_few(name: str, reference: Gaussian, num_samples: int) -> None:
+    num_features = len(reference.mean)
+    if num_samples > num_features:
+        return
+    bias = perfect_frechet_distance(reference, num_samples)
+    logging.warning(
+        '%s of %d samples with %d features: their covariance is singular, and even samples of a '
+        'perfect model would score about %.*f. Draw more (evaluate.num_samples), and compare only '
+        'figures of equal numbers.',
+        *(name, num_samples, num_features, 1 if bias > 1 else 3, bias),
+    )

@@ -1,0 +1,154 @@
+"""What samples are compared with: statistics of a data set, ours or from the files users have."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation.moments import Gaussian, gaussian_of_sums
+from tarflow_jax.files import json_text, write_atomically
+from tarflow_jax.formats import torchfile
+
+# Keys of mean and covariance, as pytorch-fid, EDM and ADM name them, by the features they are of.
+KEYS = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s'), 'haar': ('mu_haar', 'sigma_haar')}
+SIZES = {'pool': 2048, 'spatial': 2023}
+TORCHMETRICS = ('real_features_sum', 'real_features_cov_sum', 'real_features_num_samples')
+
+
+@dataclasses.dataclass
+class Reference:
+    """Statistics of a set of images.
+
+    Attributes:
+      gaussians: mean and covariance by the name of the features.
+      rows: features [R, D] themselves, of some of the images, for precision and recall.
+      metadata: what they were made of, and how; empty for files of others, which do not tell.
+      images: uint8 [R, H, W, C] of an ADM reference batch, whose features are not in the file.
+      path: of the file.
+      sha256: of the file's bytes.
+    """
+
+    gaussians: dict[str, Gaussian]
+    rows: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    images: np.ndarray | None = None
+    path: str = ''
+    sha256: str = ''
+
+
+def write(path: str | os.PathLike, reference: Reference) -> None:
+    """Writes a file of ours, atomically: .npz with `KEYS`, which other suites read, too."""
+    arrays: dict[str, Any] = {'metadata': np.array(json_text(reference.metadata))}
+    for name, gaussian in reference.gaussians.items():
+        arrays |= dict(zip(KEYS[name], gaussian, strict=True))
+    arrays |= {f'features_{name}': rows for name, rows in reference.rows.items()}
+    write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def read(path: str | os.PathLike) -> Reference:
+    """The statistics in a file.
+
+    Read are files of ours; .npz with mu and sigma, as pytorch-fid and EDM write them; ADM's
+    reference batches (.npz with mu_s, sigma_s and arr_0, too); and state dicts of torchmetrics'
+    FrechetInceptionDistance (.pth), which the published code makes.
+
+    Raises:
+      InputError: there is no such file, or it is damaged, or none of these.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f'evaluate.reference={path}: there is no such file. Make statistics of the training '
+            "images with --mode=prepare_fid, or leave evaluate.reference='' to have them made."
+        )
+    is_zip = path.suffix == '.npz'
+    found = _read_npz(path) if is_zip else _read_torchmetrics(path)
+    with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    return dataclasses.replace(found, path=str(path), sha256=digest)
+
+
+def _read_npz(path: Path) -> Reference:
+    try:
+        with np.load(path) as arrays:
+            known = [key for keys in KEYS.values() for key in keys]
+            wanted = {'arr_0', 'metadata', *known}
+            found = {
+                key: arrays[key] for key in arrays if key in wanted or key.startswith('features_')
+            }
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f'{path} cannot be read as .npz: {error}. Fetch it again.') from error
+    gaussians = {
+        name: _checked(path, name, found[mean], found[cov])
+        for name, (mean, cov) in KEYS.items()
+        if mean in found and cov in found
+    }
+    if not gaussians:
+        raise InputError(
+            f'{path} holds no statistics: it has no mu and sigma. Statistics of a data set are '
+            'made with --mode=prepare_fid.'
+        )
+    prefix = 'features_'
+    return Reference(
+        gaussians,
+        rows={key.removeprefix(prefix): found[key] for key in found if key.startswith(prefix)},
+        metadata=json.loads(str(found['metadata'])) if 'metadata' in found else {},
+        images=found.get('arr_0'),
+    )
+
+
+def _checked(path, name, mean, cov) -> Gaussian:
+    size = SIZES.get(name, len(mean))
+    if mean.shape != (size,) or cov.shape != (size, size):
+        raise InputError(
+            f'{path} holds statistics of shape {mean.shape} and {cov.shape}; those of the 2015 '
+            f'Inception network have ({size},) and ({size}, {size}). Make them with '
+            '--mode=prepare_fid.'
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise InputError(f'{path} holds statistics that are not finite; make them anew.')
+    return Gaussian(mean.astype(np.float64), cov.astype(np.float64))
+
+
+def _read_torchmetrics(path: Path) -> Reference:
+    tensors = torchfile.read_state_dict(path)
+    by_end = {name.rpartition('.')[2]: tensor for name, tensor in tensors.items()}
+    missing = [name for name in TORCHMETRICS if name not in by_end]
+    if missing:
+        raise InputError(
+            f"{path} is no state of torchmetrics' FrechetInceptionDistance: it has no "
+            f'{", ".join(missing)}.'
+        )
+    total, products, count = (np.asarray(by_end[name], np.float64) for name in TORCHMETRICS)
+    gaussian = gaussian_of_sums(int(count), total, products)
+    return Reference({'pool': _checked(path, 'pool', *gaussian)})
+
+
+def check(reference: Reference, settings: dict[str, Any], image_shape) -> None:
+    """Raises InputError unless statistics were made as samples will be measured.
+
+    Args:
+      reference: the statistics. Of files of others there is nothing to check.
+      settings: preprocessing and weights, see `Features`.
+      image_shape: (H, W, C) of the samples.
+    """
+    made_with = reference.metadata
+    asked = {**settings, 'image_shape': list(image_shape)}
+    if reference.images is not None:
+        made_with = {'image_shape': list(reference.images.shape[1:])}
+    differences = [
+        f'{key} is {made_with[key]} there, {value} here'
+        for key, value in asked.items()
+        if key in made_with and made_with[key] != value
+    ]
+    if differences:
+        raise InputError(
+            f'{reference.path} cannot be compared with: {"; ".join(differences)}. Give another '
+            'evaluate.reference, or make one with --mode=prepare_fid.'
+        )

@@ -1,0 +1,125 @@
+"""Statistics in the files that users have; that they are right, test_distances.py shows."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation import references
+from tarflow_jax.evaluation.moments import Gaussian, Moments
+from tarflow_jax.evaluation.references import SIZES, Reference
+from tarflow_jax.formats import torchfile
+
+
+def gaussian(size, seed=0):
+    draws = np.random.default_rng(seed).normal(size=(4, size))
+    return Gaussian(draws[0], draws.T @ draws)
+
+
+def assert_same(a: Gaussian, b: Gaussian):
+    np.testing.assert_array_equal(a.mean, b.mean)
+    np.testing.assert_array_equal(a.cov, b.cov)
+
+
+@pytest.fixture(scope='module')
+def ours():
+    return Reference(
+        {'pool': gaussian(SIZES['pool']), 'spatial': gaussian(SIZES['spatial'], 1)},
+        rows={'pool': np.ones((3, SIZES['pool']), np.float32)},
+        metadata={'dataset': 'afhq', 'image_shape': [64, 64, 3], 'preprocessing': 'clean-fid'},
+    )
+
+
+@pytest.fixture(scope='module')
+def our_file(ours, tmp_path_factory):
+    path = tmp_path_factory.mktemp('references') / 'made' / 'ours.npz'
+    references.write(path, ours)
+    return path
+
+
+def test_a_file_of_ours_comes_back_and_others_read_it(ours, our_file):
+    found = references.read(our_file)
+    for name in 'pool', 'spatial':
+        assert_same(found.gaussians[name], ours.gaussians[name])
+    np.testing.assert_array_equal(found.rows['pool'], ours.rows['pool'])
+    assert found.metadata == ours.metadata
+    assert found.images is None
+    assert found.path == str(our_file)
+    assert len(found.sha256) == 64
+    with np.load(our_file) as arrays:  # as pytorch-fid, EDM and ADM do
+        np.testing.assert_array_equal(arrays['mu'], ours.gaussians['pool'].mean)
+        np.testing.assert_array_equal(arrays['sigma_s'], ours.gaussians['spatial'].cov)
+        assert json.loads(str(arrays['metadata']))['dataset'] == 'afhq'
+
+
+def test_statistics_of_pytorch_fid(ours, tmp_path):
+    mean, cov = ours.gaussians['pool']
+    np.savez(tmp_path / 'theirs.npz', mu=mean, sigma=cov)
+    found = references.read(tmp_path / 'theirs.npz')
+    assert_same(found.gaussians['pool'], ours.gaussians['pool'])
+    assert found.metadata == found.rows == {}
+
+
+def test_a_reference_batch_of_adm(ours, tmp_path):
+    arrays = {}
+    for name, keys in ('pool', ('mu', 'sigma')), ('spatial', ('mu_s', 'sigma_s')):
+        arrays |= dict(zip(keys, ours.gaussians[name], strict=True))
+    images = np.zeros((5, 64, 64, 3), np.uint8)
+    np.savez(tmp_path / 'VIRTUAL_imagenet64_labeled.npz', arr_0=images, **arrays)
+    found = references.read(tmp_path / 'VIRTUAL_imagenet64_labeled.npz')
+    assert set(found.gaussians) == {'pool', 'spatial'}
+    assert found.images.shape == images.shape
+    references.check(found, {'preprocessing': 'torch-fidelity'}, (64, 64, 3))
+    with pytest.raises(InputError, match=r'image_shape is \[64, 64, 3\] there, \[32, 32, 3\] here'):
+        references.check(found, {}, (32, 32, 3))
+
+
+@pytest.mark.parametrize('prefix', ['', 'fid.'])
+def test_a_state_of_torchmetrics(tmp_path, prefix):
+    """Sums in float64, the count as a tensor without dimensions, the network's weights beside."""
+    features = np.random.default_rng(0).normal(size=(9, SIZES['pool'])).astype(np.float32)
+    moments = Moments(SIZES['pool'])
+    moments.add(features)
+    exact = features.astype(np.float64)
+    torchfile.write_state_dict(
+        tmp_path / 'afhq_256_fid_stats.pth',
+        {
+            f'{prefix}real_features_sum': exact.sum(axis=0),
+            f'{prefix}real_features_cov_sum': exact.T @ exact,
+            f'{prefix}real_features_num_samples': np.array(9),
+            f'{prefix}fake_features_num_samples': np.array(0),
+            f'{prefix}inception.fc.weight': np.zeros((3, 2), np.float32),
+        },
+    )
+    found = references.read(tmp_path / 'afhq_256_fid_stats.pth').gaussians['pool']
+    np.testing.assert_allclose(found.mean, moments.gaussian().mean, rtol=1e-12)
+    np.testing.assert_allclose(found.cov, moments.gaussian().cov, rtol=1e-9, atol=1e-12)
+
+
+def test_what_was_made_otherwise_is_refused(our_file):
+    found = references.read(our_file)
+    references.check(found, {'preprocessing': 'clean-fid'}, (64, 64, 3))
+    with pytest.raises(InputError, match='preprocessing is clean-fid there, torch-fidelity here'):
+        references.check(found, {'preprocessing': 'torch-fidelity'}, (64, 64, 3))
+    with pytest.raises(InputError, match=r'image_shape is \[64, 64, 3\] there, \[256, 256, 3\]'):
+        references.check(found, {'preprocessing': 'clean-fid'}, (256, 256, 3))
+
+
+def test_files_that_are_no_statistics(tmp_path, golden_dir):
+    with pytest.raises(InputError, match=r'no\.npz: there is no such file.*--mode=prepare_fid'):
+        references.read(tmp_path / 'no.npz')
+    (tmp_path / 'text.npz').write_text('text')
+    with pytest.raises(InputError, match='cannot be read as'):
+        references.read(tmp_path / 'text.npz')
+    np.savez(tmp_path / 'samples.npz', arr_0=np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(InputError, match='holds no statistics: it has no mu and sigma'):
+        references.read(tmp_path / 'samples.npz')
+    np.savez(tmp_path / 'vgg.npz', mu=np.zeros(64), sigma=np.eye(64))
+    with pytest.raises(InputError, match=r'shape \(64,\) and \(64, 64\); those of the 2015 Incept'):
+        references.read(tmp_path / 'vgg.npz')
+    np.savez(tmp_path / 'nan.npz', mu=np.full(2048, np.nan), sigma=np.eye(2048))
+    with pytest.raises(InputError, match='not finite'):
+        references.read(tmp_path / 'nan.npz')
+    with pytest.raises(InputError, match='it has no real_features_sum'):
+        references.read(golden_dir / 'cond.pth')

@@ -1,0 +1,179 @@
+"""`--mode=evaluate` of samples, and `--mode=prepare_fid`, by the command line."""
+
+import json
+
+import numpy as np
+import pytest
+from golden.inception import recipe
+from runs import files_in
+
+from tarflow_jax.evaluation import inception_weights, references
+from tarflow_jax.formats import torchfile
+from tarflow_jax.sampling.generate import spread_labels
+
+HAAR = '--config.evaluate.metrics=haar_frechet,haar_precision,haar_recall'
+INCEPTION = '--config.evaluate.metrics=fid,sfid,inception_score,precision,recall'
+FEW = '--config.evaluate.num_samples=200'
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """A file of random weights of the Inception network."""
+    path = tmp_path_factory.mktemp('weights') / 'random.pth'
+    shapes = inception_weights.tensor_shapes()
+    tensors = {name: recipe.tensor(name, shape) for name, shape in shapes.items()}
+    torchfile.write_state_dict(path, tensors)
+    return path
+
+
+@pytest.fixture(scope='module')
+def evaluated(runs, whole, tmp_path_factory):
+    """The workdir in which samples were evaluated, and what was printed."""
+    workdir = tmp_path_factory.mktemp('evaluated')
+    flags = ['--mode=evaluate', f'--checkpoint={whole[0]}', HAAR, FEW]
+    return workdir, runs.run(workdir, *flags)
+
+
+def read(workdir):
+    return json.loads((workdir / 'evaluation.json').read_text())
+
+
+def test_samples_are_drawn_measured_and_kept(runs, whole, evaluated):
+    workdir, result = evaluated
+    evaluation = read(workdir)
+    assert evaluation['haar_frechet'] > 0
+    assert 0 <= evaluation['haar_precision'] <= 1
+    assert 0 <= evaluation['haar_recall'] <= 1
+    assert f'haar_frechet                 {evaluation["haar_frechet"]:.4f}\n' in result.out
+    told = evaluation['samples']
+    assert (told['num_samples'], told['labels'], told['seed']) == (200, 'uniform', 0)
+    assert (told['quantization'], told['redrawn']) == ('truncate', 0)
+    reference = told['references']['haar']
+    assert (reference['dataset'], reference['split']) == ('digits', 'train')
+    assert reference['num_images'] == 1498
+    assert reference['path'] == f'{runs.data_dir}/references/digits-train-haar.npz'
+    assert len(reference['sha256']) == len(evaluation['params_sha256']) == 64
+    assert [str(path) for path in files_in(workdir)] == [
+        *('evaluation.json', 'samples/evaluated.npz')
+    ]
+    with np.load(workdir / 'samples' / 'evaluated.npz') as arrays:
+        assert arrays['arr_0'].shape == (200, 8, 8, 1)
+        assert arrays['arr_0'].dtype == np.uint8
+        labels = spread_labels('uniform', 200, 10, seed=0)
+        np.testing.assert_array_equal(arrays['arr_1'], labels)
+
+
+def test_samples_from_a_file_score_the_same_and_need_no_model(runs, evaluated, tmp_path):
+    file = evaluated[0] / 'samples' / 'evaluated.npz'
+    for batch_size, devices in (7, 1), (64, 8):
+        workdir = tmp_path / f'{devices}'
+        runs.run(
+            *(workdir, '--mode=evaluate', f'--config.evaluate.samples={file}', HAAR),
+            f'--config.evaluate.batch_size={batch_size}',
+            devices=devices,
+        )
+        expected, found = read(evaluated[0]), read(workdir)
+        for name in 'haar_frechet', 'haar_precision', 'haar_recall':
+            assert found[name] == pytest.approx(expected[name], rel=1e-5)
+        assert found['samples']['file'] == str(file)
+        assert 'checkpoint' not in found
+
+
+def test_many_devices_and_processes_draw_and_measure_the_same(runs, whole, evaluated, tmp_path):
+    """Two processes and eight devices; the likelihoods of both splits, too."""
+    metrics = '--config.evaluate.metrics=bits_per_dim,haar_frechet,haar_recall'
+    flags = ['--mode=evaluate', f'--checkpoint={whole[0]}', metrics, FEW]
+    flags.append('--config.evaluate.splits=train,test')
+    alone, eight, two = (tmp_path / name for name in ('alone', 'eight', 'two'))
+    runs.run(alone, *flags, '--config.evaluate.batch_size=100')
+    runs.run(eight, *flags, '--config.evaluate.batch_size=64', devices=8)
+    runs.run_two(two, *flags, '--config.evaluate.batch_size=256')
+    expected = read(alone)
+    assert expected['haar_frechet'] == read(evaluated[0])['haar_frechet']
+    for workdir in eight, two:
+        for name in 'train/bits_per_dim', 'test/bits_per_dim':
+            assert read(workdir)[name] == pytest.approx(expected[name], abs=1e-6)
+        for name in 'haar_frechet', 'haar_recall':
+            assert read(workdir)[name] == pytest.approx(expected[name], rel=1e-2)
+    with np.load(two / 'samples' / 'evaluated.npz') as arrays:
+        assert arrays['arr_0'].shape == (200, 8, 8, 1)
+
+
+def test_every_metric_of_inception(runs, whole, weights, tmp_path):
+    """On a set so small that the network has little to do; its values are shown elsewhere."""
+    flags = [
+        *('--config.data.train_split=test[:20]', f'--checkpoint={whole[0]}'),
+        *(f'--config.evaluate.inception_weights={weights}', INCEPTION),
+        *('--config.evaluate.num_samples=16', '--config.evaluate.batch_size=16'),
+    ]
+    made = runs.run(tmp_path, '--mode=prepare_fid', *flags).out
+    path = runs.data_dir / 'references' / 'digits-test_20-torch-fidelity.npz'
+    assert made == f'{path}: reference statistics of 20 images of digits/test[:20].\n'
+    reference = references.read(path)
+    assert reference.rows['pool'].shape == (20, 2048)
+    again = runs.run(tmp_path, '--mode=prepare_fid', *flags).out
+    assert again == f'{path}: reference statistics are there already.\n'
+
+    result = runs.run(tmp_path, '--mode=evaluate', *flags)
+    assert 'fid of 16 samples with 2048 features: their covariance is singular' in result.err
+    evaluation = read(tmp_path)
+    for name in 'fid', 'sfid':
+        assert evaluation[name] > 0
+    assert evaluation['inception_score'] >= 1
+    assert evaluation['samples']['preprocessing'] == 'torch-fidelity'
+    assert len(evaluation['samples']['inception_sha256']) == 64
+    assert evaluation['samples']['references']['inception']['sha256'] == reference.sha256
+
+    other = '--config.evaluate.preprocessing=clean-fid'
+    line = runs.refused(
+        tmp_path, '--mode=evaluate', *flags, other, f'--config.evaluate.reference={path}'
+    )
+    assert 'preprocessing is torch-fidelity there, clean-fid here' in line
+    theirs = tmp_path / 'theirs.npz'
+    np.savez(theirs, mu=np.zeros(2048), sigma=np.eye(2048))
+    line = runs.refused(
+        tmp_path, '--mode=evaluate', *flags, f'--config.evaluate.reference={theirs}'
+    )
+    assert 'has no spatial, no images' in line
+
+
+REFUSED = {
+    '--config.evaluate.labels=odd': 'evaluate.labels must be one of even, uniform',
+    '--config.evaluate.quantization=floor': 'evaluate.quantization must be one of truncate, round',
+    '--config.evaluate.num_samples=0': 'evaluate.num_samples must be at least 1; got 0',
+    '--config.evaluate.num_samples=3': 'evaluate.num_samples must be at least 4 for haar_frechet',
+    '--config.evaluate.samples=none.npz': 'none.npz',
+    '--config.evaluate.metrics=iw_bits_per_dim': "takes noise.type='uniform'",
+    '--config.evaluate.splits=': 'evaluate.splits must name a split',
+    '--config.evaluate.splits=valid': "no split 'valid'; it has test",
+    '--config.data.name=photos/8': 'the images of photos/8 have the shape (8, 8, 3), the model',
+}
+
+
+@pytest.mark.parametrize('flag', REFUSED)
+def test_refused(runs, whole, flag):
+    metrics = [] if 'metrics' in flag else [f'{HAAR},bits_per_dim']
+    line = runs.refused(whole[0], '--mode=evaluate', *metrics, flag)
+    assert REFUSED[flag] in line
+
+
+def test_weights_that_are_not_there(runs, whole, monkeypatch, tmp_path):
+    """Neither on the disk nor, behind a proxy that is none, on the network."""
+    flags = ['--mode=evaluate', '--config.evaluate.metrics=fid']
+    line = runs.refused(whole[0], *flags, '--config.evaluate.inception_weights=/nowhere/x.pth')
+    assert 'there is no file /nowhere/x.pth' in line
+    named = tmp_path / 'weights-inception-2015-12-05-6726825d.pth'
+    named.write_bytes(b'not these')
+    line = runs.refused(whole[0], *flags, f'--config.evaluate.inception_weights={named}')
+    assert f'{named} is damaged: by its name its SHA-256 begins with 6726825d' in line
+
+
+def test_a_reference_of_other_images_is_made_anew(runs, whole, evaluated, tmp_path):
+    path = runs.data_dir / 'references' / 'digits-train-haar.npz'
+    stale = references.read(path)
+    stale.metadata['fingerprint'] = 'of other images'
+    references.write(path, stale)
+    flags = ['--mode=evaluate', f'--checkpoint={whole[0]}', HAAR, FEW]
+    result = runs.run(tmp_path, *flags)
+    assert f'{path} was made with another fingerprint and is made anew' in result.err
+    assert read(tmp_path)['haar_frechet'] == read(evaluated[0])['haar_frechet']
