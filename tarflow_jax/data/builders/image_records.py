@@ -1,0 +1,126 @@
+"""Image files decoded, resized, cropped and written as a file of records.
+
+Pixels are stored as they are, uncompressed. Measured on photographs, one core of a shared AMD EPYC,
+files in the page cache: images a second read through TFDS (and the size, relative to the
+pixels).
+
+| stored as                       | 64x64         | 256x256      |
+|---------------------------------|---------------|--------------|
+| bytes, ArrayRecord uncompressed | 15,148 (1.01) | 5,425 (1.00) |
+| bytes, ArrayRecord with Snappy  | 14,687 (0.96) | 4,339 (0.88) |
+| bytes, ArrayRecord's default    | 12,892 (0.89) | 3,441 (0.79) |
+| PNG, decoded by Pillow          | 3,262 (0.62)  | 453 (0.51)   |
+"""
+
+import contextlib
+import os
+import pathlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from tarflow_jax.data.image_tree import ImageFile
+from tarflow_jax.data.images import decode, resize_and_crop
+from tarflow_jax.data.unreadable import Unreadable
+from tarflow_jax.data.workers import check_stop
+from tarflow_jax.files import write_json
+
+_OPTIONS = 'group_size:1,uncompressed'  # random access wants one record a group
+
+
+class RecordTask(NamedTuple):
+    """A file of records to write, of images [size, size, 3], and its report after it."""
+
+    root: pathlib.Path
+    split: str
+    files: tuple[ImageFile, ...]
+    size: int
+    num_classes: int
+    target: pathlib.Path
+    report: pathlib.Path
+
+
+class RecordReport(NamedTuple):
+    """What a file of records holds; `num_bytes` is its size."""
+
+    record_file: str
+    split: str
+    num_examples: int
+    num_bytes: int
+    unreadable: list[Unreadable]
+
+    @property
+    def num_files(self) -> int:
+        return self.num_examples + len(self.unreadable)
+
+
+def features(size: int, label: tfds.features.ClassLabel) -> tfds.features.FeaturesDict:
+    """The features of a data set of images [size, size, 3] with labels."""
+    image = tfds.features.Tensor(shape=(size, size, 3), dtype=np.uint8, encoding='bytes')
+    return tfds.features.FeaturesDict({'image': image, 'label': label})
+
+
+def write_records(task: RecordTask) -> RecordReport:
+    """Writes image files as one file of records, without those that cannot be read.
+
+    The file and then its report appear complete or not at all, and depend on nothing but the images
+    and the task.
+
+    Raises:
+        OSError, RuntimeError: if they cannot be written.
+    """
+    serialize = _serializer(task.size, task.num_classes)
+    unreadable: list[Unreadable] = []
+    with _record_file(task.target) as writer:
+        for file in task.files:
+            check_stop()
+            try:
+                with warnings.catch_warnings(action='ignore'):  # of Pillow's, without file names
+                    image = resize_and_crop(decode(task.root / file.path), task.size)
+            except (OSError, ValueError) as error:
+                unreadable.append(Unreadable.because(task.split, file.path, error))
+                continue
+            writer.write(serialize({'image': image, 'label': file.label}))
+    report = RecordReport(
+        task.target.name,
+        task.split,
+        len(task.files) - len(unreadable),
+        task.target.stat().st_size,
+        unreadable,
+    )
+    write_json(task.report, report._asdict())
+    return report
+
+
+def _serializer(size: int, num_classes: int) -> Callable[[dict[str, Any]], bytes]:
+    """Of examples to protobuf; TFDS's own writes an example's features in an order by chance."""
+    example_features = features(size, tfds.features.ClassLabel(num_classes=num_classes))
+    serializer = tfds.core.ExampleSerializer(example_features.get_serialized_info())
+
+    def serialize(example):
+        message = serializer.get_tf_example(example_features.encode_example(example))
+        return message.SerializeToString(deterministic=True)
+
+    return serialize
+
+
+@contextlib.contextmanager
+def _record_file(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
+    """A writer of a file that appears at `path` once it is whole."""
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
+    try:
+        writer = ArrayRecordWriter(os.fspath(unfinished), _OPTIONS)
+        try:
+            yield writer
+        finally:
+            writer.close()  # only here does a full disk show
+        with open(unfinished, 'rb') as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,286 @@
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from image_trees import CLASSES, KINDS, SIZE, as_pillow_sees, damage, fill, in_order, write_image
+
+from tarflow_jax.data.builders.image_folder import format_bytes, prepare_image_folder
+from tarflow_jax.data.sources import open_dataset
+from tarflow_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUM_TRAIN, NUM_VALIDATION = 1800, 200
+NUM_RECORD_FILES = 9  # 8 of training, with at most 256 images
+
+
+@pytest.fixture(scope='session')
+def tree(tmp_path_factory):
+    """2,000 whole images in two splits and two that are none; not to be written to."""
+    root = tmp_path_factory.mktemp('tree')
+    fill(root / 'train', NUM_TRAIN)
+    fill(root / 'val', NUM_VALIDATION, seed=1)
+    (root / 'train' / 'cat' / 'notes.txt').write_text('of another kind')
+    damage(root / 'train')
+    return root
+
+
+@pytest.fixture(scope='session')
+def prepared(tree, tmp_path_factory):
+    """The tree prepared without an interruption, and what was said; not to be written to."""
+    data_dir = tmp_path_factory.mktemp('prepared')
+    said = []
+    folder = prepare_image_folder('animals', tree, data_dir, size=SIZE, say=said.append)
+    return folder, said
+
+
+@pytest.fixture
+def small_tree(tmp_path):
+    fill(tmp_path / 'images', 40)
+    return tmp_path / 'images'
+
+
+def prepare(folder, data_dir, **options):
+    said = []
+    prepare_image_folder('animals', folder, data_dir, size=SIZE, say=said.append, **options)
+    return '\n'.join(said)
+
+
+def everything(folder, split):
+    data = open_dataset('animals', folder.parents[1]).split(split)
+    return data.__getitems__(range(len(data)))
+
+
+def record_files(folder):
+    return {path.name: path.read_bytes() for path in folder.glob('*.array_record-*')}
+
+
+def test_counts_shapes_and_classes(prepared):
+    folder, _ = prepared
+    assert folder.parts[-2:] == ('animals', '1.0.0')
+    animals = open_dataset('animals', folder.parents[1])
+    assert animals.image_shape == (SIZE, SIZE, 3)
+    assert animals.num_classes == len(CLASSES)
+    assert animals.num_levels == 256
+    assert len(animals.split('train')) == NUM_TRAIN
+    assert len(animals.split('validation')) == NUM_VALIDATION
+    info = tfds.builder_from_directory(folder).info
+    assert info.features['label'].names == list(CLASSES)
+    assert len(record_files(folder)) == NUM_RECORD_FILES
+    assert info.dataset_size == sum(map(len, record_files(folder).values()))
+
+
+@pytest.mark.parametrize(('split', 'name'), [('train', 'train'), ('validation', 'val')])
+def test_every_label_is_its_folder(tree, prepared, split, name):
+    paths = in_order(tree / name, left_out=['cat/jpeg_cut.jpg', 'dog/text.jpg'])
+    labels = [CLASSES.index(path.parent.name) for path in paths]
+    np.testing.assert_array_equal(everything(prepared[0], split)['label'], labels)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_records_are_what_pillow_gives(tree, prepared, kind):
+    paths = in_order(tree / 'train', left_out=['cat/jpeg_cut.jpg', 'dog/text.jpg'])
+    rows = [i for i, path in enumerate(paths) if path.name.startswith(kind)]
+    assert len(rows) == NUM_TRAIN / len(KINDS)
+    split = open_dataset('animals', prepared[0].parents[1]).split('train')
+    for row in rows[:3] + rows[-3:]:
+        np.testing.assert_array_equal(
+            split.__getitems__([row])['image'][0], as_pillow_sees(paths[row])
+        )
+
+
+def test_what_is_no_image_is_named_and_what_is_of_another_kind_counted(prepared):
+    folder, said = prepared
+    lines = (folder / 'unreadable.txt').read_text().splitlines()
+    assert lines[0].startswith('train/cat/jpeg_cut.jpg: image file is truncated')
+    assert lines[1:] == ['train/dog/text.jpg: no image']
+    assert 'Passed over, by their extension: 1 .txt.' in said
+    assert any('Left out 2 files' in line and 'train/dog/text.jpg' in line for line in said)
+
+
+def test_nothing_else_is_left(prepared):
+    folder, _ = prepared
+    assert {path.name for path in folder.parent.iterdir()} == {'1.0.0', '.prepare.lock'}
+    names = {path.name for path in folder.iterdir() if 'array_record' not in path.name}
+    json_files = {'dataset_info.json', 'features.json', 'metadata.json'}
+    assert names == {*json_files, 'label.labels.txt', 'unreadable.txt'}
+
+
+def start_preparing(folder, data_dir, workers):
+    command = [sys.executable, '-m', 'tarflow_jax.data.prepare', 'animals', f'--folder={folder}']
+    command += [f'--size={SIZE}', f'--data_dir={data_dir}', f'--workers={workers}']
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def kill_preparing_halfway(folder, data_dir):
+    """Kills all its processes once some record files stand; anew if it was too quick to be seen."""
+    work = data_dir / 'animals' / '1.0.0.half_prepared'
+    for _ in range(10):
+        process = start_preparing(folder, data_dir, workers=2)
+        while not list(work.glob('reports/*.json')) and not work.with_name('1.0.0').exists():
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.0005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        finished = {path.stem for path in work.glob('reports/*.json')}
+        if 0 < len(finished) < NUM_RECORD_FILES:
+            return {name: (work / 'records' / name).stat() for name in finished}
+        shutil.rmtree(data_dir / 'animals')
+    raise AssertionError('no preparation was seen halfway')
+
+
+def test_a_killed_preparation_goes_on(tree, prepared, tmp_path):
+    finished = kill_preparing_halfway(tree, tmp_path)
+    said = prepare(tree, tmp_path)
+    assert f'Going on: {len(finished)} of {NUM_RECORD_FILES} record files are written.' in said
+    folder = tmp_path / 'animals' / '1.0.0'
+    assert record_files(folder) == record_files(prepared[0])
+    for name, status in finished.items():
+        now = (folder / name).stat()
+        assert (now.st_ino, now.st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
+    test_nothing_else_is_left((folder, None))
+    assert (folder / 'unreadable.txt').read_text() == (prepared[0] / 'unreadable.txt').read_text()
+
+
+def test_a_record_file_that_was_cut_is_written_again(tree, prepared, tmp_path):
+    stop_halfway(tree, tmp_path)
+    records = sorted(tmp_path.glob('animals/*.half_prepared/records/*'))
+    os.truncate(records[0], 1000)
+    said = prepare(tree, tmp_path)
+    assert f'Going on: {len(records) - 1} of {NUM_RECORD_FILES}' in said
+    assert record_files(tmp_path / 'animals' / '1.0.0') == record_files(prepared[0])
+
+
+def stop_halfway(folder, data_dir, at=3):
+    """Interrupts a preparation in this process after some record files."""
+
+    def interrupt(stage, done, total):
+        if stage == 'images' and len(list(data_dir.glob('animals/*/reports/*'))) >= at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(folder, data_dir, progress=interrupt)
+
+
+@pytest.mark.parametrize('change', ['file', 'option'])
+def test_another_preparation_begins_anew(small_tree, tmp_path, change):
+    stop_halfway(small_tree, tmp_path, at=1)
+    if change == 'file':
+        write_image(small_tree / 'dog' / 'png_new.png', 'png')
+    said = prepare(small_tree, tmp_path, upscale=change == 'option')
+    assert 'changed since the interruption: begun anew.' in said
+    num_images = 41 if change == 'file' else 40
+    assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == num_images
+
+
+def test_a_full_disk_loses_nothing(tree, prepared, tmp_path):
+    stop_halfway(tree, tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(InputError, match=r'File too large.*same command goes on'):
+            prepare(tree, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.rglob('*.unfinished'))
+    assert 'Going on: 3 of' in prepare(tree, tmp_path)
+    assert record_files(tmp_path / 'animals' / '1.0.0') == record_files(prepared[0])
+
+
+def test_a_disk_that_is_too_small_is_seen_before(small_tree, tmp_path):
+    with pytest.raises(InputError, match=r'need .* TB, .* has room for .*--data_dir'):
+        prepare_image_folder('big', small_tree, tmp_path, size=10**7, upscale=True)
+    assert not list(tmp_path.rglob('*.array_record*'))
+
+
+def test_images_that_are_too_small(small_tree, tmp_path):
+    write_image(small_tree / 'cat' / 'png_a.png', 'png', sides=(SIZE - 1, 90))
+    write_image(small_tree / 'dog' / 'png_b.png', 'png', sides=(90, SIZE - 4))
+    message = r"2 of 42 images .* smallest is 'dog/png_b.png' with 20\. Choose --size=20.*--upscale"
+    with pytest.raises(InputError, match=message):
+        prepare(small_tree, tmp_path)
+    assert not list(tmp_path.glob('animals/*.half_prepared'))
+    prepare(small_tree, tmp_path, upscale=True)
+    row = in_order(small_tree).index(small_tree / 'dog' / 'png_b.png')
+    images = everything(tmp_path / 'animals' / '1.0.0', 'train')['image']
+    np.testing.assert_array_equal(images[row], as_pillow_sees(small_tree / 'dog' / 'png_b.png'))
+
+
+@pytest.mark.parametrize('only', ['cat/jpeg_cut.jpg', 'dog/text.jpg'])  # in pixels, in the header
+def test_too_many_unreadable_files(small_tree, tmp_path, only):
+    for name in damage(small_tree):
+        if name != only:
+            (small_tree / name).unlink()
+    with pytest.raises(InputError, match=rf"1 of 41 files of the train split.*'{only}'.*=1 per"):
+        prepare(small_tree, tmp_path)
+    (listed,) = tmp_path.glob('animals/*.half_prepared/unreadable.txt')
+    assert listed.read_text().startswith(only)
+    prepare(small_tree, tmp_path, max_unreadable=3)
+    assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == 40
+
+
+def test_nothing_can_be_read(tmp_path):
+    (tmp_path / 'images' / 'cat').mkdir(parents=True)
+    (tmp_path / 'images' / 'cat' / '1.png').write_text('no image')
+    with pytest.raises(InputError, match=r'1 of 1 files .*: all there are'):
+        prepare(tmp_path / 'images', tmp_path, max_unreadable=100)
+
+
+def test_a_data_set_that_stands_there_is_kept(small_tree, tmp_path):
+    prepare(small_tree, tmp_path)
+    before = record_files(tmp_path / 'animals' / '1.0.0')
+    with pytest.raises(InputError, match=r"stands prepared in '.*/animals/1.0.0' already. Delete"):
+        prepare(small_tree, tmp_path)
+    assert record_files(tmp_path / 'animals' / '1.0.0') == before
+
+
+def test_one_process_at_a_time(small_tree, tmp_path):
+    def prepare_again(stage, done, total):
+        with pytest.raises(InputError, match="another process is preparing 'animals'"):
+            prepare(small_tree, tmp_path)
+
+    prepare(small_tree, tmp_path, progress=prepare_again)
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'message'),
+    [
+        ('digits', {}, "'digits' is the name of a data set of ours"),
+        ('photos', {}, "'photos' is the name of a data set of ours"),
+        ('Animals', {}, "'Animals' cannot be the name .* lower-case"),
+        ('a/b', {}, 'cannot be the name'),
+        ('my-animals', {}, 'cannot be the name'),
+        ('', {}, 'cannot be the name'),
+        ('animals', dict(size=0), '--size must be at least 1 pixel; got 0'),
+        ('animals', dict(workers=0), '--workers must be at least 1; got 0'),
+        ('animals', dict(max_unreadable=101), r'must lie in 0\.\.100 per cent; got 101'),
+        ('animals', dict(max_unreadable=float('nan')), 'got nan'),
+        ('animals', dict(data_dir='gs://bucket/data'), 'gs://bucket/data'),
+        ('animals', dict(data_dir='/proc/data'), '/proc/data.* cannot be written to'),
+        ('animals', dict(folder='/nowhere'), "there is no folder '/nowhere'"),
+    ],
+)
+def test_bad_input_leaves_nothing(small_tree, tmp_path, name, options, message):
+    arguments = dict(folder=small_tree, data_dir=tmp_path / 'data', size=SIZE) | options
+    with pytest.raises(InputError, match=message):
+        prepare_image_folder(name, **arguments)
+    assert not (tmp_path / 'data').exists()
+
+
+@pytest.mark.parametrize(
+    ('num_bytes', 'text'),
+    [(0, '0 bytes'), (999, '999 bytes'), (1234, '1.2 kB'), (999_990, '1.0 MB'), (3e12, '3.0 TB'),
+     (5.5e9, '5.5 GB'), (2e16, '20000.0 TB')],
+)  # fmt: skip
+def test_sizes_for_people(num_bytes, text):
+    assert format_bytes(num_bytes) == text

@@ -1,0 +1,171 @@
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from image_trees import CLASSES, damage, fill
+
+from tarflow_jax.data import prepare
+from tarflow_jax.data.preparation_display import PreparationDisplay
+from tarflow_jax.data.sources import open_dataset
+from tarflow_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
+NEXT = '  python -m tarflow_jax.main '
+
+
+def start(*arguments, workers=None):
+    command = [sys.executable, '-m', 'tarflow_jax.data.prepare', *map(str, arguments)]
+    command += [f'--workers={workers}'] if workers else []
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+
+
+def run(*arguments, **options):
+    """Exit status, stdout and stderr of the command."""
+    process = start(*arguments, **options)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def images(tmp_path):
+    fill(tmp_path / 'images', 30)
+    return tmp_path / 'images'
+
+
+def test_a_folder_of_images(tmp_path):
+    """In two processes; what it says is all there is to know."""
+    fill(tmp_path / 'images' / 'train', 300)
+    fill(tmp_path / 'images' / 'val', 30, seed=1)
+    damage(tmp_path / 'images' / 'train')
+    data_dir = tmp_path / 'data'
+    options = (f'--folder={tmp_path}/images', '--size=16', f'--data_dir={data_dir}')
+    status, out, err = run('animals', *options, workers=2)
+    assert (status, err) == (0, '')
+    for line in (
+        '3 classes; image files: 302 train, 30 validation.',
+        'headers: 332 of 332',
+        'images: 331 of 331',
+        f'animals is prepared in {data_dir}/animals/1.0.0',
+        '  train       300 images',
+        '  validation  30 images',
+        '  classes     3: cat, dog, wild',
+        '  images      16x16x3',
+        f'  left out    the files in {data_dir}/animals/1.0.0/unreadable.txt',
+    ):
+        assert line in out.splitlines(), out
+    animals = open_dataset('animals', data_dir)
+    assert animals.image_shape == (16, 16, 3)
+    assert animals.num_classes == len(CLASSES)
+    assert len(animals.split('train')) == 300
+    words = shlex.split(out.splitlines()[-1])
+    assert words[:4] == ['python', '-m', 'tarflow_jax.main', '--config=configs/base.py']
+    assert '--config.model.image_shape=(16, 16, 3)' in words
+    assert '--config.data.test_split=validation' in words
+    assert '--config.evaluate.splits=("validation",)' in words
+    assert f'--config.data.dir={data_dir}' in words
+
+
+def test_our_own_data_set(tmp_path, capsys):
+    prepare.main(['digits', f'--data_dir={tmp_path}'])
+    out = capsys.readouterr().out
+    assert f'digits is prepared in {tmp_path}/digits/1.0.0' in out
+    assert '  train       1,498 images' in out
+    assert '  images      8x8x1' in out
+    assert f'{NEXT}--config=configs/digits.py --workdir=runs/digits' in out
+
+
+def test_one_split_is_divided_for_training(images, tmp_path, capsys):
+    options = [f'--folder={images}', '--size=16', f'--data_dir={tmp_path}', '--workers=1']
+    prepare.main(['animals', *options])
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert '--config.data.train_split=train[5%:]' in words
+    assert '--config.data.test_split=train[:5%]' in words
+
+
+@pytest.mark.parametrize(
+    ('shape', 'patch_size'),
+    [((64, 64, 3), 2), ((256, 256, 3), 8), ((28, 28, 1), 1), ((48, 48, 3), 2), ((33, 66, 3), 3),
+     ((37, 37, 3), 37)],
+)  # fmt: skip
+def test_patches_divide_the_image_into_few_tokens(shape, patch_size):
+    assert prepare.suggested_patch_size(shape) == patch_size
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'NAME'),
+        (['animals', '--folder=/nowhere'], '--folder needs --size'),
+        (['animals', '--folder=/nowhere', '--size=8'], "no folder '/nowhere'"),
+        (['animals', '--folder=/nowhere', '--size=x'], "invalid int value: 'x'"),
+        (['digits', '--size=8', '--upscale'], '--size, --upscale can be given with --folder only'),
+        (['animals', '--folder=/', '--size=8', '--manual_dir=/'], '--manual_dir is for TFDS'),
+        (['digits', '--colour'], 'unrecognized arguments: --colour'),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(InputError, match=message):
+        prepare.main(arguments)
+
+
+def test_a_mistake_is_told_without_a_traceback(tmp_path):
+    status, out, err = run('animals', f'--folder={tmp_path}/x', '--size=8')
+    assert (status, out) == (2, '')
+    assert err.startswith(f"error: there is no folder '{tmp_path}/x'")
+    assert len(err.splitlines()) == 1
+
+
+def interrupt(process):
+    """Ctrl-C, which a terminal sends to all processes."""
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, 'error: interrupted; the same command goes on.\n')
+
+
+def test_ctrl_c_while_workers_start(images, tmp_path):
+    options = (f'--folder={images}', '--size=16', f'--data_dir={tmp_path}')
+    process = start('animals', *options, workers=2)
+    assert process.stdout.readline() == '3 classes; image files: 30 train.\n'
+    interrupt(process)
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path):
+    fill(tmp_path / 'images', 900)
+    options = (f'--folder={tmp_path}/images', '--size=512', '--upscale', f'--data_dir={tmp_path}')
+    process = start('animals', *options, workers=2)
+    while not list(tmp_path.glob('animals/*.half_prepared/reports/*.json')):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    interrupt(process)
+    assert not list(tmp_path.rglob('.*.unfinished'))
+    kept = list(tmp_path.glob('animals/*.half_prepared/reports/*.json'))
+    assert 0 < len(kept) < 4
+
+
+class Clock:
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def test_plain_lines_come_every_ten_seconds_and_at_the_end(tmp_path):
+    clock = Clock()
+    with open(tmp_path / 'out', 'w') as stream, PreparationDisplay(stream, clock) as display:
+        for second in range(31):
+            clock.seconds = float(second)
+            display.progress('images', second * 100, 3000)
+        display.say('a [b] c' + 'd' * 200)
+    assert (tmp_path / 'out').read_text().splitlines() == [
+        'images: 1,000 of 3,000',
+        'images: 2,000 of 3,000',
+        'images: 3,000 of 3,000',
+        'a [b] c' + 'd' * 200,
+    ]
