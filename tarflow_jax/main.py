@@ -37,9 +37,9 @@ from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.planning import plan as planning
 from tarflow_jax.published import exchange
+from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import MOST_DRAWS, generate, spread_labels
 from tarflow_jax.training import loop
-from tarflow_jax.training.progress import format_duration
 
 MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
 

@@ -3,19 +3,41 @@
 A training batch is a pure function of (seed, step), so there is no iterator state to save.
 """
 
+import contextlib
 import functools
+import multiprocessing
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from typing import Protocol
 
 import grain
 import numpy as np
+from absl import flags
 
 from tarflow_jax.data.sources import Batch, Split
 from tarflow_jax.errors import InputError
 
+
+class Batches(Protocol):
+    """Batches that are read ahead until `close()` is called."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def close(self) -> None: ...
+
+
 # A batch from memory costs less than handing it from thread to thread, so one is enough there.
 _MEMORY_READS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 _DISK_READS = grain.ReadOptions(num_threads=8, prefetch_buffer_size=16)
+# A worker decodes one batch after the other: more threads there would wait for one another.
+_WORKER_READS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+_WORKER_BATCHES = 2  # ready, for each worker
 
 
 def train_batches(
@@ -25,7 +47,8 @@ def train_batches(
     seed: int,
     first_step: int = 0,
     rows: np.ndarray | None = None,
-) -> grain.DatasetIterator[Batch]:
+    workers: int = 0,
+) -> Batches:
     """Endless batches: every example once an epoch, each epoch in an order of its own.
 
     The batch of a step depends on (seed, step) alone, however many processes share it: each reads
@@ -37,10 +60,12 @@ def train_batches(
         seed: picks the orders.
         first_step: the step of the first batch; starting late costs nothing.
         rows: which rows of every batch to read, [b] in 0..batch_size - 1; all by default.
+        workers: processes that read ahead, each whole batches; 0 for threads of this one. Not for
+            a split in memory, which takes neither. Does not change the batches.
 
     Returns:
         An iterator over image uint8 [b, H, W, C] and label int32 [b]. Its `close()` ends the
-        threads that read ahead.
+        threads and processes that read ahead.
 
     Raises:
         InputError: if the split is smaller than a batch.
@@ -56,12 +81,10 @@ def train_batches(
     def read(indices):
         return split.__getitems__(indices[rows])
 
-    return _read(batches[first_step:], read, split)
+    return _read(batches[first_step:], read, split, workers)
 
 
-def eval_batches(
-    split: Split, *, batch_size: int, rows: np.ndarray | None = None
-) -> grain.DatasetIterator[Batch]:
+def eval_batches(split: Split, *, batch_size: int, rows: np.ndarray | None = None) -> Batches:
     """Batches with every example exactly once, in order, the last one padded.
 
     Args:
@@ -94,11 +117,69 @@ def _checked_rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
 
 
 def _read(
-    batches: grain.MapDataset, read: Callable[..., Batch], split: Split
-) -> grain.DatasetIterator[Batch]:
+    batches: grain.MapDataset, read: Callable[..., Batch], split: Split, workers: int = 0
+) -> Batches:
     """One call of `read` a batch, never one an example, some batches ahead of the reader."""
-    options = _MEMORY_READS if split.in_memory else _DISK_READS
-    return iter(batches.map(read).to_iter_dataset(options))
+    if split.in_memory:
+        return iter(batches.map(read).to_iter_dataset(_MEMORY_READS))
+    if not workers:
+        return iter(batches.map(read).to_iter_dataset(_DISK_READS))
+    _parse_flags_for_grain()
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_WORKER_BATCHES)
+    ahead = batches.map(read).to_iter_dataset(_WORKER_READS)
+    return _WorkerBatches(iter(ahead.mp_prefetch(options, _end_with_parent)))
+
+
+class _WorkerBatches(Iterator[Batch]):
+    """Batches of worker processes, which never see SIGINT or SIGTERM.
+
+    Ctrl-C reaches all processes of a terminal; this one saves, and ends its workers when it closes
+    the iterator. Grain starts them with the first batch.
+    """
+
+    def __init__(self, batches: grain.DatasetIterator[Batch]):
+        self._batches = batches
+        self._started = False
+
+    def __next__(self) -> Batch:
+        if self._started:
+            return next(self._batches)
+        self._started = True
+        with _blocked_signals():
+            return next(self._batches)
+
+    def close(self) -> None:
+        self._batches.close()
+
+
+def _end_with_parent(worker: int, num_workers: int) -> None:
+    """In a worker: lets it end when the process that reads is gone, killed for example."""
+    del worker, num_workers
+    parent = multiprocessing.parent_process()
+
+    def watch():
+        if parent:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Processes that are started meanwhile do not see SIGINT and SIGTERM; this one does later."""
+    resource_tracker.ensure_running()  # or it would be started now, and unblock them again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _parse_flags_for_grain() -> None:
+    """Grain asks absl for flags when it starts processes, and fails outside of `absl.app.run`."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
 
 
 class _ShuffledIndices:
@@ -113,6 +194,9 @@ class _ShuffledIndices:
         self._batch_size = batch_size
         self._seed = seed
         self._order = functools.lru_cache(maxsize=2)(self._sort_order)
+
+    def __reduce__(self):  # for worker processes; orders are sorted there
+        return type(self), (self._num_examples, self._batch_size, self._seed)
 
     def __len__(self) -> int:
         return sys.maxsize

@@ -22,11 +22,11 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from tarflow_jax.data import tfds_catalog
-from tarflow_jax.data.builders.image_folder import format_bytes, prepare_image_folder
-from tarflow_jax.data.preparation_display import PreparationDisplay
-from tarflow_jax.data.unreadable import FILE_NAME
+from tarflow_jax.data.image_folder.display import PreparationDisplay
+from tarflow_jax.data.image_folder.prepare import prepare_image_folder
+from tarflow_jax.data.image_folder.unreadable import FILE_NAME
 from tarflow_jax.errors import InputError, RunError
-from tarflow_jax.training.progress import format_duration
+from tarflow_jax.quantities import format_bytes, format_duration
 
 _MOST_TOKENS_A_SIDE = 32
 _MOST_CLASSES_SHOWN = 10

@@ -98,11 +98,11 @@ def precision_recall(
       precision, the share of samples that the reference covers, and recall, the share of the
       reference that the samples cover; both in [0, 1].
     """
-    reference, samples = jnp.asarray(reference), jnp.asarray(samples)
-    reference_radii = _by_rows(functools.partial(_radii, k=k), reference, reference)
-    sample_radii = _by_rows(functools.partial(_radii, k=k), samples, samples)
-    precision = _by_rows(_covered, samples, reference, reference_radii)
-    recall = _by_rows(_covered, reference, samples, sample_radii)
+    real, drawn = jnp.asarray(reference), jnp.asarray(samples)
+    real_radii = _by_rows(functools.partial(_radii, k=k), real, real)
+    drawn_radii = _by_rows(functools.partial(_radii, k=k), drawn, drawn)
+    precision = _by_rows(_covered, drawn, real, real_radii)
+    recall = _by_rows(_covered, real, drawn, drawn_radii)
     return float(precision.mean()), float(recall.mean())
 
 

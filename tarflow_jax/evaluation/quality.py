@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ _FINGERPRINT_IMAGES = 64
 class Batch(NamedTuple):
     """Images to be measured: uint8 [B, H, W, C] over the mesh, their numbers [B], which count."""
 
-    images: jax.Array
+    images: Any
     index: np.ndarray
     mask: np.ndarray
 

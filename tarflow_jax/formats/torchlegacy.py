@@ -7,8 +7,9 @@ its elements, 8 bytes, and the elements.
 
 import os
 import pickle
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +19,14 @@ _START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _VERSION = 1001
 
 
-def is_legacy(file: BinaryIO) -> bool:
+def is_legacy(file: BufferedReader) -> bool:
     """Whether a file begins as those of PyTorch before 1.6 do; it is read from the start after."""
     start = file.read(len(_START))
     file.seek(0)
     return start == _START
 
 
-def read(file: BinaryIO, path: Path) -> Any:
+def read(file: BufferedReader, path: Path) -> Any:
     """What was saved."""
     if file.read(len(_START)) != _START or _Plain(file).load() != _VERSION:
         raise pickle.UnpicklingError('it does not begin as such a file does')
@@ -48,7 +49,7 @@ class _Plain(pickle.Unpickler):
 class _Unpickler(TensorUnpickler):
     """Makes tensors of storages that are filled afterwards, as their bytes come after all names."""
 
-    def __init__(self, file: BinaryIO, path: Path):
+    def __init__(self, file: BufferedReader, path: Path):
         super().__init__(file, path)
         self._file = file
         self._storages: dict[str, np.ndarray] = {}

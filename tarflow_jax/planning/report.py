@@ -1,6 +1,6 @@
 """A plan in words."""
 
-from tarflow_jax.training.progress import format_duration
+from tarflow_jax.quantities import format_duration
 
 
 def table(plan: dict) -> str:

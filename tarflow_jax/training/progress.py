@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tarflow_jax.quantities import format_duration
+
 _GAP = 2  # spaces between the parts of a line
 _SHORTEST_BAR = 6
 _FIRST_TO_GO = ('elapsed', 'images_per_second', 'skipped_steps', 'left')  # on a narrow terminal
@@ -89,19 +91,6 @@ def format_evaluation(step: int, values: Mapping[str, Any]) -> str:
         parts.append(text if group == last_group else f'{group} {text}')
         last_group = group
     return (' ' * _GAP).join(parts)
-
-
-def format_duration(seconds: float) -> str:
-    """A time in its two largest units: 45s, 1m 20s, 3h 05m, 2d 04h. Less than nothing is 0s."""
-    seconds = max(0, round(seconds))
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if days:
-        return f'{days}d {hours % 24:02d}h'
-    if hours:
-        return f'{hours}h {minutes % 60:02d}m'
-    if minutes:
-        return f'{minutes}m {seconds % 60:02d}s'
-    return f'{seconds}s'
 
 
 def _is_terminal(stream: TextIO) -> bool:

@@ -1,10 +1,13 @@
 import itertools
+import os
+import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+from runs import ROOT, TIMEOUT
 
 from tarflow_jax.data.pipeline import eval_batches, train_batches
 from tarflow_jax.data.sources import open_dataset
@@ -163,17 +166,55 @@ def test_a_batch_from_memory_costs_well_under_a_millisecond(prepared):
     assert (time.process_time() - start) / 500 < 1e-3
 
 
-def test_leaving_in_the_middle_is_quiet(prepared):
-    code = (
-        'import sys\n'
-        'from tarflow_jax.data import pipeline, sources\n'
-        'for limit in (0, 2**30):\n'
-        "    digits = sources.open_dataset('digits', sys.argv[1], in_memory_bytes=limit)\n"
-        "    next(pipeline.train_batches(digits.split('train'), batch_size=128, seed=0))\n"
+@pytest.mark.parametrize('first_step', [0, 3])
+def test_worker_processes_give_the_same_batches(prepared, first_step):
+    split = open_dataset('digits', prepared, in_memory_bytes=0).split('train')
+    how = dict(batch_size=600, seed=0, first_step=first_step, rows=np.arange(5, 600, 2))
+    runs = [take(train_batches(split, **how, workers=n), 7) for n in (0, 2)]
+    for ours, theirs in zip(*runs, strict=True):
+        np.testing.assert_array_equal(ours['image'], theirs['image'])
+        np.testing.assert_array_equal(ours['label'], theirs['label'])
+
+
+LEAVE = """
+import signal, sys, threading
+from tarflow_jax.data import pipeline, sources
+
+def read():
+    for limit, workers in ((0, 0), (2**30, 0), (0, 2)):
+        digits = sources.open_dataset('digits', sys.argv[1], in_memory_bytes=limit)
+        split = digits.split('train')
+        batches = pipeline.train_batches(split, batch_size=128, seed=0, workers=workers)
+        next(batches)
+        if workers:
+            told = threading.Event()
+            signal.signal(signal.SIGINT, lambda *_: told.set())
+            print('reading', flush=True)
+            told.wait()
+            batches.close()
+
+if __name__ == '__main__':
+    read()
+"""
+
+
+def test_leaving_in_the_middle_is_quiet(prepared, tmp_path):
+    """Also when Ctrl-C reaches the worker processes, as it does in a terminal."""
+    script = tmp_path / 'leave.py'
+    script.write_text(LEAVE)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(prepared)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
     )
-    command = [sys.executable, '-c', code, str(prepared)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+    with process:
+        assert process.stdout.readline() == 'reading\n'
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, out, err) == (0, '', '')
 
 
 def test_a_batch_larger_than_the_split(counting_split):

@@ -10,7 +10,7 @@ import pytest
 from image_trees import CLASSES, damage, fill
 
 from tarflow_jax.data import prepare
-from tarflow_jax.data.preparation_display import PreparationDisplay
+from tarflow_jax.data.image_folder.display import PreparationDisplay
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
 

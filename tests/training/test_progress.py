@@ -14,7 +14,7 @@ import termios
 
 import pytest
 
-from tarflow_jax.training.progress import Progress, format_duration, format_evaluation
+from tarflow_jax.training.progress import Progress, format_evaluation
 
 TRAIN = """
 import logging
@@ -258,24 +258,6 @@ def test_nothing_is_said_of_a_run_without_steps():
     with Progress(100, first_step=100, stream=stream):
         pass
     assert stream.getvalue() == ''
-
-
-@pytest.mark.parametrize(
-    ('seconds', 'text'),
-    [
-        (-3, '0s'),
-        (0.4, '0s'),
-        (45, '45s'),
-        (59.6, '1m 00s'),
-        (80, '1m 20s'),
-        (3599.7, '1h 00m'),
-        (3 * 3600 + 5 * 60 + 59, '3h 05m'),
-        (86_399, '23h 59m'),
-        (2 * 86_400 + 4 * 3600, '2d 04h'),
-    ],
-)
-def test_durations_read_aloud(seconds, text):
-    assert format_duration(seconds) == text
 
 
 def test_an_evaluation_is_one_line():

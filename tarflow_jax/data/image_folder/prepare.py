@@ -19,19 +19,20 @@ import PIL
 import tensorflow_datasets as tfds
 
 from tarflow_jax.data import builders
-from tarflow_jax.data.builders.image_records import (
+from tarflow_jax.data.image_folder.headers import survey
+from tarflow_jax.data.image_folder.records import (
     RecordReport,
     RecordTask,
     features,
     write_records,
 )
-from tarflow_jax.data.image_headers import survey
-from tarflow_jax.data.image_tree import ImageTree, describe_ignored, read_tree
+from tarflow_jax.data.image_folder.tree import ImageTree, describe_ignored, read_tree
+from tarflow_jax.data.image_folder.unreadable import FILE_NAME, LeftOut, Unreadable
+from tarflow_jax.data.image_folder.workers import Workers
+from tarflow_jax.data.image_folder.workfolder import WorkFolder
 from tarflow_jax.data.prepared import data_folder, prepared_folders
-from tarflow_jax.data.unreadable import FILE_NAME, LeftOut, Unreadable
-from tarflow_jax.data.workers import Workers
-from tarflow_jax.data.workfolder import WorkFolder
 from tarflow_jax.errors import InputError
+from tarflow_jax.quantities import format_bytes
 
 VERSION = '1.0.0'
 
@@ -273,14 +274,3 @@ def _tell(tree: ImageTree, say: Callable[[str], None]) -> None:
     say(f'{len(tree.classes):,} classes; image files: {counts}.')
     if tree.ignored:
         say(f'Passed over, by their extension: {describe_ignored(tree.ignored)}.')
-
-
-def format_bytes(num_bytes: float) -> str:
-    """A size as a person says it: '512 bytes', '12.3 MB', '1.2 TB'."""
-    if num_bytes < 1000:
-        return f'{num_bytes:.0f} bytes'
-    for unit in ('kB', 'MB', 'GB'):
-        num_bytes /= 1000
-        if num_bytes < 999.95:
-            return f'{num_bytes:.1f} {unit}'
-    return f'{num_bytes / 1000:.1f} TB'

@@ -12,11 +12,11 @@ import pytest
 import tensorflow_datasets as tfds
 from image_trees import CLASSES, KINDS, SIZE, as_pillow_sees, damage, fill, in_order, write_image
 
-from tarflow_jax.data.builders.image_folder import format_bytes, prepare_image_folder
+from tarflow_jax.data.image_folder.prepare import prepare_image_folder
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 NUM_TRAIN, NUM_VALIDATION = 1800, 200
 NUM_RECORD_FILES = 9  # 8 of training, with at most 256 images
 
@@ -275,12 +275,3 @@ def test_bad_input_leaves_nothing(small_tree, tmp_path, name, options, message):
     with pytest.raises(InputError, match=message):
         prepare_image_folder(name, **arguments)
     assert not (tmp_path / 'data').exists()
-
-
-@pytest.mark.parametrize(
-    ('num_bytes', 'text'),
-    [(0, '0 bytes'), (999, '999 bytes'), (1234, '1.2 kB'), (999_990, '1.0 MB'), (3e12, '3.0 TB'),
-     (5.5e9, '5.5 GB'), (2e16, '20000.0 TB')],
-)  # fmt: skip
-def test_sizes_for_people(num_bytes, text):
-    assert format_bytes(num_bytes) == text

@@ -23,10 +23,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from tarflow_jax.data.image_tree import ImageFile
+from tarflow_jax.data.image_folder.tree import ImageFile
+from tarflow_jax.data.image_folder.unreadable import Unreadable
+from tarflow_jax.data.image_folder.workers import check_stop
 from tarflow_jax.data.images import decode, resize_and_crop
-from tarflow_jax.data.unreadable import Unreadable
-from tarflow_jax.data.workers import check_stop
 from tarflow_jax.files import write_json
 
 _OPTIONS = 'group_size:1,uncompressed'  # random access wants one record a group

@@ -4,7 +4,7 @@ import shutil
 import pytest
 from image_trees import fill
 
-from tarflow_jax.data.image_tree import read_tree
+from tarflow_jax.data.image_folder.tree import read_tree
 from tarflow_jax.errors import InputError
 
 

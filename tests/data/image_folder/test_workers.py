@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from tarflow_jax.data.workers import Stopped, Workers, check_stop
+from tarflow_jax.data.image_folder.workers import Stopped, Workers, check_stop
 from tarflow_jax.errors import RunError
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 WAIT_IN_WORKERS = """
 import os, time
-from tarflow_jax.data.workers import Workers
+from tarflow_jax.data.image_folder.workers import Workers
 if __name__ == '__main__':
     with Workers(2) as pool:
         for pid in pool.map(eval, ["__import__('os').getpid()"] * 2):

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from tarflow_jax.data.image_tree import ImageTree
-from tarflow_jax.data.unreadable import Unreadable
-from tarflow_jax.data.workers import Workers, check_stop
+from tarflow_jax.data.image_folder.tree import ImageTree
+from tarflow_jax.data.image_folder.unreadable import Unreadable
+from tarflow_jax.data.image_folder.workers import Workers, check_stop
 from tarflow_jax.errors import InputError
 
 _FILES_A_TASK = 512

@@ -1,0 +1,74 @@
+"""The part of an evaluation that scores whole splits of the data."""
+
+from typing import Any
+
+from tarflow_jax import experiment
+from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation.metrics import OF_SPLITS, split_names
+from tarflow_jax.evaluation.subject import Subject
+
+
+class OfSplits:
+    """Scores of splits, each image exactly once.
+
+    Args:
+      subject: what is evaluated, its parameters loaded.
+      names: metrics, keys of `OF_SPLITS`.
+
+    Raises:
+      InputError: the model has no such scores, or there is no such split.
+    """
+
+    def __init__(self, subject: Subject, names: list[str]):
+        self._subject = subject
+        self._names = names
+        if {'accuracy', 'cross_entropy'} & set(names) and not subject.model.num_classes:
+            raise InputError(
+                'evaluate.metrics names accuracy or cross_entropy, and the model has no classes '
+                '(model.num_classes=0): it cannot classify. Take them out.'
+            )
+        asked = split_names(subject.config.evaluate.splits) if names else []
+        self._splits = {name: subject.dataset.split(name) for name in asked}
+
+    def scores(self) -> dict[str, float]:
+        """By 'split/metric', computed in float32 whatever the model was trained in."""
+        found: dict[str, float] = {}
+        for split_name in self._splits:
+            scores = self._scores_of(split_name)
+            for name in self._names:
+                for key in (name, f'{name}_error'):
+                    if key in scores:
+                        found[f'{split_name}/{key}'] = scores[key]
+        return found
+
+    def _scores_of(self, split_name: str) -> dict[str, float]:
+        subject, asked = self._subject, self._subject.config.evaluate
+        scores: dict[str, float] = {}
+        for function in dict.fromkeys(OF_SPLITS[name] for name in self._names):
+            scores |= function(
+                subject.model.clone(dtype='float32', attention='xla'),
+                subject.params,
+                self._splits[split_name],
+                experiment.make_noise(subject.config, subject.dataset),
+                subject.mesh,
+                batch_size=asked.batch_size,
+                num_draws=asked.num_draws,
+                seed=asked.seed,
+            )
+        return scores
+
+    def details(self) -> dict[str, Any]:
+        """What the scores are of, and how they came about."""
+        config = self._subject.config
+        if not self._names:
+            return {}
+        return {
+            'splits': {
+                'dataset': self._subject.dataset.name,
+                'num_images': {name: len(split) for name, split in self._splits.items()},
+                'noise': {'type': config.noise.type, 'std': config.noise.std},
+                'num_draws': config.evaluate.num_draws,
+                'seed': config.evaluate.seed,
+                'dtype': 'float32',
+            }
+        }

@@ -1,0 +1,198 @@
+import io
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from tarflow_jax.data.sources import open_dataset
+from tarflow_jax.errors import InputError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 6, 4, 3), np.uint8)
+LABELS = np.arange(30) % 7
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes an .npz file of some arrays and gives its path, as a name."""
+
+    def write(save=np.savez, **arrays):
+        save(tmp_path / 'images.npz', **arrays)
+        return str(tmp_path / 'images.npz')
+
+    return write
+
+
+def opened(name):
+    return open_dataset(name, '/nowhere')
+
+
+def everything(split):
+    return split.__getitems__(range(len(split)))
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+@pytest.mark.parametrize('labels', ['arr_1', 'labels', 'label', 'y'])
+@pytest.mark.parametrize('images', ['arr_0', 'images', 'image', 'data', 'x'])
+def test_images_and_labels_under_the_usual_keys(file, images, labels, save):
+    name = file(save, **{images: IMAGES, labels: LABELS, 'mean': np.zeros(3)})
+    dataset = opened(name)
+    assert dataset.name == name
+    assert dataset.image_shape == (6, 4, 3)
+    assert dataset.num_classes == 7
+    assert dataset.num_levels == 256
+    split = dataset.split('train')
+    assert split.in_memory
+    batch = everything(split)
+    np.testing.assert_array_equal(batch['image'], IMAGES)
+    np.testing.assert_array_equal(batch['label'], LABELS)
+    assert batch['image'].dtype == np.uint8
+    assert batch['label'].dtype == np.int32
+
+
+def test_images_without_labels(file):
+    dataset = opened(file(arr_0=IMAGES[..., :1]))
+    assert dataset.image_shape == (6, 4, 1)
+    assert dataset.num_classes == 0
+    np.testing.assert_array_equal(everything(dataset.split('train'))['label'], np.full(30, -1))
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32, np.bool, np.int64])
+def test_labels_that_are_one_hot(file, dtype):
+    dataset = opened(file(arr_0=IMAGES, arr_1=np.eye(9, dtype=dtype)[LABELS]))
+    assert dataset.num_classes == 9
+    np.testing.assert_array_equal(everything(dataset.split('train'))['label'], LABELS)
+
+
+def test_planes_of_colours_as_in_the_downsampled_imagenet(file):
+    square = IMAGES[:, :4]
+    dataset = opened(file(data=square.transpose(0, 3, 1, 2).reshape(30, 48), labels=LABELS))
+    assert dataset.image_shape == (4, 4, 3)
+    np.testing.assert_array_equal(everything(dataset.split('train'))['image'], square)
+
+
+@pytest.mark.parametrize(
+    ('spec', 'rows'),
+    {
+        'train[:90%]': range(27),
+        'train[90%:]': range(27, 30),
+        'train[10:20]': range(10, 20),
+        'train[-3:]': range(27, 30),
+        'train[:2]+train[28:]': [0, 1, 28, 29],
+        'train[:25%]': range(8),  # 7.5, rounded as TFDS rounds
+    }.items(),
+)
+def test_slices(file, spec, rows):
+    batch = everything(opened(file(arr_0=IMAGES, arr_1=LABELS)).split(spec))
+    np.testing.assert_array_equal(batch['image'], IMAGES[list(rows)])
+    np.testing.assert_array_equal(batch['label'], LABELS[list(rows)])
+
+
+def test_a_slice_is_pickled_without_the_rest(file):
+    name = file(arr_0=np.zeros((1000, 32, 32, 3), np.uint8))
+    content = pickle.dumps(opened(name).split('train[:10]'))
+    assert len(content) < 40_000
+    assert len(pickle.loads(content)) == 10
+
+
+@pytest.mark.parametrize('spec', ['test', 'train[:31]', 'train[40%:30%]'])
+def test_an_unknown_split(file, spec):
+    with pytest.raises(InputError, match=r'it has train \(30 examples\)') as error:
+        opened(file(arr_0=IMAGES)).split(spec)
+    assert f"no split '{spec}'" in str(error.value)
+
+
+def test_labels_from_one_are_told(file, caplog):
+    assert opened(file(arr_0=IMAGES, arr_1=LABELS + 1)).num_classes == 8
+    assert 'begin at 1' in caplog.text
+
+
+def test_a_path_from_the_working_directory(file, monkeypatch):
+    monkeypatch.chdir(os.path.dirname(file(arr_0=IMAGES)))
+    assert len(opened('images.npz').split('train')) == 30
+
+
+@pytest.mark.parametrize(
+    ('arrays', 'words'),
+    [
+        ({}, r'holds no array of images: it has nothing\. Read are images uint8 \[N, H, W, C\]'),
+        ({'pixels': IMAGES}, r'no array of images: it has pixels uint8 \[30, 6, 4, 3\]'),
+        ({'arr_0': IMAGES, 'x': IMAGES}, 'more than one array of images'),
+        ({'arr_0': IMAGES, 'y': LABELS, 'label': LABELS}, 'more than one array of labels'),
+        ({'arr_0': IMAGES / 255}, r'arr_0 is float64 \[30, 6, 4, 3\]'),
+        ({'arr_0': IMAGES.astype(np.int64)}, 'arr_0 is int64'),
+        ({'arr_0': IMAGES[0]}, r'uint8 \[6, 4, 3\]'),
+        ({'arr_0': IMAGES[:0]}, r'uint8 \[0, 6, 4, 3\]'),
+        ({'arr_0': np.uint8(3)}, r'uint8 \[\]'),
+        ({'arr_0': IMAGES.transpose(0, 3, 1, 2).repeat(2, 3)}, 'channels last'),
+        ({'arr_0': IMAGES[:, :4].reshape(30, 48)}, r'uint8 \[30, 48\]'),
+        ({'data': IMAGES.reshape(30, 72)}, r'uint8 \[30, 72\]'),
+        ({'arr_0': IMAGES, 'arr_1': LABELS[1:]}, r'arr_1 is int64 \[29\] beside 30 images'),
+        ({'arr_0': IMAGES, 'arr_1': LABELS + 0.5}, r'arr_1 is float64 \[30\]'),
+        ({'arr_0': IMAGES, 'arr_1': LABELS.astype(str)}, 'arr_1 is <U21'),
+        ({'arr_0': IMAGES, 'arr_1': np.ones((30, 7))}, 'not one-hot'),
+        ({'arr_0': IMAGES, 'arr_1': LABELS - 2}, '-2 to 4'),
+        ({'arr_0': IMAGES, 'arr_1': LABELS + 2**40}, 'count from 0'),
+    ],
+)
+def test_arrays_that_are_something_else(file, arrays, words):
+    with pytest.raises(InputError, match=words):
+        opened(file(**arrays))
+
+
+class Trap:
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+@pytest.mark.parametrize('key', ['arr_0', 'arr_1'])
+def test_pickled_objects_are_never_loaded(file, key):
+    trap = np.array([Trap()] * 30, object)
+    with pytest.raises(InputError, match='objects are never loaded'):
+        opened(file(**({'arr_0': IMAGES} | {key: trap})))
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+@pytest.mark.parametrize('place', [0.3, 0.7])
+def test_a_damaged_file(file, save, place):
+    name = file(save, arr_0=IMAGES, arr_1=LABELS)
+    size = os.path.getsize(name)
+    with open(name, 'r+b') as content:
+        content.seek(int(size * place))
+        content.write(b'damage')
+    with pytest.raises(InputError, match='damaged or no'):
+        opened(name)
+
+
+@pytest.mark.parametrize('size', [0, 10, 1000, -1])
+def test_a_truncated_file(file, size):
+    name = file(arr_0=IMAGES, arr_1=LABELS)
+    os.truncate(name, size % os.path.getsize(name))
+    with pytest.raises(InputError, match='damaged or no'):
+        opened(name)
+
+
+def test_a_file_of_another_kind(tmp_path):
+    np.save(tmp_path / 'images.npy', IMAGES)
+    (tmp_path / 'images.npy').rename(tmp_path / 'images.npz')
+    with pytest.raises(InputError, match='damaged or no'):
+        opened(str(tmp_path / 'images.npz'))
+
+
+@pytest.mark.parametrize('name', ['/nowhere/images.npz', 'gs://bucket/images.npz', '.npz'])
+def test_a_file_that_is_not_there(name):
+    with pytest.raises(InputError, match=f"'{name}' cannot be opened"):
+        opened(name)
+
+
+def test_a_file_larger_than_the_memory(tmp_path):
+    header = io.BytesIO()
+    shape = (10**15, 6, 4, 3)
+    np.lib.format.write_array_header_1_0(
+        header, dict(descr='|u1', fortran_order=False, shape=shape)
+    )
+    with zipfile.ZipFile(tmp_path / 'images.npz', 'w') as archive:
+        archive.writestr('arr_0.npy', header.getvalue())
+    with pytest.raises(InputError, match='does not fit in memory'):
+        opened(str(tmp_path / 'images.npz'))
