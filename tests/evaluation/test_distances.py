@@ -32,7 +32,7 @@ def gaussian(features):
     return Gaussian(features.mean(axis=0), np.cov(features.T))
 
 
-@pytest.mark.parametrize('case', STORED['frechet_distance'], ids=lambda case: case['dims'])
+@pytest.mark.parametrize('case', STORED['frechet_distance'], ids=lambda case: case['samples'])
 def test_frechet_distance(recipe, case):
     ours = frechet_distance(*map(gaussian, recipe.fid_features(case['dims'], case['samples'])))
     for package in 'pytorch-fid', 'torch-fidelity':

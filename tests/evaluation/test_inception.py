@@ -3,6 +3,7 @@ weights; tests/golden/inception tells how they were made.
 """
 
 import functools
+import json
 import math
 from pathlib import Path
 
@@ -11,9 +12,13 @@ import numpy as np
 import pytest
 from golden.inception import recipe
 
-from tarflow_jax.evaluation import inception_weights
+from tarflow_jax.data.sources import ArraySplit
+from tarflow_jax.evaluation import inception_weights, quality
+from tarflow_jax.evaluation.distances import frechet_distance
+from tarflow_jax.evaluation.features import Features
 from tarflow_jax.evaluation.inception import Inception
 from tarflow_jax.evaluation.preprocessing import PREPROCESSINGS, preprocess
+from tarflow_jax.formats import torchfile
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import make_mesh
 
@@ -26,6 +31,15 @@ def params():
     return inception_weights.from_state_dict(
         {name: recipe.tensor(name, shape) for name, shape in shapes.items()}
     )
+
+
+@pytest.fixture(scope='module')
+def weights_file(tmp_path_factory):
+    """A file of the same weights."""
+    path = tmp_path_factory.mktemp('weights') / 'random.pth'
+    shapes = inception_weights.tensor_shapes()
+    torchfile.write_state_dict(path, {name: recipe.tensor(name, s) for name, s in shapes.items()})
+    return path
 
 
 @jax.jit
@@ -111,3 +125,19 @@ def test_the_network_has_the_published_size():
     """The bytes of the float32 tensors of torch-fidelity's state dict."""
     elements = sum(math.prod(shape) for shape in inception_weights.tensor_shapes().values())
     assert 4 * elements == 95_541_568
+
+
+@pytest.mark.parametrize('package', PREPROCESSINGS)
+def test_fid_of_two_image_sets_is_that_of_the_packages(weights_file, one_device, package):
+    """From the images to the distance, as an evaluation does it."""
+    compute = Features(['pool'], one_device, preprocessing=package, weights=weights_file)
+    found = []
+    for images in recipe.image_sets():
+        split = ArraySplit(images, np.full(len(images), -1, np.int32))
+        found.append(
+            quality.measure_split(split, 256, compute, one_device, batch_size=8, flip=False)
+        )
+    reference, samples = found
+    ours = frechet_distance(reference.gaussians['pool'], samples.gaussians['pool'])
+    expected = json.loads((GOLDEN / 'metrics.json').read_text())['fid_of_images'][package]
+    assert ours == pytest.approx(expected, rel=1e-4)

@@ -100,22 +100,23 @@ def test_many_devices_and_processes_draw_and_measure_the_same(runs, whole, evalu
 
 
 def test_every_metric_of_inception(runs, whole, weights, tmp_path):
-    """On a set so small that the network has little to do; its values are shown elsewhere."""
+    """On a set so small that the network has little to do."""
     flags = [
-        *('--config.data.train_split=test[:20]', f'--checkpoint={whole[0]}'),
+        *('--config.data.train_split=test[:8]', f'--checkpoint={whole[0]}'),
         *(f'--config.evaluate.inception_weights={weights}', INCEPTION),
-        *('--config.evaluate.num_samples=16', '--config.evaluate.batch_size=16'),
+        *('--config.evaluate.num_samples=8', '--config.evaluate.batch_size=8'),
+        '--config.sample.batch_size=8',
     ]
     made = runs.run(tmp_path, '--mode=prepare_fid', *flags).out
-    path = runs.data_dir / 'references' / 'digits-test_20-torch-fidelity.npz'
-    assert made == f'{path}: reference statistics of 20 images of digits/test[:20].\n'
+    path = runs.data_dir / 'references' / 'digits-test_8-torch-fidelity.npz'
+    assert made == f'{path}: reference statistics of 8 images of digits/test[:8].\n'
     reference = references.read(path)
-    assert reference.rows['pool'].shape == (20, 2048)
+    assert reference.rows['pool'].shape == (8, 2048)
     again = runs.run(tmp_path, '--mode=prepare_fid', *flags).out
     assert again == f'{path}: reference statistics are there already.\n'
 
     result = runs.run(tmp_path, '--mode=evaluate', *flags)
-    assert 'fid of 16 samples with 2048 features: their covariance is singular' in result.err
+    assert 'fid of 8 samples with 2048 features: their covariance is singular' in result.err
     evaluation = read(tmp_path)
     for name in 'fid', 'sfid':
         assert evaluation[name] > 0

@@ -173,8 +173,10 @@ REFUSED = {
     ('model__num_blocks', 0): ['num_blocks must be at least 1; got 0'],
     ('model__dtype', 'float16'): ["dtype must be one of float32, bfloat16; got 'float16'"],
     # Data.
-    ('data__train_split', 'trian'): ["no split 'trian'; it has test, train"],
-    ('data__test_split', 'validation'): ["no split 'validation'; it has test, train"],
+    ('data__train_split', 'trian'): ["no split 'trian'; it has test (299 examples), train"],
+    ('data__test_split', 'validation'): [
+        "no split 'validation'; it has test (299 examples), train"
+    ],
     ('data__dir', '/dev/null'): ["data_dir '/dev/null' is not a folder"],
     ('noise__type', 'poisson'): ["('gaussian', 'uniform'); got 'poisson'"],
     ('noise__std', 0.0): ['noise.std must be above 0', '0.0'],

@@ -121,10 +121,14 @@ class CleanFid(PytorchFid):
         return dict(pool=pool.flatten(1).numpy(), spatial=self.watched.spatial)
 
 
-def make_features(folder):
+def make_packages(folder):
     weights = str(Path(folder, 'random.pth'))
     save_state_dict(weights)
-    for package in (TorchFidelity(weights), PytorchFid(weights), CleanFid(weights)):
+    return TorchFidelity(weights), PytorchFid(weights), CleanFid(weights)
+
+
+def make_features(packages):
+    for package in packages:
         arrays = {}
         for size in recipe.IMAGE_SIZES:
             for key, array in package.features(recipe.images(size, size)).items():
@@ -135,6 +139,18 @@ def make_features(folder):
         np.savez_compressed(HERE / f'{package.name}.npz', **arrays)
         shown = {key: (array.shape, float(array.std())) for key, array in arrays.items()}
         print(package.name, shown, file=sys.stderr)
+
+
+def frechet_distance_of_images(package):
+    """Of a few images of two kinds, by the package's own code; clean-fid's is pytorch-fid's."""
+    sets = [package.features(images)['pool'].astype(np.float64) for images in recipe.image_sets()]
+    statistics = [(features.mean(axis=0), np.cov(features, rowvar=False)) for features in sets]
+    (mean_a, cov_a), (mean_b, cov_b) = statistics
+    if package.name == 'torch-fidelity':
+        return torch_fidelity.metric_fid.fid_statistics_to_metric(
+            *(dict(mu=mean, sigma=cov) for mean, cov in statistics), verbose=False
+        )['frechet_inception_distance']
+    return float(pytorch_fid.fid_score.calculate_frechet_distance(mean_a, cov_a, mean_b, cov_b))
 
 
 def frechet_distances(dims, samples):
@@ -186,9 +202,12 @@ def precision_recall(samples, neighbours):
     )
 
 
-def make_metrics():
+def make_metrics(packages):
     metrics = {
-        'frechet_distance': [frechet_distances(64, 300), frechet_distances(2048, 100)],
+        'fid_of_images': {
+            package.name: frechet_distance_of_images(package) for package in packages
+        },
+        'frechet_distance': [frechet_distances(64, 300), frechet_distances(64, 40)],
         'inception_score': [
             inception_score(500, 10, True),
             inception_score(500, 10, False),
@@ -217,5 +236,6 @@ if __name__ == '__main__':
     torch.use_deterministic_algorithms(True)
     make_small_files()
     with tempfile.TemporaryDirectory() as folder:
-        make_features(folder)
-    make_metrics()
+        packages = make_packages(folder)
+    make_features(packages)
+    make_metrics(packages)

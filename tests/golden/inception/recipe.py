@@ -64,6 +64,12 @@ def images(height, width, name='image', count=IMAGES_PER_SIZE):
     return np.clip(levels // (height * width) + noise - 32, 0, 255).astype(np.uint8)
 
 
+def image_sets():
+    """Two sets of images that differ in how their levels are spread, uint8 [8, 64, 64, 3]."""
+    first, second = images(64, 64, 'first', 8), images(64, 64, 'second', 8)
+    return first, second // 2 + 64
+
+
 # Of the metrics: name of a case to its sets of features, float64 [samples, dims].
 
 
