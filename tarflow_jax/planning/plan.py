@@ -203,14 +203,18 @@ def _largest(compile_batch, first, is_quick, batch, unit, shares, topology) -> d
 
 
 def _training(config, topology, step_seconds: float | None) -> dict:
-    """Of the config's whole training, at the roofline's speed; the data set may not be here."""
+    """Of the whole training, and its data's pace, at the roofline's speed; without the data."""
     images = config.data.num_images
     steps = math.ceil(config.train.num_epochs * images / config.train.batch_size) or None
+    hosts = len({device.process_index for device in topology.devices})
     days = steps * step_seconds / 86_400 if steps and step_seconds else None
     return {
         'total_steps': steps,
         'days': days,
         'chip_hours': days and days * 24 * topology.num_chips,
+        'hosts': hosts,
+        'images_per_second_per_host': step_seconds
+        and config.train.batch_size / step_seconds / hosts,
     }
 
 

@@ -31,6 +31,8 @@ def _rows(plan: dict):
     yield from _speed(plan)
     yield from _collectives(plan)
     yield 'whole training', _training(plan)
+    if pace := plan['images_per_second_per_host']:
+        yield 'data', f'{pace:,.0f} images/s for each of {plan["hosts"]} hosts'
     yield 'sampler', _sampler(plan['sampler'], plan['hbm_bytes_per_device'])
     yield 'compiled in', _compilation(plan)
 

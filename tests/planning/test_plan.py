@@ -85,6 +85,9 @@ def test_the_whole_training(runs, tmp_path):
     assert plan['total_steps'] == 2000
     assert plan['days'] == pytest.approx(2000 * plan['roofline_step_seconds'] / 86_400)
     assert plan['chip_hours'] == pytest.approx(24 * plan['days'])
+    assert plan['hosts'] == 1
+    pace = plan['global_batch'] / plan['roofline_step_seconds']
+    assert plan['images_per_second_per_host'] == pytest.approx(pace)
 
 
 def test_what_does_not_fit_is_planned_and_told(runs, tmp_path):
