@@ -4,7 +4,9 @@
 
 463.5 million parameters; batch, epochs and noise as in table 7 of the paper and in the published
 commands alike. The paper shows samples and no figure. Guidance 3.4 is what the authors of GS-Jacobi
-found best. The data set must stand prepared as ArrayRecord in `config.data.dir` as 'afhq'.
+found best. Before, with the folders train/ and val/ of the data set's first version in afhq/:
+
+    python -m tarflow_jax.data.prepare afhq --folder=afhq --size=256
 """
 
 from configs import paper

@@ -6,8 +6,11 @@
 The published command, of an earlier version of the paper (FID 2.90), differs: width 768, batch 256,
 200 epochs. It samples with guidance 2.3, which stands here too.
 
-The data set is TFDS's imagenet_resized/64x64, the labelled one, prepared in `config.data.dir`. It
-is not the one of the bits per dimension, see `imagenet64_bpd.py`.
+The data set is the labelled one of Chrabaszcz et al., TFDS's imagenet_resized/64x64, not the one of
+the bits per dimension, see `imagenet64_bpd.py`. Before, with TensorFlow for this command alone:
+
+    pip install -e '.[prepare]'
+    python -m tarflow_jax.data.prepare imagenet_resized/64x64
 """
 
 from configs import paper

@@ -30,7 +30,10 @@ def published_protocol(config):
     """
     config.sample.anneal_guidance = True
     config.sample.denoise = True
-    config.evaluate.metrics = ('fid', 'sfid', 'inception_score', 'precision', 'recall')
+    config.evaluate.metrics = (
+        *('nats_per_dim', 'bits_per_dim'),
+        *('fid', 'sfid', 'inception_score', 'precision', 'recall'),
+    )
     config.evaluate.num_samples = 50_000
     config.evaluate.labels = 'uniform'
     config.evaluate.quantization = 'truncate'
