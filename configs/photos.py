@@ -32,7 +32,7 @@ def get_config(size='64'):
     config.optimizer.warmup_steps = 50
     config.optimizer.clip_norm = 1.0
 
-    config.train.num_epochs = 4.0 if size == '64' else 8.0
+    config.train.num_epochs = 4.0
     config.train.batch_size = 64
     config.train.ema_decay = 0.99
     config.train.log_every = 20
@@ -45,6 +45,6 @@ def get_config(size='64'):
     config.evaluate.metrics = (
         *('nats_per_dim', 'bits_per_dim', 'haar_frechet', 'haar_precision', 'haar_recall'),
     )
-    config.evaluate.num_samples = 2048
+    config.evaluate.num_samples = 2048 if size == '64' else 1024
     config.evaluate.reference_flip = True
     return config
