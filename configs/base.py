@@ -48,7 +48,6 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.95  # and of the second
     config.optimizer.weight_decay = 1e-4  # of kernels only, times the learning rate
     config.optimizer.clip_norm = 0.0  # largest global norm of the gradients, 0 for any
-
     config.optimizer.first_moment_dtype = 'float32'  # or 'bfloat16', for less memory
 
     config.train = ConfigDict()

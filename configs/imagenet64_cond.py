@@ -6,11 +6,11 @@
 The published command, of an earlier version of the paper (FID 2.90), differs: width 768, batch 256,
 200 epochs. It samples with guidance 2.3, which stands here too.
 
-The data set is the labelled one of Chrabaszcz et al., TFDS's imagenet_resized/64x64, not the one of
-the bits per dimension, see `imagenet64_bpd.py`. Before, with TensorFlow for this command alone:
+As in the published code the images are those of ILSVRC2012, scaled and cropped to 64 pixels, with
+the classes in the order of their folders' names. Before, with its folders train/ and val/, each
+with class folders, in ilsvrc2012/:
 
-    pip install -e '.[prepare]'
-    python -m tarflow_jax.data.prepare imagenet_resized/64x64
+    python -m tarflow_jax.data.prepare imagenet64 --folder=ilsvrc2012 --size=64 --upscale
 """
 
 from configs import paper
@@ -19,7 +19,7 @@ from configs import paper
 def get_config(variant='pod'):
     config = paper.get_config()
 
-    config.data.name = 'imagenet_resized/64x64'
+    config.data.name = 'imagenet64'
     config.data.num_images = 1_281_167
     config.data.test_split = 'validation'
     config.data.random_flip = True

@@ -76,6 +76,11 @@ def open_data(config, model: TarFlow) -> Dataset:
             f'the images of {dataset.name} have the shape {dataset.image_shape}, the model is for '
             f'{model.image_shape}: set config.model.image_shape.'
         )
+    if model.num_classes and not dataset.num_classes:
+        raise InputError(
+            f'{dataset.name} has no labels, and the model is for {model.num_classes} classes: set '
+            'config.model.num_classes=0.'
+        )
     if model.num_classes and dataset.num_classes > model.num_classes:
         raise InputError(
             f'{dataset.name} has {dataset.num_classes} classes, the model only '

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -45,6 +46,12 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes `value` to `path` as indented JSON, atomically; for the values see `json_text`."""
     text = json_text(value, indent=2) + '\n'
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
@@ -108,7 +109,7 @@ def sample(config, workdir: Path, checkpoint: str | None):
     loading.warn_of_other_noise(config, source)
     how = experiment.how_to_sample(config, model)
     with rules.on(mesh):
-        batches = generate(model, params, mesh, most_draws=MOST_DRAWS, **how)
+        batches = generate(model, params, mesh, most_draws=MOST_DRAWS, must_be_finite=False, **how)
         images = np.concatenate([imagefiles.to_uint8(batch) for batch in batches])
     if not distributed.is_main():
         return
@@ -131,15 +132,23 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
             '--mode=convert needs --checkpoint: a published .pth, which becomes the workdir, or a '
             'workdir of ours, which is written as a .pth into the folder --workdir.'
         )
+    # What the checkpoint does not tell, a config does.
+    told: dict[str, Any] = {}
+    if config and not loading.dataset_of(checkpoint):
+        told['dataset'] = config.data.name or None
+    if config and loading.noise_of(checkpoint) is None:
+        told['noise'] = config.noise.type, config.noise.std
     if Path(checkpoint).expanduser().is_dir():
-        print(f'{exchange.to_published(checkpoint, workdir)}: as the published code reads it')
+        path = exchange.to_published(checkpoint, workdir, **told)
+        print(f'{path}: as the published code reads it')
         return 0
-    told = {}
     if config:
-        told = dict(image_shape=config.model.image_shape, patch_size=config.model.patch_size)
-        told |= dict(dataset=config.data.name, noise=(config.noise.type, config.noise.std))
+        told |= dict(image_shape=config.model.image_shape, patch_size=config.model.patch_size)
     exchange.to_workdir(checkpoint, workdir, **told)
-    print(f'{workdir}: converted from {checkpoint}; sample it with --mode=sample')
+    print(
+        f'{workdir}: converted from {checkpoint}. Sample it with a config of this model: '
+        f'python -m tarflow_jax.main --config=FILE --workdir={workdir} --mode=sample'
+    )
     return 0
 
 
@@ -214,7 +223,7 @@ def run():
     except OSError as error:  # of a full disk, while samples or scores are written
         status, message = 1, f'{error}. Mend that and run the same command.'
     except KeyboardInterrupt:
-        status, message = 130, 'interrupted; what was not said to be saved is not.'
+        status, message = 130, 'interrupted. The same command starts over.'
     except Exception as error:
         if not distributed.is_connected():
             raise

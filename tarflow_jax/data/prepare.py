@@ -10,6 +10,7 @@ again.
 """
 
 import argparse
+import importlib.util
 import os
 import pathlib
 import shlex
@@ -28,8 +29,16 @@ from tarflow_jax.data.image_folder.unreadable import FILE_NAME
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.quantities import format_bytes, format_duration
 
-_MOST_TOKENS_A_SIDE = 32
+_MOST_TOKENS_A_SIDE = 16
 _MOST_CLASSES_SHOWN = 10
+_SMALL_BATCH = 64
+_SMALL_MODEL = (  # to begin with; base.py's is the paper's, of hundreds of millions of parameters
+    '--config.model.width=128',
+    '--config.model.num_blocks=4',
+    '--config.model.layers_per_block=2',
+    '--config.model.dtype=float32',
+    '--config.optimizer.peak_learning_rate=1e-3',
+)
 _SIDE_OF_ANY = 64  # to suggest where images come in any size
 
 
@@ -97,24 +106,48 @@ def _class_names(label: tfds.features.ClassLabel) -> str:
 def _next_line(
     name: str, data_dir: str, shape: Sequence[int], num_classes: int, splits: dict[str, int]
 ) -> str:
-    """The command that trains: with an experiment of that name if there is one."""
+    """The command that trains: an experiment on this data set if there is one, or a small model."""
     workdir = f'--workdir=runs/{name.replace("/", "_")}'
-    if pathlib.Path('configs', f'{name}.py').exists():
-        words = [f'--config=configs/{name}.py', workdir]
+    shape = tuple(side or _SIDE_OF_ANY for side in shape)
+    if config := _experiment(name, shape):
+        words = [f'--config={config}', workdir]
     else:
-        shape = tuple(side or _SIDE_OF_ANY for side in shape)
+        batch_size = max(1, min(_SMALL_BATCH, splits.get('train', 1) // 10))
         words = [
             '--config=configs/base.py',
             workdir,
             f'--config.data.name={name}',
             f'--config.model.image_shape={shape}',
             f'--config.model.patch_size={suggested_patch_size(shape)}',
-            f'--config.model.num_classes={num_classes}',
+            f'--config.model.num_classes={num_classes if num_classes > 1 else 0}',
+            *_SMALL_MODEL,
+            f'--config.train.batch_size={batch_size}',
+            '--config.optimizer.warmup_steps=100',
             *_split_words(splits),
         ]
     if data_dir != _default_data_dir():
         words.append(f'--config.data.dir={data_dir}')
     return shlex.join(['python', '-m', 'tarflow_jax.main', *words])
+
+
+def _experiment(name: str, shape: tuple[int, ...]) -> str | None:
+    """The file of configs/, if the command is run beside it, that is for such a data set."""
+    for file in sorted(pathlib.Path('configs').glob('*.py')):
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        if spec is None or spec.loader is None:
+            continue
+        module = importlib.util.module_from_spec(spec)
+        try:
+            sys.path.insert(0, str(pathlib.Path.cwd()))
+            spec.loader.exec_module(module)
+            config = module.get_config()
+        except Exception:  # somebody's file that is no experiment, or not yet
+            continue
+        finally:
+            sys.path.pop(0)
+        if config.data.name == name and tuple(config.model.image_shape) == shape:
+            return str(file)
+    return None
 
 
 def _split_words(splits: dict[str, int]) -> list[str]:
@@ -128,7 +161,7 @@ def _split_words(splits: dict[str, int]) -> list[str]:
 
 
 def suggested_patch_size(shape: Sequence[int]) -> int:
-    """The smallest that divides the sides and leaves no more tokens than the paper's models."""
+    """The smallest that divides the sides and leaves few tokens."""
     height, width, _ = shape
     sizes = range(1, max(height, width) + 1)
     divisors = [size for size in sizes if height % size == width % size == 0]

@@ -46,6 +46,10 @@ def evaluate(
         log_probs, labels = distributed.fetch((log_probs, batch['label']))
         real = batch['mask']
         log_probs, labels = log_probs[real].astype(np.float64), labels[real]
+        if (labels < 0).any():
+            raise InputError(
+                'accuracy was asked of images without labels; take it out of evaluate.metrics.'
+            )
         correct += np.sum(log_probs.argmax(axis=1) == labels)
         cross_entropy -= log_probs[np.arange(len(labels)), labels].sum()
     return {

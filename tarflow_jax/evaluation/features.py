@@ -1,5 +1,6 @@
 """What is measured of images before sets of them are compared."""
 
+import copy
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -46,6 +47,7 @@ class Features:
         self.names = tuple(sorted(names))
         self.settings: dict[str, Any] = {}
         self._params = None
+        self._mesh = mesh
         self._preprocessing = preprocessing
         if preprocessing not in PREPROCESSINGS:
             raise InputError(
@@ -58,24 +60,36 @@ class Features:
             self._params = distributed.put(params, everywhere)
             self.settings = {'preprocessing': preprocessing, 'inception_sha256': digest}
 
+    def only(self, names: Iterable[str]) -> 'Features':
+        """The same, for other features of the same network."""
+        other = copy.copy(self)
+        other.names = tuple(sorted(names))
+        return other
+
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
         """Features float32 [B, D] by name, of images uint8 [B, H, W, C] over the mesh."""
+        split = rules.batch_sharding(self._mesh)
         found = {}
         if self._params is not None:
-            found |= _inception(self._params, _preprocess(images, self._preprocessing))
+            x = _preprocess(images, self._preprocessing)
+            found |= _inception(self._params, x, split)
         if 'haar' in self.names:
-            found['haar'] = _haar(images)
+            found['haar'] = _haar(images, split)
         return {name: found[name] for name in self.names}
 
 
 # Apart from the network, which is thus compiled once, whatever the size of the images.
 _preprocess = jax.jit(preprocess, static_argnums=1)
-_haar = jax.jit(haar.features)
 
 
-@jax.jit
-def _inception(params, x):
-    return Inception().apply({'params': params}, x)
+@functools.partial(jax.jit, static_argnums=1)
+def _haar(images, split):
+    return jax.lax.with_sharding_constraint(haar.features(images), split)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _inception(params, x, split):
+    return jax.lax.with_sharding_constraint(Inception().apply({'params': params}, x), split)
 
 
 @functools.partial(jax.jit, static_argnums=1)

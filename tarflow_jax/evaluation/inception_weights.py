@@ -5,7 +5,6 @@ only with itself: the file's SHA-256 belongs to every score.
 """
 
 import functools
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -19,6 +18,7 @@ from flax import traverse_util
 from tarflow_jax import downloads
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.inception import IMAGE_SIZE, Inception
+from tarflow_jax.files import sha256_of
 from tarflow_jax.formats import safetensors, torchfile
 
 # torch-fidelity's and pytorch-fid's releases: one file under two names.
@@ -51,7 +51,13 @@ def load(path: str | os.PathLike = '') -> tuple[dict, str]:
     if os.fspath(path):
         file = Path(path).expanduser()
     else:
-        file = downloads.fetch_once(downloads.cache_folder(), ADDRESSES, SHA256)
+        try:
+            file = downloads.fetch_once(downloads.cache_folder(), ADDRESSES, SHA256)
+        except InputError as error:
+            raise InputError(
+                f'{error} Or give the file as evaluate.inception_weights; haar_frechet, '
+                'haar_precision and haar_recall take no weights.'
+            ) from error
     if not file.is_file():
         raise InputError(f'there is no file {file}, which should hold the weights of Inception.')
     digest = checked_digest(file)
@@ -70,8 +76,7 @@ def checked_digest(file: Path) -> str:
     Raises:
       InputError: the name ends with other eight digits than it (such as -6726825d.pth).
     """
-    with open(file, 'rb') as opened:
-        digest = hashlib.file_digest(opened, 'sha256').hexdigest()
+    digest = sha256_of(file)
     named = re.search(r'-([0-9a-f]{8})\.\w+$', file.name)
     if named and not digest.startswith(named[1]):
         raise InputError(

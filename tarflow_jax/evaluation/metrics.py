@@ -1,5 +1,7 @@
 """The metrics that can be asked for, by name."""
 
+import difflib
+
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import classify, likelihood, quality
 
@@ -18,14 +20,18 @@ METRICS = (*OF_SPLITS, *OF_SAMPLES)
 def metric_names(config) -> list[str]:
     """The metrics that `config.evaluate` asks for; raises InputError for unknown ones."""
     names = split_names(config.evaluate.metrics)
-    if not names or not set(names) <= set(METRICS):
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not names:
+        nearest = difflib.get_close_matches(unknown[0], METRICS, n=1) if unknown else []
+        hint = f" (did you mean '{nearest[0]}'?)" if nearest else ''
         raise InputError(
             f'evaluate.metrics must name some of {", ".join(METRICS)}; got '
-            f'{config.evaluate.metrics}.'
+            f'{", ".join(unknown) or "none"}{hint}.'
         )
     return names
 
 
 def split_names(names) -> list[str]:
     """('a', 'b'), or 'a,b' as it comes from the command line, as a list without repetition."""
-    return list(dict.fromkeys(name for name in ','.join(names).split(',') if name))
+    parts = (name.strip() for name in ','.join(names).split(','))
+    return list(dict.fromkeys(name for name in parts if name))

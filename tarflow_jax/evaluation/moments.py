@@ -22,8 +22,8 @@ class Gaussian(NamedTuple):
 class Moments:
     """Sums of features and of their products, over batches and over processes.
 
-    Features arrive in float32; products and sums are float64, so that neither the size of batches
-    nor the order in which they come shows in the result.
+    Features arrive in float32; products and sums are float64, so that the size and the order of
+    batches show in the last digits only.
     """
 
     def __init__(self, num_features: int):

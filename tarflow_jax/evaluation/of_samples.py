@@ -16,6 +16,7 @@ from tarflow_jax.evaluation.likelihood import scored_batches
 from tarflow_jax.evaluation.prepare_fid import DataReference, features_of
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.evaluation.subject import Subject
+from tarflow_jax.files import sha256_of
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import draw, spread_labels
@@ -50,18 +51,33 @@ class OfSamples:
             how = experiment.how_to_sample(subject.config, subject.model)
             self._how = {**how, 'num_samples': asked.num_samples, 'labels': asked.labels}
         if problem := quality.too_few(names, self._num_samples):
-            raise InputError(f'evaluate.num_samples {problem}')
+            which = f'the images in {asked.samples}' if self._given else 'evaluate.num_samples'
+            raise InputError(f'{which} {problem}')
+        if subject.model.image_shape[2] not in (1, 3):
+            raise InputError(
+                f'samples have {subject.model.image_shape[2]} channels; measured are images of one '
+                'or three. Take the metrics of samples out of evaluate.metrics.'
+            )
         self._features = {
-            family: features_of(family, subject.config, subject.mesh, extra)
-            for family, extra in quality.families(names).items()
+            family: features_of(subject.config, subject.mesh, kinds)
+            for family, kinds in quality.families(names).items()
         }
         with rules.on(subject.mesh):
             found = {family: self._reference(family) for family in self._features}
         self._references = {family: reference for family, reference in found.items() if reference}
+        for name in names if distributed.is_main() else ():
+            family = quality.FAMILY.get(quality.METRICS[name][0])
+            if family in self._references:
+                quality.warn_of_few(name, self._references[family], self._num_samples)
 
     def _open_given(self):
         """The samples of `evaluate.samples`."""
         config, model = self._subject.config, self._subject.model
+        if not config.evaluate.samples.endswith('.npz'):
+            raise InputError(
+                f'evaluate.samples={config.evaluate.samples} must be a file .npz of images; a data '
+                'set is measured as a reference, with --mode=prepare_fid.'
+            )
         given = open_dataset(config.evaluate.samples, config.data.dir)
         if given.image_shape != model.image_shape:
             raise InputError(
@@ -97,7 +113,7 @@ class OfSamples:
             )
         if not distributed.is_main():
             return {}
-        return quality.score(measured, self._references, self._names, self._num_samples)
+        return quality.score(measured, self._references, self._names)
 
     def _measured_batches(self) -> Iterator[quality.Batch]:
         batch_size = self._subject.config.evaluate.batch_size
@@ -133,7 +149,9 @@ class OfSamples:
     def details(self) -> dict[str, Any]:
         """What the samples are, how they were measured, and with what they were compared."""
         asked = self._subject.config.evaluate
-        source: dict[str, Any] = {'file': asked.samples}
+        source: dict[str, Any] = {}
+        if self._given:
+            source = {'file': asked.samples, 'file_sha256': sha256_of(asked.samples)}
         if not self._given:
             redrawn = self._num_redrawn
             source = {**self._how, 'quantization': asked.quantization, 'redrawn': redrawn}

@@ -27,7 +27,7 @@ class OfSplits:
                 'evaluate.metrics names accuracy or cross_entropy, and the model has no classes '
                 '(model.num_classes=0): it cannot classify. Take them out.'
             )
-        asked = split_names(subject.config.evaluate.splits) if names else []
+        asked = split_names(subject.config.evaluate.splits)
         self._splits = {name: subject.dataset.split(name) for name in asked}
 
     def scores(self) -> dict[str, float]:
@@ -60,8 +60,6 @@ class OfSplits:
     def details(self) -> dict[str, Any]:
         """What the scores are of, and how they came about."""
         config = self._subject.config
-        if not self._names:
-            return {}
         return {
             'splits': {
                 'dataset': self._subject.dataset.name,

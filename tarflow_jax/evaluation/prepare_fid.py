@@ -9,10 +9,12 @@ from absl import logging
 
 import tarflow_jax
 from tarflow_jax import experiment
+from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import quality, references
 from tarflow_jax.evaluation.features import Features
 from tarflow_jax.evaluation.metrics import metric_names
 from tarflow_jax.evaluation.references import Reference
+from tarflow_jax.files import open_atomically
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import make_mesh
 
@@ -23,9 +25,10 @@ def prepare_fid(config, workdir=None, checkpoint=None) -> None:
     Raises:
       InputError: the data or the weights of Inception are not there.
     """
+    experiment.check_at_least_one(config, 'evaluate', 'batch_size')
     mesh = make_mesh(**config.mesh)
     families = {
-        family: features_of(family, config, mesh)
+        family: features_of(config, mesh, quality.FAMILIES[family])
         for family in quality.families(metric_names(config)) or ['inception']
     }
     dataset = experiment.open_data(config, experiment.make_model(config))
@@ -34,10 +37,10 @@ def prepare_fid(config, workdir=None, checkpoint=None) -> None:
             DataReference(family, features, config, dataset, mesh).ensure(say=print)
 
 
-def features_of(family: str, config, mesh, names=()) -> Features:
-    """What computes the features of a family, and others of its network."""
+def features_of(config, mesh, names) -> Features:
+    """What computes the named features as a config says."""
     return Features(
-        {*quality.FAMILIES[family], *names},
+        names,
         mesh,
         preprocessing=config.evaluate.preprocessing,
         weights=config.evaluate.inception_weights,
@@ -56,13 +59,18 @@ class DataReference:
     """
 
     def __init__(self, family: str, features: Features, config, dataset, mesh):
-        self._features = features
+        self._features = features.only(quality.FAMILIES[family])
         self._dataset = dataset
         self._mesh = mesh
         self._batch_size = config.evaluate.batch_size
         self._flip = config.evaluate.reference_flip
         self._split_name = config.data.train_split
         self._split = dataset.split(self._split_name)
+        if len(self._split) < quality.LEAST_IMAGES:
+            raise InputError(
+                f'reference statistics take at least {quality.LEAST_IMAGES} images; '
+                f'{dataset.name}/{self._split_name} has {len(self._split)}.'
+            )
         how = features.settings.get('preprocessing', family)
         what = [Path(dataset.name).stem if dataset.name.endswith('.npz') else dataset.name]
         what += [self._split_name, *(['flipped'] if self._flip else []), how]
@@ -81,7 +89,7 @@ class DataReference:
             **self._features.settings,
         }
 
-    def ensure(self, say=logging.info) -> Reference | None:
+    def ensure(self, say=lambda text: None) -> Reference | None:
         """The statistics, made unless the file has them; of the main process, others get None.
 
         Every process must ask, since all take part in the making.
@@ -99,7 +107,11 @@ class DataReference:
     def _find(self, wanted: dict[str, Any]) -> Reference | None:
         if not self.path.exists():
             return None
-        found = references.read(self.path)
+        try:
+            found = references.read(self.path)
+        except InputError as damage:
+            logging.warning('%s It is made anew.', damage)
+            return None
         changed = [key for key in wanted if found.metadata.get(key) != wanted[key]]
         if changed:
             logging.warning(
@@ -107,10 +119,23 @@ class DataReference:
             )
         return None if changed else found
 
+    def _check_writable(self) -> None:
+        try:
+            with open_atomically(self.path.with_suffix('.probe')):
+                pass
+            self.path.with_suffix('.probe').unlink()
+        except OSError as error:
+            raise InputError(
+                f'reference statistics cannot be written to {self.path.parent} ({error}): give a '
+                'config.data.dir in which you may write, or evaluate.reference.'
+            ) from error
+
     def _make(self, wanted: dict[str, Any], say) -> None:
         mirrored = ', each also mirrored' if self._flip else ''
         what = f'{len(self._split):,} images of {self._dataset.name}/{self._split_name}{mirrored}'
-        logging.info('Making reference statistics of %s.', what)
+        if distributed.is_main():
+            self._check_writable()
+            print(f'Making reference statistics of {what}, this once.', flush=True)
         reference = quality.measure_split(
             self._split,
             self._dataset.num_levels,

@@ -42,8 +42,9 @@ FAMILY = {name: family for family, names in FAMILIES.items() for name in names}
 
 # Samples below which a metric does not exist.
 LEAST = {'frechet': 2, 'neighbours': NEIGHBOURS + 1, 'score': 1}
+LEAST_IMAGES = NEIGHBOURS + 1  # of a reference
 KEPT_ROWS = 10_000  # of a reference's features, for precision and recall; as many as ADM's have
-_FINGERPRINT_IMAGES = 64
+_FINGERPRINT_IMAGES = 1024  # of a split on disk
 
 
 class Batch(NamedTuple):
@@ -64,11 +65,10 @@ class Measured:
 
 
 def families(names: Iterable[str]) -> dict[str, set[str]]:
-    """The families that metrics need, each with further features of the same network."""
+    """The families that metrics need, each with the features that they take of samples."""
     found: dict[str, set[str]] = {}
     for kind, _ in (METRICS[name] for name in names if name in METRICS):
-        family = FAMILY.get(kind, 'inception')
-        found.setdefault(family, set()).update({kind} - set(FAMILIES[family]))
+        found.setdefault(FAMILY.get(kind, 'inception'), set()).add(kind)
     return found
 
 
@@ -165,7 +165,7 @@ def measure_split(
     Args:
       split: a split of a data set, of at least two images.
       num_levels: its pixels are the integers below it.
-      features: what is computed, none of them logits.
+      features: what is computed, those of one family.
       mesh: the devices, of all processes.
       batch_size: images at a time; does not change the result.
       flip: whether every image counts a second time, mirrored left to right. It is what random
@@ -207,11 +207,12 @@ def completed(reference: Reference, names: Iterable[str], features: Features, me
     kinds = {METRICS[name] for name in names if FAMILY.get(METRICS[name][0]) == 'inception'}
     missing = [kind for kind, how in kinds if how == 'frechet' and kind not in reference.gaussians]
     if ('pool', 'neighbours') in kinds and 'pool' not in reference.rows:
-        if reference.images is None:
+        if reference.images is None or len(reference.images) < LEAST_IMAGES:
             missing.append('images, or features of single ones')
         else:
             split = ArraySplit(reference.images, np.full(len(reference.images), -1, np.int32))
-            measured = measure_split(split, 256, features, mesh, batch_size=64, flip=False)
+            only = features.only(FAMILIES['inception'])
+            measured = measure_split(split, 256, only, mesh, batch_size=64, flip=False)
             reference = dataclasses.replace(reference, rows=measured.rows)
     if missing:
         raise InputError(
@@ -223,14 +224,19 @@ def completed(reference: Reference, names: Iterable[str], features: Features, me
 
 
 def fingerprint(split) -> str:
-    """A hash of some of a split's images; changes when a data set is made anew of other images."""
-    index = np.arange(_FINGERPRINT_IMAGES) * len(split) // _FINGERPRINT_IMAGES
+    """A hash of a split's images: all of one in memory, or else some and their number.
+
+    It changes when a data set is made anew of other images.
+    """
+    count = len(split) if split.in_memory else _FINGERPRINT_IMAGES
+    index = np.arange(count) * len(split) // count
     images = split.__getitems__(np.unique(index))['image']
-    return hashlib.sha256(images.tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(images.tobytes() + str(len(split)).encode())
+    return digest.hexdigest()[:16]
 
 
 def score(
-    samples: Measured, references: dict[str, Reference], names: Iterable[str], num_samples: int
+    samples: Measured, references: dict[str, Reference], names: Iterable[str]
 ) -> dict[str, float]:
     """The metrics of measured samples.
 
@@ -238,7 +244,6 @@ def score(
       samples: what was measured of them.
       references: by family, see `FAMILIES`; those that the metrics need.
       names: of the metrics, keys of `METRICS`.
-      num_samples: how many were measured.
     """
     scores: dict[str, float] = {}
     for name in names:
@@ -250,7 +255,6 @@ def score(
         if how == 'frechet':
             gaussian = reference.gaussians[kind]
             scores[name] = frechet_distance(gaussian, samples.gaussians[kind])
-            _warn_of_few(name, gaussian, num_samples)
         elif name not in scores:
             prefix = name.rpartition('_')[0]
             both = precision_recall(reference.rows[kind], samples.rows[kind])
@@ -259,11 +263,22 @@ def score(
     return scores
 
 
-def _warn_of_few(name: str, reference: Gaussian, num_samples: int) -> None:
-    num_features = len(reference.mean)
+def warn_of_few(name: str, reference: Reference, num_samples: int) -> None:
+    """Tells the bias that fewer samples, or images of the reference, than features bring."""
+    kind, how = METRICS[name]
+    if how != 'frechet':
+        return
+    gaussian = reference.gaussians[kind]
+    num_features = len(gaussian.mean)
+    num_images = reference.metadata.get('num_images', num_features + 1)
+    if num_images * (1 + reference.metadata.get('flip', False)) <= num_features:
+        logging.warning(
+            '%s against %d images with %d features: the covariance of the reference is singular.',
+            *(name, num_images, num_features),
+        )
     if num_samples > num_features:
         return
-    bias = perfect_frechet_distance(reference, num_samples)
+    bias = perfect_frechet_distance(gaussian, num_samples)
     logging.warning(
         '%s of %d samples with %d features: their covariance is singular, and even samples of a '
         'perfect model would score about %.*f. Draw more (evaluate.num_samples), and compare only '

@@ -1,10 +1,8 @@
 """What samples are compared with: statistics of a data set, ours or from the files users have."""
 
 import dataclasses
-import hashlib
 import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,14 @@ import numpy as np
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.moments import Gaussian, gaussian_of_sums
-from tarflow_jax.files import json_text, write_atomically
+from tarflow_jax.files import json_text, sha256_of, write_atomically
 from tarflow_jax.formats import torchfile
 
 # Keys of mean and covariance, as pytorch-fid, EDM and ADM name them, by the features they are of.
 KEYS = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s'), 'haar': ('mu_haar', 'sigma_haar')}
 SIZES = {'pool': 2048, 'spatial': 2023}
+# How torchmetrics and ADM prepare images; other files with mu and sigma do not tell.
+_THEIRS = {'preprocessing': 'torch-fidelity'}
 TORCHMETRICS = ('real_features_sum', 'real_features_cov_sum', 'real_features_num_samples')
 
 
@@ -67,23 +67,23 @@ def read(path: str | os.PathLike) -> Reference:
             f'evaluate.reference={path}: there is no such file. Make statistics of the training '
             "images with --mode=prepare_fid, or leave evaluate.reference='' to have them made."
         )
-    is_zip = path.suffix == '.npz'
-    found = _read_npz(path) if is_zip else _read_torchmetrics(path)
-    with open(path, 'rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    return dataclasses.replace(found, path=str(path), sha256=digest)
+    try:
+        found = _read_npz(path) if path.suffix == '.npz' else _read_torchmetrics(path)
+    except InputError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise nearly anything at damaged files
+        raise InputError(
+            f'{path} cannot be read as reference statistics: {error}. Fetch it again, or make '
+            'statistics with --mode=prepare_fid.'
+        ) from error
+    return dataclasses.replace(found, path=str(path), sha256=sha256_of(path))
 
 
 def _read_npz(path: Path) -> Reference:
-    try:
-        with np.load(path) as arrays:
-            known = [key for keys in KEYS.values() for key in keys]
-            wanted = {'arr_0', 'metadata', *known}
-            found = {
-                key: arrays[key] for key in arrays if key in wanted or key.startswith('features_')
-            }
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f'{path} cannot be read as .npz: {error}. Fetch it again.') from error
+    with np.load(path) as arrays:
+        known = [key for keys in KEYS.values() for key in keys]
+        wanted = {'arr_0', 'metadata', *known}
+        found = {key: arrays[key] for key in arrays if key in wanted or key.startswith('features_')}
     gaussians = {
         name: _checked(path, name, found[mean], found[cov])
         for name, (mean, cov) in KEYS.items()
@@ -95,17 +95,19 @@ def _read_npz(path: Path) -> Reference:
             'made with --mode=prepare_fid.'
         )
     prefix = 'features_'
-    return Reference(
-        gaussians,
-        rows={key.removeprefix(prefix): found[key] for key in found if key.startswith(prefix)},
-        metadata=json.loads(str(found['metadata'])) if 'metadata' in found else {},
-        images=found.get('arr_0'),
-    )
+    rows = {key.removeprefix(prefix): found[key] for key in found if key.startswith(prefix)}
+    for name, features in rows.items():
+        if features.ndim != 2 or features.shape[1] != len(gaussians[name].mean):
+            raise ValueError(f'{prefix}{name} has the shape {features.shape}')
+    is_adm = 'mu_s' in found and 'metadata' not in found
+    metadata = json.loads(str(found['metadata'])) if 'metadata' in found else {}
+    return Reference(gaussians, rows, _THEIRS if is_adm else metadata, found.get('arr_0'))
 
 
 def _checked(path, name, mean, cov) -> Gaussian:
-    size = SIZES.get(name, len(mean))
-    if mean.shape != (size,) or cov.shape != (size, size):
+    size = SIZES.get(name, mean.size)
+    numbers = all(np.issubdtype(array.dtype, np.floating) for array in (mean, cov))
+    if mean.shape != (size,) or cov.shape != (size, size) or not numbers:
         raise InputError(
             f'{path} holds statistics of shape {mean.shape} and {cov.shape}; those of the 2015 '
             f'Inception network have ({size},) and ({size}, {size}). Make them with '
@@ -126,22 +128,23 @@ def _read_torchmetrics(path: Path) -> Reference:
             f'{", ".join(missing)}.'
         )
     total, products, count = (np.asarray(by_end[name], np.float64) for name in TORCHMETRICS)
+    _checked(path, 'pool', total, products)
     gaussian = gaussian_of_sums(int(count), total, products)
-    return Reference({'pool': _checked(path, 'pool', *gaussian)})
+    return Reference({'pool': gaussian}, metadata=_THEIRS)
 
 
 def check(reference: Reference, settings: dict[str, Any], image_shape) -> None:
     """Raises InputError unless statistics were made as samples will be measured.
 
     Args:
-      reference: the statistics. Of files of others there is nothing to check.
+      reference: the statistics. Files with nothing but mu and sigma do not tell.
       settings: preprocessing and weights, see `Features`.
       image_shape: (H, W, C) of the samples.
     """
     made_with = reference.metadata
     asked = {**settings, 'image_shape': list(image_shape)}
     if reference.images is not None:
-        made_with = {'image_shape': list(reference.images.shape[1:])}
+        made_with = {**made_with, 'image_shape': list(reference.images.shape[1:])}
     differences = [
         f'{key} is {made_with[key]} there, {value} here'
         for key, value in asked.items()

@@ -1,6 +1,8 @@
 """`--mode=evaluate`: from a config to figures, and to a file that tells what they are of."""
 
 import hashlib
+import json
+import os
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import LABELS
 
 REPORT_FILE = 'evaluation.json'
+HISTORY_FILE = 'evaluations.jsonl'  # those before
 
 
 def evaluate(config, workdir: Path, checkpoint: str | None = None) -> None:
@@ -29,7 +32,8 @@ def evaluate(config, workdir: Path, checkpoint: str | None = None) -> None:
       checkpoint: see `tarflow_jax.load`.
 
     Raises:
-      InputError: something was asked that cannot be; nothing was drawn and nothing written.
+      InputError: something was asked that cannot be; nothing was drawn, and nothing written but
+        reference statistics.
     """
     start = time.perf_counter()
     check_keys(config)
@@ -39,23 +43,49 @@ def evaluate(config, workdir: Path, checkpoint: str | None = None) -> None:
     subject = Subject(config, workdir)
     needs_params = of_splits or not config.evaluate.samples
     which = subject.load(checkpoint) if needs_params else {}
-    parts: list[OfSplits | OfSamples] = [OfSplits(subject, of_splits)]
+    parts: list[OfSplits | OfSamples] = []
+    if of_splits:
+        parts.append(OfSplits(subject, of_splits))
     if of_samples:
         parts.append(OfSamples(subject, of_samples))
-    scores: dict[str, float] = {}
-    with rules.on(subject.mesh):
-        for part in parts:
-            scores |= part.scores()
-    if not distributed.is_main():
-        return
     digest = hashlib.sha256(json_text(config.to_dict()).encode()).hexdigest()
-    report = {**scores, 'version': tarflow_jax.__version__, 'config_sha256': digest, **which}
+    about = {'version': tarflow_jax.__version__, 'config_sha256': digest, **which}
+    if distributed.is_main():
+        keep_previous(workdir)
+    scores: dict[str, float] = {}
     for part in parts:
-        report |= part.details()
-    write_json(workdir / REPORT_FILE, report)
-    for name, value in scores.items():
-        print(f'{name:28} {value:.4f}')
-    print(f'in {format_duration(time.perf_counter() - start)}: {workdir / REPORT_FILE}')
+        with rules.on(subject.mesh):
+            found = part.scores()
+        if distributed.is_main():
+            scores |= found
+            about |= part.details()
+            # After each part: the next one may take hours, and be stopped.
+            write_json(workdir / REPORT_FILE, {**scores, **about})
+            for name, value in found.items():
+                print(f'{name:32} {value:.4f}', flush=True)
+    if distributed.is_main():
+        print(f'in {format_duration(time.perf_counter() - start)}: {workdir / REPORT_FILE}')
+
+
+def keep_previous(workdir: Path) -> None:
+    """Adds the last evaluation to the lines of `evaluations.jsonl`, so that none is lost.
+
+    Raises:
+      InputError: the workdir cannot be written to, which had better be known now.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not os.access(workdir, os.W_OK):
+            raise PermissionError('no permission to write')
+        if (workdir / REPORT_FILE).exists():
+            last = json.loads((workdir / REPORT_FILE).read_text())
+            with open(workdir / HISTORY_FILE, 'a', encoding='utf-8') as history:
+                history.write(json_text(last) + '\n')
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f'an evaluation cannot be written to {workdir} ({error}): give a --workdir that is a '
+            f'folder in which you may write, without a damaged {REPORT_FILE}.'
+        ) from error
 
 
 def check_keys(config) -> None:
@@ -73,7 +103,12 @@ def check_keys(config) -> None:
             'evaluate.metrics names iw_bits_per_dim, a bound on the code length of 8-bit images, '
             f"which takes noise.type='uniform'; this model has {config.noise.type!r}. Take it out."
         )
-    if not split_names(asked.splits):
+    if asked.samples and not any(name in OF_SAMPLES for name in names):
+        raise InputError(
+            'evaluate.samples is given, and evaluate.metrics names no metric of samples, such as '
+            'fid. Name one, or take it out.'
+        )
+    if any(name in OF_SPLITS for name in names) and not split_names(asked.splits):
         raise InputError(
             'evaluate.splits must name a split of the data set, such as test; got none.'
         )

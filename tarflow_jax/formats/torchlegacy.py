@@ -73,5 +73,6 @@ class _Unpickler(TensorUnpickler):
         for key in keys:
             storage = self._storages[key]
             length = int.from_bytes(self._file.read(8), 'little')
-            if length != len(storage) or self._file.readinto(storage.data) != storage.nbytes:
+            read = self._file.readinto(storage.view(np.uint8).data)
+            if length != len(storage) or read != storage.nbytes:
                 raise pickle.UnpicklingError('a storage is not as long as it should be')

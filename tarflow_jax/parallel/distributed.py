@@ -36,6 +36,7 @@ LAUNCHERS = (
 )
 
 _FAILED, _LEFT = 'tarflow_jax/failed', 'tarflow_jax/left'
+_WORDS_AT_ONCE = 2**20
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10  # for the others to hear of a failure
 _SHUTDOWN_SECONDS = 3600  # for which those that are done wait for one that still writes
@@ -268,8 +269,13 @@ def sum_float64(tree):
 
     def sum_array(x):
         words = np.ascontiguousarray(x, np.float64).reshape(-1).view(np.uint32)
-        gathered = np.ascontiguousarray(multihost_utils.process_allgather(words))
-        return gathered.view(np.float64).sum(axis=0).reshape(x.shape)
+        # In parts: every device holds those of all processes at once.
+        parts = np.split(words, range(_WORDS_AT_ONCE, len(words), _WORDS_AT_ONCE))
+        sums = []
+        for part in parts:
+            gathered = np.ascontiguousarray(multihost_utils.process_allgather(part))
+            sums.append(gathered.view(np.float64).sum(axis=0))
+        return np.concatenate(sums).reshape(x.shape)
 
     return jax.tree.map(sum_array, tree)
 

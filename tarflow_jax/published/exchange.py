@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from absl import logging
 
 from tarflow_jax import experiment, loading
 from tarflow_jax.errors import InputError
-from tarflow_jax.files import workdir_lock, write_json
+from tarflow_jax.files import sha256_of, workdir_lock, write_json
 from tarflow_jax.formats import torchfile
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
@@ -65,7 +64,7 @@ def to_workdir(
         'data': {'name': dataset or loading.dataset_of(source) or ''},
         'noise': dict(zip(('type', 'std'), noise, strict=True)),
         'train': {'ema_decay': 0.0},
-        CONVERTED_FROM: {'file': source.name, 'sha256': sha256(source)},
+        CONVERTED_FROM: {'file': source.name, 'sha256': sha256_of(source)},
     }
     with _new_workdir(workdir) as unfinished:
         checkpoints = Checkpoints(unfinished)
@@ -109,7 +108,8 @@ def to_published(
     dataset = dataset or loading.dataset_of(source)
     if not dataset:
         raise InputError(
-            f'{source} does not tell its data set, which is in the name: give dataset.'
+            f'{source} does not tell its data set, which is in the name: give dataset, or the '
+            '--config of its model.'
         )
     model, params = loading.load(source)
     name = Name.of(model, dataset, *noise)
@@ -123,12 +123,6 @@ def to_published(
     return path
 
 
-def sha256(path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def _choose_noise(source: Path, given: tuple[str, float] | None) -> tuple[str, float]:
     """Type and standard deviation as given, or as the source tells; one must, and none another."""
     if not source.exists():
@@ -137,8 +131,8 @@ def _choose_noise(source: Path, given: tuple[str, float] | None) -> tuple[str, f
     noise = given or told
     if noise is None:
         raise InputError(
-            f'{source} does not tell the noise on the images that it learned: give its type and '
-            "standard deviation, ('gaussian', 0.05) or ('uniform', 0)."
+            f'{source} does not tell the noise on the images that it learned: give it, as '
+            "noise=('gaussian', 0.05) or ('uniform', 0), or by the --config of its model."
         )
     kind, std = noise[0], 0.0 if noise[0] == 'uniform' else noise[1]
     Noise(kind, std, num_levels=256)  # refuses what is no noise

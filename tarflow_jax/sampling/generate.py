@@ -75,6 +75,7 @@ def draw(
     labels: str = 'even',
     denoise_std: float = 0.0,
     most_draws: int = MOST_DRAWS,
+    must_be_finite: bool = True,
     **how,
 ) -> Iterator[Drawn]:
     """Samples, in batches that stay on the devices.
@@ -90,10 +91,11 @@ def draw(
       denoise_std: of the noise that a score step removes from the samples; 0 for no such step.
       most_draws: how often the noise of a sample is drawn, with its label kept and the other rows
         untouched, until the sample is finite; 1 to take what comes.
+      must_be_finite: whether a sample that never gets finite is an error, or a warning.
       **how: guidance and temperatures as of `sample`.
 
     Raises:
-      RunError: a sample is not finite after more than one draw.
+      RunError: a sample is not finite after all draws, of which there are several.
     """
     shares = batch_shares(mesh)
     batch_size = -(-min(batch_size, num_samples) // shares) * shares
@@ -107,12 +109,21 @@ def draw(
         index = np.arange(start, start + batch_size, dtype=np.int32)
         local = index[rows], all_labels[index][rows], np.zeros(len(rows), np.int32)
         placed = distributed.put_rows(local, mesh, batch_size, rows)
-        images, num_redrawn = _draw_finite(model, params, seed, placed, how, most_draws)
+        images, num_redrawn, failed = _draw_finite(model, params, seed, placed, how, most_draws)
+        if failed:
+            problem = (
+                f'a sample is not finite after {most_draws} draws of its noise. Lower '
+                'sample.guidance or sample.prior_temperature, sample in model.dtype=float32, or '
+                'take an earlier --checkpoint: the model may have diverged.'
+            )
+            if must_be_finite:
+                raise RunError(problem)
+            logging.warning(problem)
         yield Drawn(images, index, index < num_samples, num_redrawn)
 
 
 def _draw_finite(model, params, seed, placed, how, most_draws):
-    """Samples, and how many of them had to be drawn anew."""
+    """Samples, how many of them had to be drawn anew, and whether that did not help."""
     index, labels, attempts = placed
     images, finite = _draw(model, params, seed, index, labels, attempts, tuple(how.items()))
     num_redrawn = 0
@@ -124,15 +135,7 @@ def _draw_finite(model, params, seed, placed, how, most_draws):
         attempts = _try_again(finite, attempts)
         anew = _draw(model, params, seed, index, labels, attempts, tuple(how.items()))
         images, finite = _keep_finite(finite, images, *anew)
-    if most_draws > 1 and not distributed.fetch(finite).all():
-        raise RunError(
-            f'a sample is not finite after {most_draws} draws of its noise. Lower sample.guidance '
-            'or sample.prior_temperature, sample in model.dtype=float32, or take an earlier '
-            '--checkpoint: the model may have diverged.'
-        )
-    if num_redrawn:
-        logging.info('%d samples were not finite and drawn anew.', num_redrawn)
-    return images, num_redrawn
+    return images, num_redrawn, most_draws > 1 and not distributed.fetch(finite).all()
 
 
 @jax.jit

@@ -131,3 +131,9 @@ def test_what_is_no_image_is_an_error(data):
 def test_a_missing_file():
     with pytest.raises(FileNotFoundError):
         decode(pathlib.Path('/nowhere/at.png'))
+
+
+def test_floating_point_levels_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / 'levels.tiff')
+    with pytest.raises(ValueError, match='floating-point'):
+        decode(tmp_path / 'levels.tiff')

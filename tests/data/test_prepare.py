@@ -90,7 +90,7 @@ def test_one_split_is_divided_for_training(images, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ('shape', 'patch_size'),
-    [((64, 64, 3), 2), ((256, 256, 3), 8), ((28, 28, 1), 1), ((48, 48, 3), 2), ((33, 66, 3), 3),
+    [((64, 64, 3), 4), ((256, 256, 3), 16), ((28, 28, 1), 2), ((48, 48, 3), 3), ((33, 66, 3), 11),
      ((37, 37, 3), 37)],
 )  # fmt: skip
 def test_patches_divide_the_image_into_few_tokens(shape, patch_size):

@@ -68,7 +68,7 @@ def test_scores_are_those_of_the_features(split, one_device):
     others = make_split(1, 80)
     found = measure_split(others, one_device)
     samples = quality.Measured(found.gaussians, found.rows)
-    scores = quality.score(samples, {'haar': reference}, HAAR, 80)
+    scores = quality.score(samples, {'haar': reference}, HAAR)
     ours, theirs = (features_by_hand(s).astype(np.float64) for s in (split, others))
     gaussians = [Gaussian(x.mean(axis=0), np.cov(x.T)) for x in (ours, theirs)]
     assert scores['haar_frechet'] == pytest.approx(frechet_distance(*gaussians), rel=1e-5)
@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_features(split, one_device):
 def test_a_set_is_at_no_distance_from_itself(split, one_device):
     reference = measure_split(split, one_device)
     samples = quality.Measured(reference.gaussians, reference.rows)
-    scores = quality.score(samples, {'haar': reference}, HAAR, NUM_IMAGES)
+    scores = quality.score(samples, {'haar': reference}, HAAR)
     assert scores == {
         'haar_frechet': pytest.approx(0, abs=1e-8),
         'haar_precision': 1.0,
@@ -91,7 +91,10 @@ def test_few_samples_are_warned_of_with_their_bias(split, one_device, caplog):
     reference = measure_split(split, one_device)
     few = measure_split(make_split(0, 20), one_device)
     samples = quality.Measured(few.gaussians, few.rows)
-    found = quality.score(samples, {'haar': reference}, ['haar_frechet'], 20)['haar_frechet']
+    quality.warn_of_few('haar_frechet', reference, 20)
+    quality.warn_of_few('haar_recall', reference, 20)
+    quality.warn_of_few('haar_frechet', reference, 65)
+    found = quality.score(samples, {'haar': reference}, ['haar_frechet'])['haar_frechet']
     (record,) = caplog.records
     text = record.getMessage()
     assert text.startswith('haar_frechet of 20 samples with 64 features: their covariance is')
@@ -113,9 +116,9 @@ def test_the_fingerprint_is_of_the_images(split):
 
 
 def test_families_of_metrics():
-    assert quality.families(['haar_recall']) == {'haar': set()}
+    assert quality.families(['haar_recall']) == {'haar': {'haar'}}
     assert quality.families(['fid', 'inception_score', 'nats_per_dim']) == {
-        'inception': {'logits_unbiased'}
+        'inception': {'pool', 'logits_unbiased'}
     }
     assert quality.needs_reference(['inception_score', 'sfid'], 'inception')
     assert not quality.needs_reference(['inception_score', 'haar_recall'], 'inception')

@@ -95,6 +95,10 @@ def test_a_state_of_torchmetrics(tmp_path, prefix):
     found = references.read(tmp_path / 'afhq_256_fid_stats.pth').gaussians['pool']
     np.testing.assert_allclose(found.mean, moments.gaussian().mean, rtol=1e-12)
     np.testing.assert_allclose(found.cov, moments.gaussian().cov, rtol=1e-9, atol=1e-12)
+    whole = references.read(tmp_path / 'afhq_256_fid_stats.pth')
+    references.check(whole, {'preprocessing': 'torch-fidelity'}, (256, 256, 3))
+    with pytest.raises(InputError, match='preprocessing is torch-fidelity there, clean-fid here'):
+        references.check(whole, {'preprocessing': 'clean-fid'}, (256, 256, 3))
 
 
 def test_what_was_made_otherwise_is_refused(our_file):
@@ -110,8 +114,15 @@ def test_files_that_are_no_statistics(tmp_path, golden_dir):
     with pytest.raises(InputError, match=r'no\.npz: there is no such file.*--mode=prepare_fid'):
         references.read(tmp_path / 'no.npz')
     (tmp_path / 'text.npz').write_text('text')
-    with pytest.raises(InputError, match='cannot be read as'):
-        references.read(tmp_path / 'text.npz')
+    with open(tmp_path / 'array.npz', 'wb') as file:
+        np.save(file, np.zeros(3))
+    np.savez(tmp_path / 'metadata.npz', mu_haar=np.zeros(2), sigma_haar=np.eye(2), metadata='{')
+    rows = np.zeros((5, 7))
+    np.savez(tmp_path / 'rows.npz', mu_haar=np.zeros(2), sigma_haar=np.eye(2), features_haar=rows)
+    np.savez(tmp_path / 'scalar.npz', mu_haar=np.array('x'), sigma_haar=np.eye(2))
+    for name in 'text', 'array', 'metadata', 'rows', 'scalar':
+        with pytest.raises(InputError, match=rf'{name}\.npz (cannot be read as|holds)'):
+            references.read(tmp_path / f'{name}.npz')
     np.savez(tmp_path / 'samples.npz', arr_0=np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(InputError, match='holds no statistics: it has no mu and sigma'):
         references.read(tmp_path / 'samples.npz')

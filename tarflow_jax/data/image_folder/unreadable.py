@@ -22,7 +22,14 @@ class Unreadable(NamedTuple):
 
     @classmethod
     def because(cls, split: str, path: str, error: Exception) -> Self:
-        """Tells in a few words what Pillow raised."""
+        """Tells in a few words what Pillow raised.
+
+        Raises:
+            OSError: the error itself if the operating system's, of a disk, a network, a permission:
+                it may be mended, and says nothing of the image.
+        """
+        if isinstance(error, OSError) and error.errno and not isinstance(error, FileNotFoundError):
+            raise error
         if isinstance(error, PIL.UnidentifiedImageError):
             return cls(split, path, 'no image')
         lines = str(error).strip().splitlines()
