@@ -95,8 +95,11 @@ def main(_) -> int:
     )
     if MODE.value == 'train':
         return loop.train(config, workdir, checkpoint)
-    mode = {'sample': sample, 'evaluate': evaluate, 'prepare_fid': prepare_fid}[MODE.value]
-    mode(config, workdir, checkpoint)
+    if MODE.value == 'prepare_fid':
+        prepare_fid(config)
+    else:
+        mode = {'sample': sample, 'evaluate': evaluate}[MODE.value]
+        mode(config, workdir, checkpoint)
     return 0
 
 
@@ -161,7 +164,8 @@ def parse_flags(argv):
         raise InputError(_explain(error)) from error
     if len(remaining) > 1:
         raise InputError(f'{remaining[1]!r} is no flag; a setting is --config.section.key=value.')
-    needed = (WORKDIR,) if MODE.value == 'convert' else (CONFIG, WORKDIR)
+    unneeded = {'convert': CONFIG, 'prepare_fid': WORKDIR}.get(MODE.value)
+    needed = [flag for flag in (CONFIG, WORKDIR) if flag is not unneeded]
     missing = [f'--{flag.name}' for flag in needed if not flag.value]
     if missing:
         raise InputError(

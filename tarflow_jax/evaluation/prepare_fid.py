@@ -19,7 +19,7 @@ from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import make_mesh
 
 
-def prepare_fid(config, workdir=None, checkpoint=None) -> None:
+def prepare_fid(config) -> None:
     """Makes the statistics that evaluating this config takes, and says where they are.
 
     Raises:

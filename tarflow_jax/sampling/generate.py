@@ -118,7 +118,8 @@ def draw(
             )
             if must_be_finite:
                 raise RunError(problem)
-            logging.warning(problem)
+            if distributed.is_main():
+                logging.warning(problem)
         yield Drawn(images, index, index < num_samples, num_redrawn)
 
 
