@@ -224,6 +224,13 @@ def agree(ok: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array([ok])).all())
 
 
+def largest(number: int) -> int:
+    """The largest of the int32 `number` of every process; all of them must ask."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.array([number], np.int32)).max())
+
+
 def fetch(tree):
     """Arrays as NumPy, whole, in every process, however they are laid out over the devices."""
 

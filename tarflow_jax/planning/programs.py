@@ -8,7 +8,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from tarflow_jax import experiment
+from tarflow_jax import experiment, stopping
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import batch_shares
@@ -16,7 +16,7 @@ from tarflow_jax.planning import hlo
 from tarflow_jax.sampling.denoise import _denoise
 from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.sampling.sequential import _sample
-from tarflow_jax.training import loop, stopping
+from tarflow_jax.training import loop
 from tarflow_jax.training import state as states
 from tarflow_jax.training.objective import Noise
 from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer

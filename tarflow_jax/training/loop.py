@@ -16,14 +16,15 @@ from tarflow_jax.files import workdir_lock
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling.generate import generate
+from tarflow_jax.stopping import Stop
 from tarflow_jax.training import state as states
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.metrics import MetricsWriter
 from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from tarflow_jax.training.pace import Pace
 from tarflow_jax.training.progress import Progress
 from tarflow_jax.training.start import first_state
 from tarflow_jax.training.step import jit_train_step
-from tarflow_jax.training.stopping import Pace, Stop
 
 GRID_SAMPLES = 100  # at most, in a grid drawn during training
 
@@ -176,7 +177,7 @@ class Run:
                 if self.stop.agreed:
                     break
                 batch = distributed.put_rows(next(batches), self.mesh, batch_size, rows)
-                state, report = train_step(state, batch, self.stop.over(self.mesh))
+                state, report = train_step(state, batch, self.stop.received_on(self.mesh))
                 unread.append((step, report))
                 if self.is_pause(step):
                     self.read_all(unread, state)
@@ -196,7 +197,7 @@ class Run:
         """Takes note of a step: its metrics if they are due, and whether it was skipped."""
         report = jax.device_get(report)
         self.pace.step()
-        self.stop.hear(report['signal'])
+        self.stop.note(report['signal'])
         if report['skipped'] > self.skipped:
             self.skipped = int(report['skipped'])
             self.progress.say(

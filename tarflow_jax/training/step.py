@@ -2,18 +2,18 @@
 
 import jax
 
+from tarflow_jax import stopping
 from tarflow_jax.parallel import rules
 from tarflow_jax.training import state as states
-from tarflow_jax.training import stopping
 
 
 def jit_train_step(config, model, optimizer, noise, mesh, shardings):
     """The step of a config, for states laid out as `shardings`.
 
-    It is (state, batch, signals) -> (state, report), where `signals` is that of `Stop.over`, and
-    the report's 'signal' is the largest of them: a sum of its own, beside those of the step, could
-    be mistaken for one of them between processes. The state that goes in is used up: its memory
-    becomes that of the new one.
+    It is (state, batch, signals) -> (state, report), where `signals` is that of `Stop.received_on`,
+    and the report's 'signal' is the largest of them: a sum of its own, beside those of the step,
+    could be mistaken for one of them between processes. The state that goes in is used up: its
+    memory becomes that of the new one.
     """
     train_step = states.make_train_step(
         model,

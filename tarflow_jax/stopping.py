@@ -1,0 +1,135 @@
+"""Signals that end a program which still has something to save.
+
+A signal may arrive while the main thread waits for a device, when Python runs no handler. So a
+thread hears of it, too, and ends the process itself where the main thread does not come round.
+"""
+
+import functools
+import os
+import signal
+import socket
+import sys
+import threading
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tarflow_jax.parallel import distributed
+
+# A closed terminal (SIGHUP) is as good a reason to save as a preempted machine.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PATIENCE_SECONDS = 20  # for the main thread to come round: clouds kill after 30
+
+
+class Stopped(Exception):
+    """A signal ended the work; the message says what was saved and how to resume.
+
+    Attributes:
+      signal: the signal, the same in every process.
+      status: the exit status that reports it, 128 plus its number.
+    """
+
+    def __init__(self, number: int, message: str = 'The same command resumes.'):
+        self.signal = signal.Signals(number)
+        self.status = 128 + number
+        super().__init__(f'stopped by {self.signal.name}. {message}')
+
+
+class Stop:
+    """Remembers the first signal of `SIGNALS`; a second Ctrl-C interrupts at once.
+
+    Of several processes, each hands what it has received to every train step (`received_on`) and
+    notes what the step reports (`note`), or asks all others where there is no step (`check`), so
+    that all stop at the same point.
+
+    A context manager of the main thread. Within it, a process whose main thread has not asked for
+    the signal `PATIENCE_SECONDS` after it came ends itself with the signal's status.
+
+    Attributes:
+      signal: what this process has received.
+    """
+
+    def __init__(self):
+        self.signal: signal.Signals | None = None
+        self._noted: signal.Signals | None = None
+        self._heard = threading.Event()  # the main thread knows
+        self._before = {}
+
+    @property
+    def agreed(self) -> signal.Signals | None:
+        """The signal that stops the run, the same in every process."""
+        number = self.signal if jax.process_count() == 1 else self._noted
+        if number:
+            self._heard.set()
+        return number
+
+    def received_on(self, mesh: Mesh) -> jax.Array:
+        """The number of the signal received, 0 for none: int32 [mesh.size], laid over `mesh`."""
+        return _number_on(mesh, self.signal or 0)
+
+    def note(self, number) -> None:
+        """Takes note of the largest number over all devices, as a step reports it."""
+        if number and self._noted is None:
+            self._noted = signal.Signals(int(number))
+
+    def check(self) -> None:
+        """Raises Stopped once any process has received a signal; every process must ask."""
+        if jax.process_count() > 1:
+            self.note(distributed.largest(self.signal or 0))
+        if number := self.agreed:
+            raise Stopped(number)
+
+    def __enter__(self):
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+                self._before[number] = signal.signal(number, self._receive)
+        self._wakeup, self._wakeup_end = socket.socketpair()
+        self._wakeup_end.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(
+            self._wakeup_end.fileno(), warn_on_full_buffer=False
+        )
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._heard.set()
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._wakeup_end.close()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, _):
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+
+    def _watch(self):
+        with self._wakeup:
+            while received := self._wakeup.recv(1):
+                if received[0] in self._before and not self._heard.wait(PATIENCE_SECONDS):
+                    _end(signal.Signals(received[0]))
+
+
+def _end(number: signal.Signals) -> None:
+    """Ends a process whose main thread waits for something that takes too long."""
+    stopped = Stopped(
+        number,
+        f'What was running did not end within {PATIENCE_SECONDS} seconds and was cut off. The '
+        'same command resumes from what was last saved.',
+    )
+    print(f'error: {stopped}', file=sys.stderr, flush=True)
+    distributed.leave(stopped.status, stopped)
+    os._exit(stopped.status)
+
+
+def sharding(mesh: Mesh) -> NamedSharding:
+    """The layout of an array with one element for each device."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+@functools.lru_cache(maxsize=4)
+def _number_on(mesh: Mesh, number: int) -> jax.Array:
+    element = np.array([number], np.int32)
+    return jax.make_array_from_callback((mesh.size,), sharding(mesh), lambda _: element)
