@@ -1,7 +1,7 @@
 """Many samples, batch by batch."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -76,6 +76,7 @@ def draw(
     denoise_std: float = 0.0,
     most_draws: int = MOST_DRAWS,
     must_be_finite: bool = True,
+    before_batch: Callable[[], object] = lambda: None,
     **how,
 ) -> Iterator[Drawn]:
     """Samples, in batches that stay on the devices.
@@ -92,6 +93,7 @@ def draw(
       most_draws: how often the noise of a sample is drawn, with its label kept and the other rows
         untouched, until the sample is finite; 1 to take what comes.
       must_be_finite: whether a sample that never gets finite is an error, or a warning.
+      before_batch: is called before each batch; what it raises ends the drawing.
       **how: guidance and temperatures as of `sample`.
 
     Raises:
@@ -106,6 +108,7 @@ def draw(
     how = {**how, 'denoise_std': denoise_std}
     rows = distributed.local_rows(mesh, batch_size)
     for start in range(0, num_samples, batch_size):
+        before_batch()
         index = np.arange(start, start + batch_size, dtype=np.int32)
         local = index[rows], all_labels[index][rows], np.zeros(len(rows), np.int32)
         placed = distributed.put_rows(local, mesh, batch_size, rows)
