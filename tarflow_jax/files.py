@@ -1,11 +1,13 @@
 """Files that appear complete or not at all, and the lock that gives a workdir to one run."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +48,35 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes `value` to `path` as indented JSON, atomically; for the values see `json_text`."""
     text = json_text(value, indent=2) + '\n'
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def reason_of(error: Exception) -> str:
+    """Why something could not be written, in a line, with what to do where that is known.
+
+    TensorStore hides the number of the system's error in the text of a ValueError.
+    """
+    number = getattr(error, 'errno', None)
+    text = str(error).strip().partition('\n')[0]
+    if number is None and (told := re.search(r'\[OS error (\d+)', text)):
+        number = int(told[1])
+        text = os.strerror(number)
+    elif not isinstance(error, OSError):
+        text = f'{type(error).__name__}: {text}'
+    hint = _HINTS.get(number or 0, '')
+    return f'{text} ({hint})' if hint else text
+
+
+_FULL = 'is the disk full?'
+_IN_THE_WAY = 'something else has its place: move it away'
+_HINTS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EROFS: 'it is mounted to be read only',
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+}
 
 
 def sha256_of(path: str | os.PathLike) -> str:
