@@ -9,6 +9,7 @@ import math
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -50,6 +51,20 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def check_writable(folder: str | os.PathLike) -> None:
+    """Raises InputError if there is something at `folder` into which no file can be written."""
+    if not os.path.lexists(folder):
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f'{os.fspath(folder)} cannot be written to: {reason_of(error)}. Mend that, or give '
+            'another --workdir.'
+        ) from error
+
+
 def reason_of(error: Exception) -> str:
     """Why something could not be written, in a line, with what to do where that is known.
 
@@ -57,7 +72,7 @@ def reason_of(error: Exception) -> str:
     """
     number = getattr(error, 'errno', None)
     text = str(error).strip().partition('\n')[0]
-    if number is None and (told := re.search(r'\[OS error (\d+)', text)):
+    if number is None and (told := re.search(r"os_error_code='(\d+)'", text)):
         number = int(told[1])
         text = os.strerror(number)
     elif not isinstance(error, OSError):

@@ -40,6 +40,7 @@ from tarflow_jax.planning import plan as planning
 from tarflow_jax.published import exchange
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import MOST_DRAWS, generate, spread_labels
+from tarflow_jax.stopping import Stop
 from tarflow_jax.training import loop
 
 MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
@@ -94,7 +95,8 @@ def main(_) -> int:
         COORDINATOR_TIMEOUT.value,
     )
     if MODE.value == 'train':
-        return loop.train(config, workdir, checkpoint)
+        with Stop() as stop:
+            return loop.train(config, workdir, checkpoint, stop)
     if MODE.value == 'prepare_fid':
         prepare_fid(config)
     else:

@@ -176,28 +176,28 @@ class Checkpoints:
                 raise Vanished('another process removed it') from reason
             raise
 
-    def _restore(self, step, items, optional):
-        restored, error = None, None
+    def _restore(self, step, items, optional) -> dict[str, Any]:
+        error: Exception | None = None
+        prints: dict[str, Any] = {}
+        restored: dict[str, Any] = {}
         try:
             prints = self._read_patiently(lambda: self._read_prints(step))
-            items = {
-                name: tree for name, tree in items.items() if name in prints or name not in optional
-            }
-            restored = self._read_patiently(lambda: self._read(step, items))
+            names = [name for name in items if name in prints or name not in optional]
+            restored = self._read_patiently(lambda: self._read(step, names, items))
         except (Damaged, RunError) as reason:
             error = reason
-        outcomes = (None, Damaged, RunError)
-        worst = outcomes[distributed.largest(outcomes.index(error and type(error)))]
-        if worst:
-            raise error if isinstance(error, worst) else worst('says another process')
-        differing = [name for name in items if fingerprints(restored[name]) != prints.get(name)]
+        for kind in RunError, Damaged:
+            if not distributed.agree(not isinstance(error, kind)):
+                raise error if isinstance(error, kind) else kind('says another process')
+        differing = [name for name in restored if fingerprints(restored[name]) != prints.get(name)]
         if not distributed.agree(not differing):
-            raise Damaged(f'the arrays of {differing} are not those that were saved')
-        if STEP_ITEM in items and (held := int(restored[STEP_ITEM]['step'])) != step:
+            arrays = f'the arrays of {", ".join(differing)}' if differing else 'arrays elsewhere'
+            raise Damaged(f'{arrays} are not those that were saved')
+        if STEP_ITEM in restored and (held := int(restored[STEP_ITEM]['step'])) != step:
             raise Damaged(f'it is that of step {held}, copied or renamed')
         return restored
 
-    def _read_patiently(self, read):
+    def _read_patiently(self, read) -> Any:
         """Calls `read()`, again where what it raises may pass.
 
         Raises:
@@ -224,10 +224,12 @@ class Checkpoints:
             raise ValueError(f'its {FINGERPRINTS} are no dictionary')
         return prints
 
-    def _read(self, step, items) -> dict[str, Any]:
+    def _read(self, step, names, items) -> dict[str, Any]:
         return {
-            name: self._reader.restore(self._at(step) / name, args=ocp.args.StandardRestore(tree))
-            for name, tree in items.items()
+            name: self._reader.restore(
+                self._at(step) / name, args=ocp.args.StandardRestore(items[name])
+            )
+            for name in names
         }
 
     def _is_vanishing(self, step: int) -> bool:
@@ -348,7 +350,7 @@ class Damaged(Exception):
     """A checkpoint that cannot be trusted; the message says why."""
 
 
-class Vanished(Exception):
+class Vanished(Damaged):
     """A checkpoint that was removed while it was read."""
 
 
