@@ -319,18 +319,14 @@ class Run:
             raise Diverged(step, f'{skipped} steps in a row had no finite loss or gradient')
 
     def give_up(self, diverged: Diverged):
-        newest = self.checkpoints.steps()[:1]
-        rate = self.config.optimizer.peak_learning_rate
+        steps = self.checkpoints.steps()
+        sound = f'{self.checkpoints.folder / str(steps[0])} is sound' if steps else 'none was saved'
         raise RunError(
-            f'{diverged}, after {self.restarts} restarts (train.max_restarts) from before. '
-            + (
-                f'The last sound state is saved in {self.checkpoints.folder / str(newest[0])}. '
-                if newest
-                else 'No state was saved yet. '
-            )
-            + f'Lower optimizer.peak_learning_rate, which is {rate:g}, to a third or less (or set '
-            'optimizer.clip_norm, or model.dtype=float32), and run the same command: it goes on '
-            'from there.'
+            f'{diverged}, and so it has after each of {self.restarts} restarts '
+            f'(train.max_restarts). Of its checkpoints {sound}. Lower '
+            f'optimizer.peak_learning_rate, which is {self.config.optimizer.peak_learning_rate:g}, '
+            'to a third or less, or set optimizer.clip_norm or model.dtype=float32, and run the '
+            f'same command: it {"goes on from there" if steps else "begins anew"}.'
         )
 
     def is_pause(self, step) -> bool:
