@@ -129,14 +129,15 @@ class Runs:
           file_size: bytes after which the writing of a file fails, as on a full disk.
           devices: how many CPU devices it has; one by default.
         """
-        folder = self.folder / f'run{len(list(self.folder.glob("run*")))}'
-        folder.mkdir()
         arguments = [f'--config={self.config}', f'--workdir={workdir}', *map(str, flags)]
         if any(str(flag).startswith('--config=') for flag in flags):
             arguments = [flag for flag in arguments[1:] if flag != '--config=']
-        process = _forkserver().Process(
-            target=_run, args=(arguments, folder, at, file_size, devices), daemon=True
-        )
+        return self._fork(_run, arguments, at, file_size, devices)
+
+    def _fork(self, target, *arguments) -> Run:
+        folder = self.folder / f'run{len(list(self.folder.glob("run*")))}'
+        folder.mkdir()
+        process = _forkserver().Process(target=target, args=(folder, *arguments), daemon=True)
         process.start()
         return Run(process, folder)
 
@@ -146,22 +147,36 @@ class Runs:
         assert result.status == status, result
         return result
 
-    def start_two(self, workdir, *flags, at=()) -> list[Run]:
-        """Starts a run of two processes, with a device each; `at` is for the second one."""
-        coordinator = ('--coordinator', f'127.0.0.1:{free_port()}', '--num_processes=2')
+    def start_many(self, number, workdir, *flags, at=None) -> list[Run]:
+        """Starts a run of several processes, with a device each.
+
+        Args:
+          number: of processes.
+          workdir: of the run.
+          *flags: further flags, for all of them.
+          at: for `start`, by process.
+        """
+        coordinator = (f'--coordinator=127.0.0.1:{free_port()}', f'--num_processes={number}')
         return [
             self.start(
-                *(workdir, *flags, *coordinator, f'--process_id={i}'),
-                at=at if i else (),
+                *(workdir, *flags, *coordinator, f'--process_id={i}'), at=(at or {}).get(i, ())
             )
-            for i in range(2)
+            for i in range(number)
         ]
 
-    def run_two(self, workdir, *flags, status=0, **how) -> list[Result]:
-        """`start_two`, and waits for the end of both."""
-        results = [run.wait() for run in self.start_two(workdir, *flags, **how)]
-        assert [result.status for result in results] == [status, status], results
+    def run_many(self, number, workdir, *flags, status=0, **how) -> list[Result]:
+        """`start_many`, and waits for the end of all."""
+        results = [run.wait() for run in self.start_many(number, workdir, *flags, **how)]
+        assert [result.status for result in results] == [status] * number, results
         return results
+
+    def call_in_many(self, number, function) -> list[Result]:
+        """Calls `function(process)` in each of several connected processes; prints the result."""
+        coordinator = f'127.0.0.1:{free_port()}'
+        running = [
+            self._fork(_call, function, coordinator, number, process) for process in range(number)
+        ]
+        return [run.wait() for run in running]
 
     def refused(self, workdir, *flags) -> str:
         """The one line with which a run refuses to start, having changed nothing."""
@@ -213,9 +228,21 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def _run(arguments, folder, at, file_size, devices):
+def _print_into(folder):
     for name, stream in ('out', 1), ('err', 2):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+
+
+def _call(folder, function, coordinator, number, process):
+    _print_into(folder)
+    from tarflow_jax.parallel import distributed
+
+    distributed.connect('on', coordinator, number, process)
+    print(function(process))
+
+
+def _run(folder, arguments, at, file_size, devices):
+    _print_into(folder)
     sys.argv = ['tarflow_jax/main.py', *arguments]
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))

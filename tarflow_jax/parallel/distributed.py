@@ -5,6 +5,7 @@ With one process everything here is trivial: nothing is sent, and nothing waits.
 
 import atexit
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -229,6 +230,53 @@ def largest(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.array([number], np.int32)).max())
+
+
+def of_main(value: Any) -> Any:
+    """The `value` of process 0 in every process, for what JSON can say; all of them must ask."""
+    return _of_all(value if is_main() else None)[0]
+
+
+def check_same(description: dict[str, Any]) -> None:
+    """Checks that every process has the same description; all of them must ask.
+
+    Args:
+      description: values of JSON by name, dictionaries of them too: a config, sizes, a step.
+
+    Raises:
+      RunError: the descriptions differ; in every process, with the same words.
+    """
+    first, *others = [_flatten(description) for description in _of_all(description)]
+    for process, other in enumerate(others, start=1):
+        for name in first | other:
+            pair = [json.dumps(flat[name]) if name in flat else 'none' for flat in (first, other)]
+            if pair[0] != pair[1]:
+                raise RunError(
+                    f'the processes of this run differ in {name}: process 0 has {pair[0]}, process '
+                    f'{process} has {pair[1]}. Start all of them with the same code, the same '
+                    'flags and the same files.'
+                )
+
+
+def _of_all(value: Any) -> list:
+    """The JSON value of every process, in their order."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    if jax.process_count() == 1:
+        return [json.loads(text.tobytes())]
+    padded = np.full(largest(len(text)), ord(' '), np.uint8)
+    padded[: len(text)] = text
+    return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
+
+
+def _flatten(description: dict[str, Any]) -> dict[str, Any]:
+    """The values of a nested dictionary, by names such as `config.train.batch_size`."""
+    flat = {}
+    for name, value in description.items():
+        if isinstance(value, dict):
+            flat |= {f'{name}.{inner}': leaf for inner, leaf in _flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def fetch(tree):

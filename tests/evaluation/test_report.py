@@ -88,7 +88,7 @@ def test_many_devices_and_processes_draw_and_measure_the_same(runs, whole, evalu
     alone, eight, two = (tmp_path / name for name in ('alone', 'eight', 'two'))
     runs.run(alone, *flags, '--config.evaluate.batch_size=100')
     runs.run(eight, *flags, '--config.evaluate.batch_size=64', devices=8)
-    runs.run_two(two, *flags, '--config.evaluate.batch_size=256')
+    runs.run_many(2, two, *flags, '--config.evaluate.batch_size=256')
     expected = read(alone)
     assert expected['haar_frechet'] == read(evaluated[0])['haar_frechet']
     for workdir in eight, two:
@@ -102,7 +102,7 @@ def test_many_devices_and_processes_draw_and_measure_the_same(runs, whole, evalu
             np.testing.assert_array_equal(ours['arr_1'], theirs['arr_1'])
 
     given = [f'--config.evaluate.samples={file}', HAAR, '--config.evaluate.batch_size=64']
-    runs.run_two(tmp_path / 'given', '--mode=evaluate', *given)
+    runs.run_many(2, tmp_path / 'given', '--mode=evaluate', *given)
     for name in 'haar_frechet', 'haar_recall':
         assert read(tmp_path / 'given')[name] == pytest.approx(read(two)[name], rel=1e-6)
 

@@ -27,7 +27,7 @@ def one(runs, tmp_path_factory):
 def two(runs, tmp_path_factory):
     """The workdir of two processes with one device each, and what they printed."""
     workdir = tmp_path_factory.mktemp('two')
-    return workdir, runs.run_two(workdir)
+    return workdir, runs.run_many(2, workdir)
 
 
 def test_two_train_as_one(runs, one, two):
@@ -52,7 +52,7 @@ def test_what_two_saved_is_loaded_onto_one_device(runs, two):
 
 
 def test_a_signal_to_the_second_stops_both_and_one_goes_on(runs, one, tmp_path):
-    main, second = runs.run_two(tmp_path, status=143, at=(*SECOND_SAVE, signal.SIGTERM))
+    main, second = runs.run_many(2, tmp_path, status=143, at={1: (*SECOND_SAVE, signal.SIGTERM)})
     said = f'Stopped by SIGTERM at step 10. It is saved in {tmp_path}/checkpoints/10; '
     assert main.out.splitlines()[-1].startswith(said)
     assert main.err == second.out == second.err == ''
@@ -64,7 +64,7 @@ def test_a_signal_to_the_second_stops_both_and_one_goes_on(runs, one, tmp_path):
 def test_one_is_stopped_and_two_go_on(runs, one, tmp_path):
     runs.run(tmp_path, status=143, devices=2, at=('open', 'metrics.jsonl', 2, signal.SIGTERM))
     assert steps_in(tmp_path) == [4, 6]
-    main, _ = runs.run_two(tmp_path)
+    main, _ = runs.run_many(2, tmp_path)
     assert 'going on from the checkpoint of step 6' in main.out
     assert_same_run(runs, tmp_path, one[0])
 
@@ -73,7 +73,7 @@ def test_one_is_stopped_and_two_go_on(runs, one, tmp_path):
 def stopped(runs, tmp_path_factory):
     """The workdir of two processes that shared the parameters until Ctrl-C in the second."""
     workdir = tmp_path_factory.mktemp('stopped')
-    main, _ = runs.run_two(workdir, *SHARED, status=130, at=(*SECOND_SAVE, signal.SIGINT))
+    main, _ = runs.run_many(2, workdir, *SHARED, status=130, at={1: (*SECOND_SAVE, signal.SIGINT)})
     assert main.out.splitlines()[-1].startswith('Stopped by SIGINT at step 10.')
     assert steps_in(workdir) == [4, 8, 10]
     return workdir
@@ -95,7 +95,7 @@ def test_damage_that_only_the_second_sees_is_damage_for_both(runs, stopped, tmp_
     workdir = shutil.copytree(stopped, tmp_path / 'run')
     for path in (workdir / 'checkpoints' / '10' / 'params' / 'ocdbt.process_1' / 'd').iterdir():
         os.truncate(path, 0)
-    main, second = runs.run_two(workdir, *SHARED, '--config.train.num_epochs=0.5')
+    main, second = runs.run_many(2, workdir, *SHARED, '--config.train.num_epochs=0.5')
     damaged = [line for line in main.err.splitlines() if 'is damaged' in line]
     assert len(damaged) == 1, main.err
     assert f'{workdir}/checkpoints/10 is damaged (says another process)' in damaged[0]
@@ -112,7 +112,7 @@ def test_two_sample_and_score_as_one(runs, one, tmp_path):
     )
     for mode in 'sample', 'evaluate':
         runs.run(tmp_path / 'one', f'--mode={mode}', *flags, devices=2)
-        main, second = runs.run_two(tmp_path / 'two', f'--mode={mode}', *flags)
+        main, second = runs.run_many(2, tmp_path / 'two', f'--mode={mode}', *flags)
         assert main.out
         assert main.err == second.out == second.err == ''
     contents = [
@@ -127,7 +127,7 @@ def test_two_sample_and_score_as_one(runs, one, tmp_path):
 
 def test_where_one_is_refused_both_end(runs, tmp_path):
     with workdir_lock(tmp_path):
-        main, second = runs.run_two(tmp_path, status=2)
+        main, second = runs.run_many(2, tmp_path, status=2)
     assert main.err.startswith(f'error: workdir {tmp_path} is in use by process ')
     assert second.err == main.err.replace('error: ', 'error: process 0 failed: ')
 
@@ -135,6 +135,6 @@ def test_where_one_is_refused_both_end(runs, tmp_path):
 def test_where_one_fails_both_end(runs, tmp_path):
     """The first cannot write its samples, while the second waits for it in the next step."""
     (tmp_path / 'samples').touch()
-    main, second = runs.run_two(tmp_path, '--config.train.sample_every=2', status=1)
+    main, second = runs.run_many(2, tmp_path, '--config.train.sample_every=2', status=1)
     assert main.err.startswith(f'error: writing in {tmp_path} failed: ')
     assert f'error: process 0 failed: writing in {tmp_path} failed: ' in second.err
