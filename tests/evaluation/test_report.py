@@ -116,7 +116,7 @@ def test_every_metric_of_inception(runs, whole, weights, tmp_path):
         '--config.sample.batch_size=8',
     ]
     made = runs.run(tmp_path, '--mode=prepare_fid', *flags).out
-    path = runs.data_dir / 'references' / 'digits-test_8-torch-fidelity.npz'
+    path = runs.data_dir / 'references' / 'digits-test_to_8-torch-fidelity.npz'
     images = '8 images of digits/test[:8]'
     assert made == (
         f'Making reference statistics of {images}, this once.\n'
@@ -208,17 +208,32 @@ def test_an_evaluation_keeps_the_one_before(runs, whole, tmp_path):
     assert json.loads(line) == before
 
 
-def test_likelihoods_are_kept_when_sampling_is_stopped(runs, whole, tmp_path):
-    """As soon as the file of the samples is opened."""
-    metrics = f'{HAAR},bits_per_dim'
-    result = runs.run(
-        *(tmp_path, '--mode=evaluate', f'--checkpoint={whole[0]}', metrics),
-        at=('open', '.evaluated.npz.', 1, signal.SIGINT),
-        status=130,
-    )
-    assert result.err == 'error: interrupted. The same command starts over.\n'
-    assert read(tmp_path)['test/bits_per_dim'] > 0
-    assert [path.name for path in (tmp_path / 'samples').iterdir()] == []
+STOPPED = 'error: stopped by {}. The same command resumes.\n'
+
+
+def test_an_interrupted_evaluation_resumes_and_gives_the_same(runs, whole, tmp_path):
+    """Stopped in the splits, at a written batch, while the samples' file is made; then killed."""
+    flags = [
+        *('--mode=evaluate', f'--checkpoint={whole[0]}', f'{HAAR},bits_per_dim', FEW),
+        '--config.evaluate.splits=test,train',
+    ]
+    never, stopped = tmp_path / 'never', tmp_path / 'stopped'
+    runs.run(never, *flags)
+
+    def run_until(number, *moment, status=None):
+        status = 128 + number if status is None else status
+        return runs.run(stopped, *flags, status=status, at=(*moment, number))
+
+    result = run_until(signal.SIGTERM, 'open', 'digits-train-haar.npz', 1)
+    assert (result.out, result.err) == ('', STOPPED.format('SIGTERM'))
+    assert not (stopped / 'evaluation.json').exists()
+
+    # The scores of the splits are there as the first samples are drawn.
+    result = run_until(signal.SIGHUP, 'os.rename', '.evaluation.json.', 1)
+    assert result.err == STOPPED.format('SIGHUP')
+    unfinished = read(stopped)
+    assert unfinished['test/bits_per_dim'] == read(never)['test/bits_per_dim']
+    assert unfinished['unfinished'] == ['haar_frechet', 'haar_precision', 'haar_recall']
 
 
 def test_images_without_labels_are_no_test_of_a_classifier(runs, whole, tmp_path):
