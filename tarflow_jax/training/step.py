@@ -26,6 +26,7 @@ def jit_train_step(config, model, optimizer, noise, mesh, shardings):
         window_steps=config.train.log_every,
         microbatches=config.train.microbatches,
         gather=config.train.gather,
+        restart_factor=config.train.restart_factor,
     )
 
     def step_and_signal(state, batch, signals):

@@ -31,6 +31,13 @@ def items_of(step):
     return {'params': params, 'counters': {'step': jnp.asarray(step, jnp.int32)}}
 
 
+def save(checkpoints, step, nats=None):
+    checkpoints.save(step, items_of(step))
+    checkpoints.wait()
+    if nats is not None:
+        checkpoints.attach(step, {BEST_METRIC: nats})
+
+
 def abstract_items():
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(
@@ -59,7 +66,7 @@ def saved(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('saved')
     with contextlib.closing(Checkpoints(workdir, keep=3)) as checkpoints:
         for step in 10, 20, 30:
-            checkpoints.save(step, items_of(step), {BEST_METRIC: step / 100})
+            save(checkpoints, step, step / 100)
     return workdir
 
 
@@ -108,8 +115,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, opened):
     checkpoints = opened(tmp_path, keep=2)
     kept = []
     for step, nats in (1, 0.5), (2, 0.1), (3, 0.4), (4, None), (5, float('nan')), (6, 0.3):
-        checkpoints.save(step, items_of(step), None if nats is None else {BEST_METRIC: nats})
-        checkpoints.wait()
+        save(checkpoints, step, nats)
         kept.append(checkpoints.steps())
         assert checkpoints.best_step() == min(step, 2)
     assert kept == [[1], [2, 1], [3, 2], [4, 3, 2], [5, 4, 2], [6, 5, 2]]
@@ -151,8 +157,7 @@ def test_a_damaged_one_is_set_aside_and_its_step_can_be_saved_again(workdir, ope
         step, _ = checkpoints.restore_newest(abstract_items())
         checkpoints.set_aside(newer_than=step)
         assert checkpoints.steps() == [20, 10]
-        checkpoints.save(30, items_of(30), {BEST_METRIC: 0.3})
-        checkpoints.wait()
+        save(checkpoints, 30, 0.3)
         assert_are_of(30, checkpoints.restore(30, abstract_items()))
         folders = sorted(path.name for path in (workdir / 'checkpoints').iterdir())
         assert folders == ['10', '20', '30', *aside]
@@ -173,8 +178,7 @@ def test_damaged_metrics_do_not_hide_a_sound_checkpoint(workdir, opened, content
     checkpoints = opened(workdir, keep=3)
     assert checkpoints.best_step() == 20
     assert_are_of(10, checkpoints.restore(10, abstract_items()))
-    checkpoints.save(40, items_of(40), {BEST_METRIC: 0.4})
-    checkpoints.wait()
+    save(checkpoints, 40, 0.4)
     assert checkpoints.steps() == [40, 30, 20]
 
 

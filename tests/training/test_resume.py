@@ -26,7 +26,7 @@ def flip_a_bit_that_matters(runs, workdir, step):
 
 
 def test_killed_again_and_again(runs, whole, tmp_path):
-    """In the middle of the first save; with a record ahead of the last; as one becomes final."""
+    """In the middle of the first save; of the score and the samples; as a save becomes final."""
 
     def run_until(event, text):
         runs.run(tmp_path, status=-signal.SIGKILL, at=(event, text, 1, signal.SIGKILL))
@@ -35,9 +35,11 @@ def test_killed_again_and_again(runs, whole, tmp_path):
     assert steps_in(tmp_path) == []
     assert list((tmp_path / 'checkpoints').glob('4.*'))
 
-    run_until('os.rename', 'step_0000016.png')
-    assert steps_in(tmp_path) == [4, 8, 12]
-    assert metrics_in(tmp_path)[-1]['step'] == 16
+    for unfinished in '16/metrics/.metrics', 'step_0000016.png':
+        run_until('os.rename', unfinished)
+        assert steps_in(tmp_path) == [4, 8, 12, 16]
+        assert [values['step'] for values in metrics_in(tmp_path)] == [5, 10, 15, 16]
+        assert not list((tmp_path / 'samples').glob('*.png'))
 
     run_until('os.rename', 'checkpoints/20.orbax-checkpoint-tmp')
     assert steps_in(tmp_path) == [4, 8, 12, 16]
@@ -73,7 +75,8 @@ def test_stopped_by_signals(runs, whole, tmp_path):
     # The fourth time it is the line of step 15, written while step 16 is under way.
     said = run_until(signal.SIGINT, 'open', 'metrics.jsonl', 4)
     assert said.startswith('Stopped by SIGINT at step 16.')
-    assert [values['step'] for values in metrics_in(tmp_path)] == [5, 10, 15, 16]
+    assert steps_in(tmp_path) == [6, 8, 12, 16]  # saved before the score, which was not made
+    assert [values['step'] for values in metrics_in(tmp_path)] == [5, 10, 15]
 
     runs.run(tmp_path)
     assert_same_run(runs, tmp_path, whole[0])
