@@ -16,6 +16,8 @@ from typing import IO, Any, BinaryIO
 
 from tarflow_jax.errors import InputError
 
+_unfinished: set[Path] = set()  # of this process
+
 
 @contextlib.contextmanager
 def open_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
@@ -28,15 +30,39 @@ def open_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
+    _unfinished.add(unfinished)
     try:
         with open(unfinished, 'w+b') as file:
+            with contextlib.suppress(OSError):  # where there are no locks, it is never removed
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())  # or a power cut may keep the new name and lose the bytes
-        os.replace(unfinished, path)
+            os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    finally:
+        _unfinished.discard(unfinished)
+
+
+def remove_own_unfinished() -> None:
+    """Removes what this process has begun to write, before it ends without an exception."""
+    for unfinished in list(_unfinished):
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Removes files that killed processes had begun to write, in a folder and those in it.
+
+    A process holds a lock on what it writes, of the kernel, which ends with the process.
+    """
+    for pattern in '.*.unfinished', '*/.*.unfinished':
+        for unfinished in Path(folder).glob(pattern):
+            with contextlib.suppress(OSError), open(unfinished, 'rb') as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                unfinished.unlink()
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
@@ -53,15 +79,20 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def check_writable(folder: str | os.PathLike) -> None:
     """Raises InputError if there is something at `folder` into which no file can be written."""
-    if not os.path.lexists(folder):
-        return
+    if os.path.lexists(folder):
+        make_writable(folder)
+
+
+def make_writable(folder: str | os.PathLike, instead: str = 'another --workdir') -> None:
+    """Makes a folder if it is missing; raises InputError unless files can be written into it."""
     try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise InputError(
             f'{os.fspath(folder)} cannot be written to: {reason_of(error)}. Mend that, or give '
-            'another --workdir.'
+            f'{instead}.'
         ) from error
 
 

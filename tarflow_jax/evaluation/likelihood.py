@@ -11,7 +11,7 @@ import numpy as np
 from tarflow_jax.data import pipeline
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import distributed
-from tarflow_jax.parallel.mesh import batch_shares
+from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.training.objective import Noise
 
 
@@ -95,8 +95,7 @@ def scored_batches(split, mesh, batch_size: int, before_batch: Callable[[], obje
       'image' [B, H, W, C], 'label' [B] and 'index' [B], that of the row in the split, over the
       mesh; and 'mask' [B], NumPy, of which rows are examples.
     """
-    shares = batch_shares(mesh)
-    batch_size = -(-min(batch_size, len(split)) // shares) * shares
+    batch_size = shared_batch_size(batch_size, len(split), mesh)
     rows = distributed.local_rows(mesh, batch_size)
     batches = pipeline.eval_batches(split, batch_size=batch_size, rows=rows)
     with contextlib.closing(batches):

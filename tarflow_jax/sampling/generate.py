@@ -12,7 +12,7 @@ from absl import logging
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import distributed
-from tarflow_jax.parallel.mesh import batch_shares
+from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.sampling.denoise import denoise
 from tarflow_jax.sampling.sequential import sample
 
@@ -72,6 +72,7 @@ def draw(
     num_samples: int,
     batch_size: int,
     seed: int,
+    first: int = 0,
     labels: str = 'even',
     denoise_std: float = 0.0,
     most_draws: int = MOST_DRAWS,
@@ -87,6 +88,7 @@ def draw(
       mesh: the devices, of all processes, each of which has to run through all batches.
       num_samples: how many.
       batch_size: samples at a time; does not change them.
+      first: number of the first sample to draw; those before count as drawn.
       seed: of the noise. The noise of a sample depends on (seed, index of the sample) only.
       labels: 'even' or 'uniform', see `spread_labels`.
       denoise_std: of the noise that a score step removes from the samples; 0 for no such step.
@@ -99,15 +101,14 @@ def draw(
     Raises:
       RunError: a sample is not finite after all draws, of which there are several.
     """
-    shares = batch_shares(mesh)
-    batch_size = -(-min(batch_size, num_samples) // shares) * shares
-    num_batches = -(-num_samples // batch_size)
-    all_labels = spread_labels(labels, num_batches * batch_size, model.num_classes, seed)
+    batch_size = shared_batch_size(batch_size, num_samples, mesh)
+    num_rows = num_samples + batch_size
+    all_labels = spread_labels(labels, num_rows, model.num_classes, seed)
     if all_labels is None:
-        all_labels = np.full(num_batches * batch_size, -1, np.int32)
+        all_labels = np.full(num_rows, -1, np.int32)
     how = {**how, 'denoise_std': denoise_std}
     rows = distributed.local_rows(mesh, batch_size)
-    for start in range(0, num_samples, batch_size):
+    for start in range(first, num_samples, batch_size):
         before_batch()
         index = np.arange(start, start + batch_size, dtype=np.int32)
         local = index[rows], all_labels[index][rows], np.zeros(len(rows), np.int32)
