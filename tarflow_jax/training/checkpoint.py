@@ -91,7 +91,7 @@ class Checkpoints:
     def _list(self) -> list[int]:
         try:
             names = os.listdir(self.folder)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         steps = [int(name) for name in names if re.fullmatch('0|[1-9][0-9]{0,17}', name)]
         return sorted((step for step in steps if self._at(step).is_dir()), reverse=True)

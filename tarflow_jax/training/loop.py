@@ -120,7 +120,7 @@ class Run:
 
     def train(self) -> int:
         self.check_same_run()
-        self.data_changed = distributed.of_main(self.has_other_data())
+        self.data_changed = self.has_other_data()
         state = self.first_state()
         step = int(state.step)
         distributed.check_same({'the step of the newest checkpoint': step})
@@ -167,7 +167,7 @@ class Run:
 
     def has_other_data(self) -> bool:
         """Whether the workdir's losses were those of other data or noise."""
-        if not self.checkpoints.folder.exists():
+        if not self.checkpoints.steps():
             return False
         before, now = (
             json_text([c.data.get('name'), c.data.get('train_split'), c.noise.to_dict()])
