@@ -219,6 +219,11 @@ class Checkpoints:
             time.sleep(seconds)
 
     def _read_prints(self, step) -> dict[str, dict[str, int]]:
+        if not distributed.is_main() and not self._at(step).is_dir():
+            raise OSError(
+                f'process {jax.process_index()} does not see {self._at(step)}: do all hosts share '
+                'the workdir?'
+            )
         prints = json.loads((self._at(step) / FINGERPRINTS / 'metadata').read_bytes())
         if not isinstance(prints, dict):
             raise ValueError(f'its {FINGERPRINTS} are no dictionary')

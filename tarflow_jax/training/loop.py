@@ -11,7 +11,7 @@ import numpy as np
 
 from tarflow_jax import experiment, imagefiles
 from tarflow_jax.data import pipeline
-from tarflow_jax.errors import RunError
+from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.evaluation import likelihood
 from tarflow_jax.files import check_writable, json_text, reason_of, workdir_lock
 from tarflow_jax.parallel import distributed, rules
@@ -28,6 +28,7 @@ from tarflow_jax.training.progress import Progress
 from tarflow_jax.training.start import first_state, forget_losses, restarted
 from tarflow_jax.training.step import jit_train_step
 
+MOST_STEPS = 2**31 - 2  # counted in int32
 GRID_SAMPLES = 100  # at most, in a grid drawn during training
 
 
@@ -98,8 +99,7 @@ class Run:
             self.mesh,
         )
 
-        images = config.train.num_epochs * len(self.train_split)
-        self.total_steps = math.ceil(images / config.train.batch_size)
+        self.total_steps = total_steps(config.train, len(self.train_split))
         self.schedule = learning_rate_schedule(
             peak=config.optimizer.peak_learning_rate,
             floor=config.optimizer.final_learning_rate,
@@ -120,7 +120,7 @@ class Run:
 
     def train(self) -> int:
         self.check_same_run()
-        self.data_changed = self.has_other_data()
+        self.data_changed = distributed.of_main(self.has_other_data())
         state = self.first_state()
         step = int(state.step)
         distributed.check_same({'the step of the newest checkpoint': step})
@@ -423,6 +423,17 @@ class Run:
             f'{self.workdir / "samples"}.'
         )
         return 0
+
+
+def total_steps(keys, num_images: int) -> int:
+    """Steps of a training with the keys `train` of a config."""
+    steps = keys.num_epochs * (num_images / keys.batch_size)
+    if steps > MOST_STEPS:
+        raise InputError(
+            f'train.num_epochs={keys.num_epochs:g} makes {steps:g} steps of {keys.batch_size} '
+            f'images; at most {MOST_STEPS:,} are counted.'
+        )
+    return math.ceil(steps)
 
 
 def order_seed(seed: int, restarts: int) -> int:
