@@ -231,6 +231,7 @@ def run():
     except Exception as error:
         if not distributed.is_connected():
             raise
+        distributed.wait_for_other_failures()
         traceback.print_exc()
         status, message = 1, f'{type(error).__name__}: {error}'
     print(f'error: {message}', file=sys.stderr)
