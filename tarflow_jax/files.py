@@ -13,6 +13,8 @@ from typing import IO, Any, BinaryIO
 
 from tarflow_jax.errors import InputError
 
+_unfinished: set[Path] = set()  # of this process
+
 
 @contextlib.contextmanager
 def open_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
@@ -25,15 +27,59 @@ def open_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
+    _unfinished.add(unfinished)
     try:
         with open(unfinished, 'w+b') as file:
+            with contextlib.suppress(OSError):  # where there are no locks, it is never removed
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())  # or a power cut may keep the new name and lose the bytes
-        os.replace(unfinished, path)
+            os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    finally:
+        _unfinished.discard(unfinished)
+
+
+def check_writable(folder: str | os.PathLike, needed: str) -> None:
+    """Checks that files can be written to a folder, by writing one; makes the folder.
+
+    Args:
+      folder: where something will be written later.
+      needed: what to give instead, for the message.
+
+    Raises:
+      InputError: they cannot.
+    """
+    probe = Path(folder, '.probe')
+    try:
+        write_atomically(probe, lambda file: file.write(b'.'))
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f'nothing can be written to {os.fspath(folder)} ({error.strerror}): give a {needed}.'
+        ) from error
+
+
+def remove_own_unfinished() -> None:
+    """Removes what this process has begun to write, before it ends without an exception."""
+    for unfinished in list(_unfinished):
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Removes files that killed processes had begun to write, in a folder and those in it.
+
+    A process holds a lock on what it writes, of the kernel, which ends with the process.
+    """
+    for pattern in '.*.unfinished', '*/.*.unfinished':
+        for unfinished in Path(folder).glob(pattern):
+            with contextlib.suppress(OSError), open(unfinished, 'rb') as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                unfinished.unlink()
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:

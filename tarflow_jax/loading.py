@@ -34,21 +34,25 @@ def load(path, *, image_shape=None, patch_size=None):
         fit the shapes given.
     """
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return _load(
+    model, params, _ = _load(
         path,
         lambda params: jax.tree.map(lambda _: device, params),
         image_shape=image_shape,
         patch_size=patch_size,
     )
+    return model, params
 
 
 def load_for(config, path, mesh):
     """`load` onto a mesh, and a check that what is there is the model of `config`.
 
     Every device reads the shards it holds; no device, and of a workdir no host, has it all.
+
+    Returns:
+      (model, params, step), the step of the checkpoint, or None for a published file.
     """
     asked = experiment.make_model(config)
-    model, params = _load(
+    model, params, step = _load(
         path,
         lambda params: rules.shardings(params, mesh),
         image_shape=asked.image_shape,
@@ -63,17 +67,17 @@ def load_for(config, path, mesh):
         raise InputError(
             f'{path} holds another model: {"; ".join(differences)}. Set config.model accordingly.'
         )
-    return asked, params
+    return asked, params, step
 
 
 def _load(path, shardings, *, image_shape, patch_size):
-    """The model and parameters at `path`, laid out as `shardings(params)` says."""
+    """The model, parameters and step at `path`, laid out as `shardings(params)` says."""
     path = Path(path).expanduser()
     if path.is_dir():
         return _load_folder(path, shardings)
     if not path.exists():
         raise InputError(f'{path} does not exist.')
-    return convert.from_state_dict(
+    model, params = convert.from_state_dict(
         torchfile.read_state_dict(path),
         image_shape=image_shape,
         patch_size=patch_size,
@@ -81,6 +85,7 @@ def _load(path, shardings, *, image_shape, patch_size):
         source=str(path),
         shardings=shardings,
     )
+    return model, params, None
 
 
 def noise_of(path) -> tuple[str, float] | None:
@@ -140,7 +145,8 @@ def _load_folder(path: Path, shardings):
         shapes = jax.eval_shape(model.init_params, jax.random.key(0))
         abstract = {item: rules.abstract(shapes, shardings(shapes))}
         if _is_step(path):
-            return model, checkpoints.restore(int(path.name), abstract)[item]
+            step = int(path.name)
+            return model, checkpoints.restore(step, abstract)[item], step
         newest = checkpoints.restore_newest(abstract)
     except Damaged as reason:
         raise InputError(f'the checkpoint {path} is damaged: {reason}.') from reason
@@ -148,4 +154,5 @@ def _load_folder(path: Path, shardings):
         checkpoints.close()
     if newest is None:
         raise InputError(f'{workdir} has no checkpoint yet: train there first.')
-    return model, newest[1][item]
+    step, items = newest
+    return model, items[item], step

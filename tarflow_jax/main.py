@@ -9,16 +9,25 @@ srun, mpirun and Kubernetes' TPU pods are noticed (`parallel/distributed.LAUNCHE
 
     --coordinator=HOST:PORT --num_processes=N --process_id=I [--coordinator_timeout=SECONDS]
 
-Exit status: 0 done; 1 the run could not go on; 2 something was asked that cannot be; 128 + n a
-training run was stopped by signal n and saved itself (143 for SIGTERM, 130 for Ctrl-C): the same
-command goes on, on as many hosts as there are then. A signal to any one process stops all of them
-after the same step, with the same status; where one fails, the others end with its status and
-words. A process that was killed outright takes the others with it, without a save: at once if it
-was process 0, else within two minutes, with status 134 (abort) or 1.
+Exit status: 0 done; 1 the run could not go on; 2 something was asked that cannot be; 128 + n it was
+stopped by signal n (143 for SIGTERM, 130 for Ctrl-C, 129 for a closed terminal) within 30 seconds.
+A training run has saved itself, an evaluation the samples it has drawn: the same command resumes,
+on as many hosts as there are then. A signal to any one process stops all of them after the same
+step, with the same status; where one fails, the others end with its status and words. Output that
+nobody reads any more, or that was closed from the start, stops nothing. A process that was killed
+outright takes the others with it, without a save: at once if it was process 0, else within two
+minutes, with status 134 (abort) or 1.
 """
 
 import re
 import sys
+
+from tarflow_jax import terminal
+
+if __name__ == '__main__':
+    terminal.prepare()  # before the imports, which take seconds
+
+import functools
 import time
 import traceback
 from pathlib import Path
@@ -40,6 +49,7 @@ from tarflow_jax.planning import plan as planning
 from tarflow_jax.published import exchange
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import MOST_DRAWS, generate, spread_labels
+from tarflow_jax.stopping import STARTS_OVER, Stop, Stopped
 from tarflow_jax.training import loop
 
 MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
@@ -80,39 +90,48 @@ def main(_) -> int:
             'the bucket (gcsfuse, s3fs) and give the path of the mount.'
         )
     workdir = Path(address)
-    if MODE.value == 'convert':
-        return convert(config, workdir, checkpoint)
-    experiment.check_seeds(config)
-    if MODE.value == 'plan':
-        how = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
-        return planning.plan(config, workdir, TOPOLOGY.value, **how)
-    distributed.connect(
-        DISTRIBUTED.value,
-        COORDINATOR.value,
-        NUM_PROCESSES.value,
-        PROCESS_ID.value,
-        COORDINATOR_TIMEOUT.value,
-    )
-    if MODE.value == 'train':
-        return loop.train(config, workdir, checkpoint)
-    if MODE.value == 'prepare_fid':
-        prepare_fid(config)
-    else:
-        mode = {'sample': sample, 'evaluate': evaluate}[MODE.value]
-        mode(config, workdir, checkpoint)
-    return 0
+    with Stop() as stop:
+        with stop.at_once():
+            if MODE.value == 'convert':
+                return convert(config, workdir, checkpoint)
+            experiment.check_seeds(config)
+            if MODE.value == 'plan':
+                how = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
+                return planning.plan(config, workdir, TOPOLOGY.value, **how)
+            distributed.connect(
+                DISTRIBUTED.value,
+                COORDINATOR.value,
+                NUM_PROCESSES.value,
+                PROCESS_ID.value,
+                COORDINATOR_TIMEOUT.value,
+            )
+        if MODE.value == 'train':
+            return loop.train(config, workdir, checkpoint, stop)
+        if MODE.value == 'prepare_fid':
+            prepare_fid(config, stop)
+        else:
+            mode = {'sample': sample, 'evaluate': evaluate}[MODE.value]
+            mode(config, workdir, checkpoint, stop)
+        return 0
 
 
-def sample(config, workdir: Path, checkpoint: str | None):
+def sample(config, workdir: Path, checkpoint: str | None, stop: Stop):
     """Draws samples into `workdir/samples/`."""
     start = time.perf_counter()
     mesh = make_mesh(**config.mesh)
     source = experiment.what_to_load(workdir, checkpoint)
-    model, params = loading.load_for(config, source, mesh)
+    model, params, _ = loading.load_for(config, source, mesh)
     loading.warn_of_other_noise(config, source)
     how = experiment.how_to_sample(config, model)
+    before_batch = functools.partial(stop.check, STARTS_OVER)
     with rules.on(mesh):
-        batches = generate(model, params, mesh, most_draws=MOST_DRAWS, must_be_finite=False, **how)
+        batches = generate(
+            *(model, params, mesh),
+            most_draws=MOST_DRAWS,
+            must_be_finite=False,
+            before_batch=before_batch,
+            **how,
+        )
         images = np.concatenate([imagefiles.to_uint8(batch) for batch in batches])
     if not distributed.is_main():
         return
@@ -226,6 +245,8 @@ def run():
         status, message = 1, error
     except OSError as error:  # of a full disk, while samples or scores are written
         status, message = 1, f'{error}. Mend that and run the same command.'
+    except Stopped as stopped:
+        status, message = stopped.status, stopped
     except KeyboardInterrupt:
         status, message = 130, 'interrupted. The same command starts over.'
     except Exception as error:

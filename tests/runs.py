@@ -137,6 +137,7 @@ class Runs:
     def _fork(self, target, *arguments) -> Run:
         folder = self.folder / f'run{len(list(self.folder.glob("run*")))}'
         folder.mkdir()
+        (folder / 'out').touch()
         process = _forkserver().Process(target=target, args=(folder, *arguments), daemon=True)
         process.start()
         return Run(process, folder)
@@ -317,8 +318,13 @@ def files_in(folder):
 def wait_until_held(workdir, pid):
     """Waits until the run of process `pid` holds the workdir."""
     lock = pathlib.Path(workdir, '.lock')
+    wait_for(lambda: lock.exists() and lock.read_text().startswith(f'{pid} '))
+
+
+def wait_for(condition):
+    """Waits until the function gives True."""
     deadline = time.monotonic() + TIMEOUT
-    while not (lock.exists() and lock.read_text().startswith(f'{pid} ')):
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 

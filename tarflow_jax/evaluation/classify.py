@@ -1,6 +1,7 @@
 """Classification by Bayes' rule: a conditional density is a classifier."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,16 @@ def class_log_probs(model: TarFlow, params, images):
 
 
 def evaluate(
-    model: TarFlow, params, split, noise: Noise, mesh, *, batch_size: int, num_draws: int, seed: int
+    model: TarFlow,
+    params,
+    split,
+    noise: Noise,
+    mesh,
+    *,
+    batch_size: int,
+    num_draws: int,
+    seed: int,
+    before_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """How well the Bayes classifier knows the labels of a split.
 
@@ -40,7 +50,7 @@ def evaluate(
             'evaluate.metrics.'
         )
     correct = cross_entropy = 0.0
-    for batch in scored_batches(split, mesh, batch_size):
+    for batch in scored_batches(split, mesh, batch_size, before_batch):
         draws = [_noisy_joint(model, noise, params, batch, seed, n) for n in range(num_draws)]
         log_probs = jax.nn.log_softmax(jnp.mean(jnp.stack(draws), axis=0))
         log_probs, labels = distributed.fetch((log_probs, batch['label']))

@@ -29,7 +29,7 @@ from tarflow_jax.training.step import jit_train_step
 GRID_SAMPLES = 100  # at most, in a grid drawn during training
 
 
-def train(config, workdir, checkpoint=None) -> int:
+def train(config, workdir, checkpoint, stop: Stop) -> int:
     """Trains in `workdir` until the config's last step, from where an earlier run there stopped.
 
     Where there are several processes, each calls this with the same arguments; a signal to any of
@@ -39,6 +39,7 @@ def train(config, workdir, checkpoint=None) -> int:
       config: see `configs/base.py`.
       workdir: gets config.json, metrics.jsonl, checkpoints/, samples/ and tensorboard/.
       checkpoint: what a new run takes its first parameters from, see `tarflow_jax.load`.
+      stop: hears the signals.
 
     Returns:
       The exit status: 0 when trained to the end, 128 plus the number of a signal that stopped it.
@@ -48,7 +49,6 @@ def train(config, workdir, checkpoint=None) -> int:
       RunError: the run had to stop; its last good state is saved.
     """
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(Stop())
         if distributed.is_main():
             stack.enter_context(workdir_lock(workdir))
         distributed.agree(True)  # nobody goes on unless the workdir is ours

@@ -40,6 +40,6 @@ def first_state(
     state = jax.jit(init, out_shardings=shardings)(key)
     if not checkpoint:
         return state
-    _, params = loading.load_for(config, checkpoint, mesh)
+    _, params, _ = loading.load_for(config, checkpoint, mesh)
     ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, ema_params=ema_params)

@@ -15,6 +15,7 @@ from tarflow_jax.evaluation import likelihood
 from tarflow_jax.loading import load
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import make_mesh
+from tarflow_jax.stopping import Stop
 from tarflow_jax.training import loop
 from tarflow_jax.training.objective import Noise
 
@@ -210,7 +211,7 @@ REFUSED = {
 def test_refused_before_anything_is_done(runs, tmp_path, key, value):
     config = runs.make_config(**{key: value})
     with pytest.raises(InputError) as refusal:
-        loop.train(config, tmp_path)
+        loop.train(config, tmp_path, None, Stop())
     for words in REFUSED[key, value]:
         assert words in str(refusal.value)
     assert [path.name for path in tmp_path.iterdir()] == ['.lock']
