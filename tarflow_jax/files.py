@@ -1,12 +1,15 @@
 """Files that appear complete or not at all, and the lock that gives a workdir to one run."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
+import re
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -43,26 +46,6 @@ def open_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
         _unfinished.discard(unfinished)
 
 
-def check_writable(folder: str | os.PathLike, needed: str) -> None:
-    """Checks that files can be written to a folder, by writing one; makes the folder.
-
-    Args:
-      folder: where something will be written later.
-      needed: what to give instead, for the message.
-
-    Raises:
-      InputError: they cannot.
-    """
-    probe = Path(folder, '.probe')
-    try:
-        write_atomically(probe, lambda file: file.write(b'.'))
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f'nothing can be written to {os.fspath(folder)} ({error.strerror}): give a {needed}.'
-        ) from error
-
-
 def remove_own_unfinished() -> None:
     """Removes what this process has begun to write, before it ends without an exception."""
     for unfinished in list(_unfinished):
@@ -92,6 +75,54 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes `value` to `path` as indented JSON, atomically; for the values see `json_text`."""
     text = json_text(value, indent=2) + '\n'
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Raises InputError if there is something at `folder` into which no file can be written."""
+    if os.path.lexists(folder):
+        make_writable(folder)
+
+
+def make_writable(folder: str | os.PathLike, instead: str = 'another --workdir') -> None:
+    """Makes a folder if it is missing; raises InputError unless files can be written into it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f'{os.fspath(folder)} cannot be written to: {reason_of(error)}. Mend that, or give '
+            f'{instead}.'
+        ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why something could not be written, in a line, with what to do where that is known.
+
+    TensorStore hides the number of the system's error in the text of a ValueError.
+    """
+    number = getattr(error, 'errno', None)
+    text = str(error).strip().partition('\n')[0]
+    if number is None and (told := re.search(r"os_error_code='(\d+)'", text)):
+        number = int(told[1])
+        text = os.strerror(number)
+    elif not isinstance(error, OSError):
+        text = f'{type(error).__name__}: {text}'
+    hint = _HINTS.get(number or 0, '')
+    return f'{text} ({hint})' if hint else text
+
+
+_FULL = 'is the disk full?'
+_IN_THE_WAY = 'something else has its place: move it away'
+_HINTS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EROFS: 'it is mounted to be read only',
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+}
 
 
 def sha256_of(path: str | os.PathLike) -> str:

@@ -48,7 +48,8 @@ def _open_missing_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
             os.set_inheritable(descriptor, True)
-            setattr(sys, name, os.fdopen(descriptor, 'w' if descriptor else 'r'))
+            mode = 'w' if descriptor else 'r'
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
 class _Patient(io.FileIO):

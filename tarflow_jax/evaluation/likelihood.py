@@ -66,6 +66,11 @@ def evaluate(
     }
 
 
+def in_float32(model: TarFlow) -> TarFlow:
+    """The model as it is scored, whatever it is trained in."""
+    return model.clone(dtype='float32', attention='xla')
+
+
 def _log_probs(score, batches, num_draws, seed) -> np.ndarray:
     """The log-probability in nats of every draw of every image, float64 [num_draws, images]."""
     log_probs = []

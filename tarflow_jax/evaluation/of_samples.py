@@ -17,7 +17,7 @@ from tarflow_jax.evaluation.likelihood import scored_batches
 from tarflow_jax.evaluation.prepare_fid import DataReference, features_of
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.evaluation.subject import Subject
-from tarflow_jax.files import check_writable, sha256_of
+from tarflow_jax.files import make_writable, sha256_of
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.quantities import format_duration
@@ -112,7 +112,7 @@ class OfSamples:
         subject, asked = self._subject, self._subject.config.evaluate
         folder = subject.workdir / 'samples'
         if distributed.is_main():
-            check_writable(folder, '--workdir in which you may write')
+            make_writable(folder)
             size = int(np.prod(subject.model.image_shape))
             keeps_rows = any(quality.METRICS[name][1] == 'neighbours' for name in self.names)
             capacity.check_samples(

@@ -5,6 +5,7 @@ from typing import Any
 
 from tarflow_jax import experiment
 from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation import likelihood
 from tarflow_jax.evaluation.metrics import OF_SPLITS, split_names
 from tarflow_jax.evaluation.subject import Subject
 
@@ -56,7 +57,7 @@ class OfSplits:
         scores: dict[str, float] = {}
         for function in dict.fromkeys(OF_SPLITS[name] for name in self.names):
             scores |= function(
-                subject.model.clone(dtype='float32', attention='xla'),
+                likelihood.in_float32(subject.model),
                 subject.params,
                 self._splits[split_name],
                 experiment.make_noise(subject.config, subject.dataset),

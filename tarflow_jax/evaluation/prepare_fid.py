@@ -17,7 +17,7 @@ from tarflow_jax.evaluation import quality, references
 from tarflow_jax.evaluation.features import Features
 from tarflow_jax.evaluation.metrics import metric_names
 from tarflow_jax.evaluation.references import Reference
-from tarflow_jax.files import check_writable, remove_unfinished
+from tarflow_jax.files import make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.stopping import STARTS_OVER, Stop
@@ -132,9 +132,7 @@ class DataReference:
         mirrored = ', each also mirrored' if self._flip else ''
         what = f'{len(self._split):,} images of {self._dataset.name}/{self._split_name}{mirrored}'
         if distributed.is_main():
-            check_writable(
-                self.path.parent, 'data.dir in which you may write, or evaluate.reference'
-            )
+            make_writable(self.path.parent, 'another config.data.dir, or evaluate.reference')
             remove_unfinished(self.path.parent)
             print(f'Making reference statistics of {what}, this once.', flush=True)
         reference = quality.measure_split(

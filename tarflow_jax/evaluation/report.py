@@ -17,7 +17,7 @@ from tarflow_jax.evaluation.metrics import OF_SAMPLES, OF_SPLITS, metric_names, 
 from tarflow_jax.evaluation.of_samples import OfSamples
 from tarflow_jax.evaluation.of_splits import OfSplits
 from tarflow_jax.evaluation.subject import Subject
-from tarflow_jax.files import check_writable, json_text, remove_unfinished, write_json
+from tarflow_jax.files import json_text, make_writable, remove_unfinished, write_json
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import LABELS
@@ -92,7 +92,7 @@ def prepare_workdir(workdir: Path) -> None:
     Raises:
       InputError: the workdir cannot be written to, or holds a damaged evaluation.
     """
-    check_writable(workdir, '--workdir in which you may write')
+    make_writable(workdir)
     remove_unfinished(workdir)
     _read_last(workdir)
 
