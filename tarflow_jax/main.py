@@ -13,8 +13,8 @@ Exit status: 0 done; 1 the run could not go on; 2 something was asked that canno
 training run was stopped by signal n and saved itself (143 for SIGTERM, 130 for Ctrl-C): the same
 command goes on, on as many hosts as there are then. A signal to any one process stops all of them
 after the same step, with the same status; where one fails, the others end with its status and
-words. A process that was killed outright takes the others with it, without a save: at once if it
-was process 0, else within two minutes, with status 134 (abort) or 1.
+words. A process that was killed outright takes the others with it, at once and without a save:
+they end with status 1 and say which one it was. A slow one is waited for.
 """
 
 import re
@@ -69,6 +69,8 @@ COORDINATOR_TIMEOUT = flags.DEFINE_integer(
     'coordinator_timeout', 300, 'seconds to wait for the other processes'
 )
 
+_PLACE_FLAG = re.compile('--?(distributed|coordinator|num_processes|process_id|mode)=')
+
 
 def main(_) -> int:
     """Does what the flags ask for; returns the exit status."""
@@ -86,13 +88,7 @@ def main(_) -> int:
     if MODE.value == 'plan':
         how = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
         return planning.plan(config, workdir, TOPOLOGY.value, **how)
-    distributed.connect(
-        DISTRIBUTED.value,
-        COORDINATOR.value,
-        NUM_PROCESSES.value,
-        PROCESS_ID.value,
-        COORDINATOR_TIMEOUT.value,
-    )
+    distributed.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
     if MODE.value == 'train':
         return loop.train(config, workdir, checkpoint)
     if MODE.value == 'prepare_fid':
@@ -101,6 +97,11 @@ def main(_) -> int:
         mode = {'sample': sample, 'evaluate': evaluate}[MODE.value]
         mode(config, workdir, checkpoint)
     return 0
+
+
+def place_flags():
+    """What the flags say of this process among others, for `distributed`."""
+    return DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
 
 
 def sample(config, workdir: Path, checkpoint: str | None):
@@ -157,6 +158,8 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
 
 def parse_flags(argv):
     """absl's parsing; a mistake in a flag, a key or a config file becomes an InputError."""
+    # Who the others are comes first, so that they hear of mistakes in the rest.
+    flags.FLAGS([argv[0], *filter(_PLACE_FLAG.match, argv)])
     put_configs_on_path(argv)
     try:
         remaining = flags.FLAGS(argv)
@@ -218,6 +221,7 @@ def run():
     quiet_without_tpu()
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
+    stack = ''
     try:
         app.run(main, flags_parser=parse_flags)
     except InputError as error:
@@ -231,11 +235,13 @@ def run():
     except Exception as error:
         if not distributed.is_connected():
             raise
-        distributed.wait_for_other_failures()
-        traceback.print_exc()
+        stack = traceback.format_exc()
         status, message = 1, f'{type(error).__name__}: {error}'
-    print(f'error: {message}', file=sys.stderr)
+    distributed.wait_for_its_cause(status)
+    print(f'{stack}error: {message}', file=sys.stderr)
     distributed.leave(status, message)
+    if MODE.value not in ('convert', 'plan'):
+        distributed.leave_before_connecting(status, message, *place_flags())
     sys.exit(status)
 
 
