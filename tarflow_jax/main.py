@@ -15,8 +15,8 @@ A training run has saved itself, an evaluation the samples it has drawn: the sam
 on as many hosts as there are then. A signal to any one process stops all of them after the same
 step, with the same status; where one fails, the others end with its status and words. Output that
 nobody reads any more, or that was closed from the start, stops nothing. A process that was killed
-outright takes the others with it, without a save: at once if it was process 0, else within two
-minutes, with status 134 (abort) or 1.
+outright takes the others with it, at once and without a save: they end with status 1 and say which
+one it was. A slow one is waited for.
 """
 
 import os
@@ -80,6 +80,8 @@ COORDINATOR_TIMEOUT = flags.DEFINE_integer(
     'coordinator_timeout', 300, 'seconds to wait for the other processes'
 )
 
+_PLACE_FLAG = re.compile('--?(distributed|coordinator|num_processes|process_id|mode)=')
+
 
 def main(_) -> int:
     """Does what the flags ask for; returns the exit status."""
@@ -99,13 +101,7 @@ def main(_) -> int:
             if MODE.value == 'plan':
                 how = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
                 return planning.plan(config, workdir, TOPOLOGY.value, **how)
-            distributed.connect(
-                DISTRIBUTED.value,
-                COORDINATOR.value,
-                NUM_PROCESSES.value,
-                PROCESS_ID.value,
-                COORDINATOR_TIMEOUT.value,
-            )
+            distributed.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
         if MODE.value == 'train':
             return loop.train(config, workdir, checkpoint, stop)
         if MODE.value == 'prepare_fid':
@@ -114,6 +110,11 @@ def main(_) -> int:
             mode = {'sample': sample, 'evaluate': evaluate}[MODE.value]
             mode(config, workdir, checkpoint, stop)
         return 0
+
+
+def place_flags():
+    """What the flags say of this process among others, for `distributed`."""
+    return DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
 
 
 def sample(config, workdir: Path, checkpoint: str | None, stop: Stop):
@@ -177,6 +178,8 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
 
 def parse_flags(argv):
     """absl's parsing; a mistake in a flag, a key or a config file becomes an InputError."""
+    # Who the others are comes first, so that they hear of mistakes in the rest.
+    flags.FLAGS([argv[0], *filter(_PLACE_FLAG.match, argv)])
     put_configs_on_path(argv)
     try:
         remaining = flags.FLAGS(argv)
@@ -238,6 +241,7 @@ def run():
     quiet_without_tpu()
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
+    stack = ''
     try:
         app.run(main, flags_parser=parse_flags)
     except InputError as error:
@@ -253,11 +257,13 @@ def run():
     except Exception as error:
         if not distributed.is_connected():
             raise
-        distributed.wait_for_other_failures()
-        traceback.print_exc()
+        stack = traceback.format_exc()
         status, message = 1, f'{type(error).__name__}: {error}'
-    print(f'error: {message}', file=sys.stderr)
+    distributed.wait_for_its_cause(status)
+    print(f'{stack}error: {message}', file=sys.stderr)
     distributed.leave(status, message)
+    if MODE.value not in ('convert', 'plan'):
+        distributed.leave_before_connecting(status, message, *place_flags())
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another

@@ -42,8 +42,9 @@ _NAMES = ('coordinator', 'number of processes', 'number of this process')
 _WITHOUT_PROXY = 'no_grpc_proxy'  # of gRPC, which prefers it to `no_proxy`
 _WORDS_AT_ONCE = 2**20
 _HEARTBEAT_SECONDS = 10**6  # for JAX to wait: members of the hub tell sooner, and in words
-_FAILURES_SECONDS = 2  # for the failure of another process to be heard of
+_FAILURES_SECONDS = 1  # for the failure of another process to be heard of
 
+_connecting = False  # has begun, at least
 _member: Member | None = None
 
 
@@ -87,8 +88,9 @@ def connect(
       RunError: the coordinator does not answer, or its port is taken. Where other processes never
         come, or fail from here on, the process ends itself with a status and words.
     """
-    place = find_place(mode, coordinator, num_processes, process_id, timeout)
-    if place:
+    global _connecting
+    _connecting = True
+    if place := find_place(mode, coordinator, num_processes, process_id, timeout):
         _start_jax(place, _join(place, timeout), timeout)
 
 
@@ -454,13 +456,21 @@ def leave_before_connecting(
     status: int, message: object, mode, coordinator, num_processes, process_id
 ) -> None:
     """`leave` of a process that was refused before it came to `connect`, whose flags these are."""
+    if _connecting:
+        return
     with contextlib.suppress(InputError, RunError):
         if place := find_place(mode, coordinator, num_processes, process_id, GRACE_SECONDS):
             member, _ = _join(place, GRACE_SECONDS)
             member.fail(status, str(message))
 
 
-def wait_for_other_failures() -> None:
-    """Lets another process end this one if its end is the reason for what went wrong here."""
+def wait_for_its_cause(status: int) -> None:
+    """Before a process tells of its failure: lets one that failed before, its cause, end it.
+
+    Where a process ends, the others' sums with it fail, too, and whatever comes of that.
+
+    Args:
+      status: of the failure. What was asked wrongly (2) has no such cause.
+    """
     if _member:
-        time.sleep(_FAILURES_SECONDS)
+        _member.wait_for_failure(_FAILURES_SECONDS if status == 1 else 0)

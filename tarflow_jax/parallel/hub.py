@@ -56,6 +56,7 @@ class Hub:
         self._service_port = service_port
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._came: set[int] = set()
+        self._num_awaited = num_processes  # that never knocked
         self._done: set[int] = set()
         self._failure: dict | None = None
         self._alone = threading.Event()
@@ -70,7 +71,7 @@ class Hub:
             await asyncio.sleep(self._timeout)
             if missing := sorted(set(range(self._num_processes)) - self._came):
                 self._fail(1, _nobody_came(self._address, self._timeout, missing))
-                self._came |= set(missing)  # and is not waited for
+                self._num_awaited = 0
                 self._note_alone()
             await asyncio.Event().wait()
 
@@ -89,6 +90,7 @@ class Hub:
 
     async def _hear(self, process: int, num_processes: int, reader, writer):
         """Serves a process from its first message to its end."""
+        self._num_awaited -= 1
         if num_processes != self._num_processes or process in self._came:
             refusal = {'failed': [2, _not_ours(process, num_processes, self._num_processes)]}
             _say(writer, refusal)
@@ -111,7 +113,7 @@ class Hub:
             self._note_alone()
 
     def _note_alone(self):
-        if len(self._came) == self._num_processes and self._writers.keys() <= {0}:
+        if self._num_awaited <= 0 and self._writers.keys() <= {0}:
             self._alone.set()
 
     def _take(self, process: int, message: dict):

@@ -37,6 +37,7 @@ class Member:
         self._connection = connection
         self._hub = hub
         self._own_status: int | None = None
+        self._failure = threading.Event()  # of another process, or of the hub
         self._heard = {name: threading.Event() for name in ('welcome', 'begin', 'end')}
         self._say({'process': process, 'of': num_processes})
         threading.Thread(target=self._listen, daemon=True).start()
@@ -60,6 +61,11 @@ class Member:
         self._say({'failed': [status, words]})
         time.sleep(GRACE_SECONDS)  # while `_listen` hears that all others have heard
         os._exit(status)
+
+    def wait_for_failure(self, seconds: float) -> None:
+        """Waits for that of another process, with which this one ends: it then does not return."""
+        if self._failure.wait(seconds):
+            threading.Event().wait()
 
     def wait_until_alone(self) -> None:
         """In process 0, lets all others leave before."""
@@ -86,6 +92,7 @@ class Member:
 
     def _leave(self, status: int, words: str):
         if self._own_status is None:
+            self._failure.set()
             print(f'error: {words}', file=sys.stderr, flush=True)
         self.wait_until_alone()
         os._exit(status if self._own_status is None else self._own_status)
