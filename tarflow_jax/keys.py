@@ -3,7 +3,6 @@
 One table for the config of a command line and for the `config.json` of a workdir.
 """
 
-import difflib
 from collections.abc import Mapping
 
 from tarflow_jax.errors import InputError
@@ -93,51 +92,6 @@ KEYS = {
 }
 
 
-def check(config) -> None:
-    """Raises InputError unless a config has every key, with a value that it may have, and no other.
-
-    Values that go together are checked, too, as far as nothing but the config is needed.
-    """
-    flat = flatten(config)
-    for name in flat:
-        if name not in KEYS:
-            raise InputError(f"there is no config key '{name}'{_hint(name)} {_WHERE}")
-    for name, kind in KEYS.items():
-        if name not in flat:
-            raise InputError(
-                f'the config has no {name}. Let get_config() begin with base.get_config(), of '
-                'configs/base.py, which has every key.'
-            )
-        kind.check(name, flat[name])
-    peak, final = (flat[f'optimizer.{key}_learning_rate'] for key in ('peak', 'final'))
-    if final > peak:
-        raise InputError(
-            f'optimizer.final_learning_rate {final} is above optimizer.peak_learning_rate {peak}, '
-            'to which the rate rises before it falls: lower the one or raise the other.'
-        )
-    if flat['noise.type'] == 'gaussian' and not flat['noise.std'] > 0:
-        raise InputError(f'noise.std must be above 0 for gaussian noise; got {flat["noise.std"]}.')
-
-
-def flatten(config) -> dict:
-    """The values of a config by 'section.key'."""
-    flat = {}
-    for section, values in config.items():
-        if hasattr(values, 'items'):
-            flat |= {f'{section}.{key}': value for key, value in values.items()}
-        else:
-            flat[section] = values
-    return flat
-
-
-_WHERE = 'Every key stands in configs/base.py.'
-
-
-def _hint(name: str) -> str:
-    nearest = difflib.get_close_matches(name, KEYS, n=1)
-    return f"; did you mean '{nearest[0]}'?" if nearest else '.'
-
-
 # What a config.json must tell for its model to be loaded. What is not of the parameters may be
 # missing, as keys that came later are.
 _NEEDED = {
@@ -185,3 +139,14 @@ def _check_section(section: str, values, needed: tuple[str, ...]) -> None:
 def _is_plain(value) -> bool:
     items = value if isinstance(value, list | tuple) else [value]
     return all(item is None or isinstance(item, str | int | float) for item in items)
+
+
+def flatten(config) -> dict:
+    """The values of a config by 'section.key'."""
+    flat = {}
+    for section, values in config.items():
+        if hasattr(values, 'items'):
+            flat |= {f'{section}.{key}': value for key, value in values.items()}
+        else:
+            flat[section] = values
+    return flat

@@ -41,7 +41,7 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True)
 class Real:
-    """A number from `low` to `high`; larger than `low` if `above`, smaller than `high` if `below`."""
+    """A number from `low` to `high`, without the one if it lies `above`, the other if `below`."""
 
     low: float
     high: float

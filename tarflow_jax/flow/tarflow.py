@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -237,8 +238,7 @@ def as_images(images, image_shape, name: str = 'images') -> jax.Array:
 
 def check_params(model, params) -> None:
     """Raises InputError unless `model` is a flow and `params` have the shapes of its own."""
-    if not isinstance(model, TarFlow):
-        refuse('model', 'must be a TarFlow', model)
+    _check_model(model)
     needed, given = _param_shapes(model), _shapes(params)
     if given == needed:
         return
@@ -253,8 +253,13 @@ def check_params(model, params) -> None:
     )
 
 
+def _check_model(model) -> None:
+    if not isinstance(model, TarFlow):
+        refuse('model', 'must be a TarFlow', model)
+
+
 @functools.lru_cache(maxsize=64)
-def _param_shapes(model: TarFlow) -> dict[str, tuple[int, ...]]:
+def _param_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return _shapes(jax.eval_shape(model.init_params, jax.random.key(0)))
 
 
@@ -277,7 +282,7 @@ def _as_array(name: str, value):
     return array
 
 
-def _name_of_type(dtype) -> str:
+def _name_of_type(dtype) -> Any:
     """'bfloat16' of `jnp.bfloat16`, of its NumPy type, and of itself."""
     if isinstance(dtype, str) or dtype is None:
         return dtype

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import math
 from pathlib import Path
 
 import jax
@@ -29,7 +28,7 @@ from tarflow_jax.training.step import jit_train_step
 GRID_SAMPLES = 100  # at most, in a grid drawn during training
 
 
-def train(config, workdir, checkpoint=None) -> int:
+def train(config, workdir, checkpoint=None, *, allow_changes: bool = False) -> int:
     """Trains in `workdir` until the config's last step, from where an earlier run there stopped.
 
     Where there are several processes, each calls this with the same arguments; a signal to any of
@@ -39,6 +38,7 @@ def train(config, workdir, checkpoint=None) -> int:
       config: see `configs/base.py`.
       workdir: gets config.json, metrics.jsonl, checkpoints/, samples/ and tensorboard/.
       checkpoint: what a new run takes its first parameters from, see `tarflow_jax.load`.
+      allow_changes: whether a run may resume with another data set, noise, seed and the like.
 
     Returns:
       The exit status: 0 when trained to the end, 128 plus the number of a signal that stopped it.
@@ -52,7 +52,7 @@ def train(config, workdir, checkpoint=None) -> int:
         if distributed.is_main():
             stack.enter_context(workdir_lock(workdir))
         distributed.agree(True)  # nobody goes on unless the workdir is ours
-        run = Run(config, workdir)
+        run = Run(config, workdir, allow_changes)
         try:
             with contextlib.closing(run.checkpoints):
                 return run.train(checkpoint, stop)
@@ -66,7 +66,8 @@ def train(config, workdir, checkpoint=None) -> int:
 class Run:
     """What a training run is made of; raises InputError before any time is spent."""
 
-    def __init__(self, config, workdir):
+    def __init__(self, config, workdir, allow_changes):
+        experiment.check_keys(config)
         self.config = config
         self.workdir = Path(workdir)
         self.model = experiment.make_model(config)
@@ -76,7 +77,6 @@ class Run:
         self.how_to_sample = experiment.how_to_sample(config, self.model)
         self.train_split = self.dataset.split(config.data.train_split)
         self.test_split = self.dataset.split(config.data.test_split)
-        experiment.check_keys(config)
         experiment.check_batch_size(
             config.train.batch_size,
             config.train.microbatches,
@@ -84,8 +84,7 @@ class Run:
             self.mesh,
         )
 
-        images = config.train.num_epochs * len(self.train_split)
-        self.total_steps = math.ceil(images / config.train.batch_size)
+        self.total_steps = experiment.count_steps(config, len(self.train_split))
         self.schedule = learning_rate_schedule(
             peak=config.optimizer.peak_learning_rate,
             floor=config.optimizer.final_learning_rate,
@@ -103,6 +102,8 @@ class Run:
         self.checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
         if self.checkpoints.steps():
             experiment.check_same_model(config, workdir)
+            if not allow_changes:
+                experiment.check_same_run(config, workdir)
 
     def train(self, checkpoint, stop: Stop) -> int:
         self.stop = stop
