@@ -112,7 +112,7 @@ def check_record(record) -> None:
     """
     if not isinstance(record, Mapping):
         raise InputError('it is no object of sections')
-    for section in {name.partition('.')[0] for name in KEYS} - {'seed'}:
+    for section in dict.fromkeys(name.partition('.')[0] for name in KEYS if '.' in name):
         needed = _NEEDED.get(section, ())
         if section in record or needed:
             needed = needed or _NEEDED_IF_THERE.get(section, ())

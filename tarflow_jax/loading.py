@@ -1,5 +1,6 @@
 """A trained model from wherever it is: a workdir, one of its checkpoints, a published file."""
 
+import contextlib
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.distributed import is_main
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
-from tarflow_jax.training.checkpoint import Checkpoints, Damaged
+from tarflow_jax.training.checkpoint import Checkpoints, Damaged, quiet_orbax
 
 
 def load(path, *, image_shape=None, patch_size=None):
@@ -135,17 +136,21 @@ def _load_folder(path: Path, shardings):
     config.model.attention = 'auto'  # that of these devices, not of those it was trained on
     model = experiment.make_model(config)
     item = 'ema_params' if experiment.has_ema(config) else 'params'
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        shapes = jax.eval_shape(model.init_params, jax.random.key(0))
-        abstract = {item: rules.abstract(shapes, shardings(shapes))}
+    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    abstract = {item: rules.abstract(shapes, shardings(shapes))}
+    with contextlib.ExitStack() as stack:
+        stack.callback(quiet_orbax())
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, read_only=True)))
         if _is_step(path):
-            return model, checkpoints.restore(int(path.name), abstract)[item]
+            return model, _restore(checkpoints, path, abstract)[item]
         newest = checkpoints.restore_newest(abstract)
-    except Damaged as reason:
-        raise InputError(f'the checkpoint {path} is damaged: {reason}.') from reason
-    finally:
-        checkpoints.close()
     if newest is None:
         raise InputError(f'{workdir} has no checkpoint yet: train there first.')
     return model, newest[1][item]
+
+
+def _restore(checkpoints: Checkpoints, path: Path, abstract):
+    try:
+        return checkpoints.restore(int(path.name), abstract)
+    except Damaged as reason:
+        raise InputError(f'the checkpoint {path} is damaged: {reason}.') from reason

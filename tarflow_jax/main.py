@@ -41,6 +41,7 @@ from tarflow_jax.published import exchange
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import MOST_DRAWS, generate, spread_labels
 from tarflow_jax.training import loop
+from tarflow_jax.training.checkpoint import quiet_orbax
 
 MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
 
@@ -93,6 +94,11 @@ def main(_) -> int:
             'the bucket (gcsfuse, s3fs) and give the path of the mount.'
         )
     workdir = Path(address)
+    if checkpoint and not Path(checkpoint).expanduser().exists():
+        raise InputError(
+            f'{checkpoint} does not exist: --checkpoint is a workdir, one of its '
+            'checkpoints/<step>, or a published .pth.'
+        )
     if MODE.value == 'convert':
         return convert(config, workdir, checkpoint)
     experiment.check_keys(config)
@@ -213,6 +219,7 @@ def run():
     quiet_without_tpu()
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
+    quiet_orbax()
     try:
         app.run(main, flags_parser=parse_flags)
     except InputError as error:

@@ -273,28 +273,104 @@ def test_a_checkpoint_that_tries_to_run_code(runs, tmp_path):
     assert 'could run code' in line
 
 
+DIGITS = 'from configs import digits as d\ndef get_config():\n    c = d.get_config(); '
+BATH_SIZE = "there is no config key 'bath_size'; did you mean 'batch_size'?"
+
+
 @pytest.mark.parametrize(
     ('source', 'words'),
     [
-        (None, 'there is no file'),
-        ('def get_config(:', 'SyntaxError: invalid syntax (experiment.py, line 1)'),
-        ('import nowhere', "ModuleNotFoundError: No module named 'nowhere'. See line 1 of"),
-        ('def get_config():\n    raise ValueError("no")', 'ValueError: no. See line 2 of'),
-        ('x = 1', "has no attribute 'get_config'"),
-        (
-            'from configs import digits as d\n'
-            'def get_config():\n    c = d.get_config(); c.train.bath_size = 1; return c',
-            "there is no config key 'bath_size'; did you mean 'batch_size'?",
-        ),
-        (
-            'from configs import digits as d\n'
-            'def get_config():\n    c = d.get_config(); c.train.batch_size = "many"; return c',
-            "Could not override field 'batch_size'",
-        ),
+        (case[0], case[1:])
+        for case in [
+            (None, 'there is no file'),
+            (
+                'def get_config(:',
+                'SyntaxError: invalid syntax (experiment.py, line 1). See line 1 of',
+            ),
+            ('\0', 'null bytes'),
+            ('import nowhere', "ModuleNotFoundError: No module named 'nowhere'. See line 1 of"),
+            ('open("/nowhere")', 'FileNotFoundError: [Errno 2] No such file or directory: '),
+            ('import sys\nsys.exit(0)', 'SystemExit: 0. See line 2 of'),
+            ('def get_config():\n    raise ValueError("no")', 'ValueError: no. See line 2 of'),
+            (
+                'def get_config():\n    return get_config()',
+                'RecursionError: maximum recursion depth',
+            ),
+            ('x = 1', "has no attribute 'get_config'"),
+            ('get_config = 3', "has no attribute 'get_config'"),
+            (
+                'def get_config():\n    pass',
+                'get_config() returns None; it must return a ConfigDict',
+            ),
+            (
+                'def get_config():\n    return {"seed": 1}',
+                'get_config() returns a dict; it must return',
+            ),
+            (
+                'from ml_collections import ConfigDict\nget_config = ConfigDict',
+                'get_config() returns an empty ConfigDict; it must return a ConfigDict with the',
+            ),
+            (
+                'from ml_collections import ConfigDict\n'
+                'def get_config():\n    return ConfigDict({"seed": 1})',
+                'the config has no model.image_shape. Let get_config() begin with base.get_config',
+            ),
+            ('def get_config(variant):\n    pass', 'get_config(variant) of', ' with no variant'),
+            (
+                f'{DIGITS}c.train.bath_size = 1; return c',
+                BATH_SIZE,
+                'See line 3 of',
+                'experiment.py.',
+            ),
+            (f'{DIGITS}del c.mesh\n    return c', 'This ConfigDict is locked', 'See line 3 of'),
+            (
+                f'{DIGITS}c.unlock(); del c.mesh; return c',
+                'the config has no mesh.data. Let get_config',
+            ),
+            (
+                f'{DIGITS}c.unlock(); c.mesh.tenser = 1; return c',
+                "there is no config key 'mesh.tenser'; did you mean 'mesh.tensor'?",
+            ),
+            (
+                f'{DIGITS}c.train.batch_size = "many"; return c',
+                "Could not override field 'batch_size'",
+                'See line 3 of',
+            ),
+            (
+                f'{DIGITS}return c.data.nmae',
+                "no config key 'nmae'; did you mean 'name'?",
+                'line 3 of',
+            ),
+        ]
     ],
 )
 def test_a_config_file_that_cannot_be_used(runs, tmp_path, source, words):
     path = tmp_path / 'experiment.py'
     if source:
         path.write_text(source)
-    assert words in runs.refused(tmp_path / 'run', f'--config={path}')
+    line = runs.refused(tmp_path / 'run', f'--config={path}')
+    for part in words:
+        assert part in line
+
+
+def test_a_config_file_beside_another_with_a_mistake(runs, tmp_path):
+    """The place is that of the mistake, even in the library's time."""
+    folder = tmp_path / 'configs'
+    folder.mkdir()
+    (folder / 'shared.py').write_text('def learn(config):\n    config.lerning = 3\n')
+    (folder / 'experiment.py').write_text(
+        'from ml_collections import ConfigDict\nfrom configs import shared\n\n'
+        'def get_config():\n    return shared.learn(ConfigDict().lock())\n'
+    )
+    line = runs.refused(tmp_path / 'run', f'--config={folder}/experiment.py')
+    assert "there is no config key 'lerning'" in line
+    assert line.endswith(f'See line 2 of {folder}/shared.py.')
+
+
+def test_a_variant_that_there_is_not(runs, tmp_path):
+    line = runs.refused(tmp_path, f'--config={ROOT}/configs/digits.py:large')
+    assert 'get_config() of' in line
+    assert "cannot be called with the variant 'large'" in line
+    line = runs.refused(tmp_path, f'--config={ROOT}/configs/photos.py:large')
+    assert "there is no variant 'large'; there are 64 and 256. See line" in line
+    assert line.endswith(f'{ROOT}/configs/photos.py.')

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import logging
 
 from tarflow_jax import experiment, imagefiles
 from tarflow_jax.data import pipeline
@@ -107,6 +108,13 @@ class Run:
 
     def train(self, checkpoint, stop: Stop) -> int:
         self.stop = stop
+        if checkpoint and self.checkpoints.steps() and distributed.is_main():
+            logging.warning(
+                '%s has checkpoints of its own, from which training resumes: --checkpoint=%s, from '
+                'which a new run takes its first parameters, is not read. To start from it, give '
+                'another --workdir.',
+                *(self.workdir, checkpoint),
+            )
         state = first_state(
             self.config, self.model, self.optimizer, self.mesh, self.checkpoints, checkpoint
         )
