@@ -1,6 +1,7 @@
 """A trained model from wherever it is: a workdir, one of its checkpoints, a published file."""
 
 import contextlib
+import os
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from tarflow_jax.parallel.distributed import is_main
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
 from tarflow_jax.training.checkpoint import Checkpoints, Damaged, quiet_orbax
+from tarflow_jax.values import ImageShape, Text, Whole
 
 
 def load(path, *, image_shape=None, patch_size=None):
@@ -22,8 +24,8 @@ def load(path, *, image_shape=None, patch_size=None):
     Args:
       path: a workdir (its newest checkpoint is taken), a folder `workdir/checkpoints/<step>`, or a
         state dict of apple/ml-tarflow (`.pth`). Where a moving average was kept, that is loaded.
-      patch_size: for a state dict only, and only if its name is not one as the published code
-        gives (`afhq_model_8_768_8_8_0.07.pth`), which tells.
+      patch_size: needed for a state dict only, and only if its name is not one that the published
+        code gives (`afhq_model_8_768_8_8_0.07.pth`), which tells.
       image_shape: (H, W, C), likewise, and only if images are not square or have other than one
         channel or three.
 
@@ -34,13 +36,21 @@ def load(path, *, image_shape=None, patch_size=None):
       InputError: there is no such thing at `path`, or it is damaged, or no TarFlow, or does not
         fit the shapes given.
     """
+    if image_shape is not None:
+        image_shape = ImageShape().check('image_shape', image_shape)
+    if patch_size is not None:
+        patch_size = Whole(1).check('patch_size', patch_size)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return _load(
+    model, params = _load(
         path,
         lambda params: jax.tree.map(lambda _: device, params),
         image_shape=image_shape,
         patch_size=patch_size,
     )
+    for name, given in ('image_shape', image_shape), ('patch_size', patch_size):
+        if given not in (None, getattr(model, name)):
+            raise InputError(f'{name} is {getattr(model, name)} in {path}; got {given}.')
+    return model, params
 
 
 def load_for(config, path, mesh):
@@ -69,11 +79,9 @@ def load_for(config, path, mesh):
 
 def _load(path, shardings, *, image_shape, patch_size):
     """The model and parameters at `path`, laid out as `shardings(params)` says."""
-    path = Path(path).expanduser()
+    path = existing_path(path)
     if path.is_dir():
         return _load_folder(path, shardings)
-    if not path.exists():
-        raise InputError(f'{path} does not exist.')
     return convert.from_state_dict(
         torchfile.read_state_dict(path),
         image_shape=image_shape,
@@ -84,13 +92,36 @@ def _load(path, shardings, *, image_shape, patch_size):
     )
 
 
+def existing_path(path) -> Path:
+    """The path, ~ being the home folder; raises InputError if it is none, or nothing is there."""
+    path = as_path(path)
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f'{path} cannot be read: {error.strerror}.') from error
+    if not exists:
+        raise InputError(f'{path} does not exist.')
+    return path
+
+
+def as_path(path, name: str = 'path') -> Path:
+    """The path, ~ being the home folder; raises InputError if it is none."""
+    text = Text().check(name, os.fspath(path) if isinstance(path, os.PathLike) else path)
+    if not text:
+        raise InputError(f'{name} must be given; got an empty text.')
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # a ~user that there is not
+        raise InputError(f'{name} {text} cannot be used: {error}') from error
+
+
 def noise_of(path) -> tuple[str, float] | None:
     """The noise on the images that the model at `path` learned: type and standard deviation.
 
     As in the noise section of a config, 0 for uniform noise. The name of a published file rounds it
     to two digits; None where nothing tells.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.is_dir():
         config = experiment.read_config(_workdir_of(path))
         if 'noise' not in config:
@@ -114,7 +145,7 @@ def warn_of_other_noise(config, path) -> None:
 
 def dataset_of(path) -> str | None:
     """The name of the data set that the model at `path` learned; None where nothing tells."""
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.is_dir():
         config = experiment.read_config(_workdir_of(path))
         return config.data.name if 'data' in config else None

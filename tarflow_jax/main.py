@@ -93,12 +93,9 @@ def main(_) -> int:
             f'workdir {address} is an address. A workdir is a folder: give a local path, or mount '
             'the bucket (gcsfuse, s3fs) and give the path of the mount.'
         )
-    workdir = Path(address)
-    if checkpoint and not Path(checkpoint).expanduser().exists():
-        raise InputError(
-            f'{checkpoint} does not exist: --checkpoint is a workdir, one of its '
-            'checkpoints/<step>, or a published .pth.'
-        )
+    workdir = loading.as_path(address, '--workdir') if address else Path()
+    if checkpoint:
+        loading.existing_path(checkpoint)
     if MODE.value == 'convert':
         return convert(config, workdir, checkpoint)
     experiment.check_keys(config)

@@ -83,11 +83,16 @@ class Flag:
 
 
 class Text:
-    """A text, such as a name or a path."""
+    """A text, such as a name or a path, as JSON and every library can write it."""
 
     def check(self, name: str, value) -> str:
         if not isinstance(value, str) or '\0' in value:
             refuse(name, 'must be a text', value)
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # the bytes of a file name that Python could not decode
+            words = 'must be a text in UTF-8 (with PYTHONUTF8=1 where the locale is another)'
+            refuse(name, words, value)
         return value
 
 

@@ -270,6 +270,28 @@ def test_what_is_no_file_is_no_config(workdir):
         tarflow_jax.load(workdir)
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (dict(path=3), 'path must be a text; got 3'),
+        (dict(path=None), 'path must be a text; got None'),
+        (dict(path=''), 'path must be given; got an empty text'),
+        (dict(path='a\0b'), r"path must be a text; got 'a\\x00b'"),
+        (dict(path='run\udcff'), 'path must be a text in UTF-8'),
+        (dict(path='x' * 300), 'cannot be read: File name too long'),
+        (dict(path='~nobody_of_this_name'), 'cannot be used: Could not determine home'),
+        (dict(patch_size=2), 'patch_size is 4 in .*; got 2'),
+        (dict(patch_size='4'), "patch_size must be a whole number; got '4'"),
+        (dict(patch_size=0), 'patch_size must be at least 1; got 0'),
+        (dict(image_shape=(16, 16, 1)), r'image_shape is \(8, 8, 1\) in .*; got \(16, 16, 1\)'),
+        (dict(image_shape='8,8,1'), 'image_shape must be three positive whole numbers'),
+    ],
+)
+def test_arguments_that_cannot_be(whole, arguments, words):
+    with pytest.raises(InputError, match=words):
+        tarflow_jax.load(**{'path': whole[0], **arguments})
+
+
 def test_nothing_there(tmp_path):
     for path in tmp_path / 'none', tmp_path / 'checkpoints' / '8':
         with pytest.raises(InputError, match=f'{path}'):

@@ -232,7 +232,12 @@ REFUSED = {
     '--topology=v5e:8x8': ['--topology means nothing with --mode=train; it is for --mode=plan.'],
     '--quick': ['--quick means nothing with --mode=train'],
     # Checkpoints.
-    '--checkpoint=/nowhere/x.pth': ['/nowhere/x.pth does not exist', '--checkpoint is a workdir'],
+    '--checkpoint=/nowhere/x.pth': ['/nowhere/x.pth does not exist'],
+    f'--checkpoint=/{"x" * 300}': ['xxx cannot be read: File name too long.'],
+    '--checkpoint=~nobody_of_this_name/x': ['~nobody_of_this_name/x cannot be used: Could not'],
+    '--checkpoint=run\udcff': ['must be a text in UTF-8 (with PYTHONUTF8=1', "got 'run\\udcff'"],
+    '--workdir=run\udcff': ['--workdir must be a text in UTF-8 (with PYTHONUTF8=1'],
+    '--config.data.name=\udcff': ['data.name must be a text in UTF-8'],
     f'--checkpoint={__file__}': [f'{__file__} is not a checkpoint that can be read'],
     f'--checkpoint={ROOT}/tests/golden/cond.pth': [
         *('cond.pth is for 16 tokens of 12 numbers', 'image_shape=(8, 8, 1) with patch_size=4')
