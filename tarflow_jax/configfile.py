@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from tarflow_jax.errors import InputError
 
+EVERY_KEY = 'Every key stands in configs/base.py.'
+
 
 class ConfigFile(flags.ArgumentParser):
     """Parses FILE, or FILE:VARIANT for `get_config(VARIANT)`."""
@@ -89,13 +91,15 @@ def explain(error: BaseException, file: Path) -> str:
 def explain_key(text: str) -> str | None:
     """Says it if an error of ml_collections is about a key that there is not."""
     # It quotes a message once for every error that it was wrapped in.
+    if odd := re.match(r"Could not parse '(.*?)': Syntax|.*Attempting to lookup: ([^\"]*)", text):
+        return f"there is no config key '{odd[1] or odd[2] or ''}'. {EVERY_KEY}"
     unquoted = re.sub(r"""[\\"']+""", "'", text.replace('\\n', '\n'))
     key = re.match(r"'?(?:Key ')?(\w+)'(?: does not exist|\n|$)", unquoted)
     if not key:
         return None
     nearest = re.search(r"Did you mean '(\w+)'", unquoted)
     hint = f"; did you mean '{nearest[1]}'?" if nearest else '.'
-    return f"there is no config key '{key[1]}'{hint} Every key stands in configs/base.py."
+    return f"there is no config key '{key[1]}'{hint} {EVERY_KEY}"
 
 
 def sentence(text: str) -> str:

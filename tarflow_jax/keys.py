@@ -14,7 +14,7 @@ from tarflow_jax.sampling.sequential import PRIOR_TEMPERATURE
 from tarflow_jax.training.objective import NOISE_TYPES
 from tarflow_jax.training.optimizer import FIRST_MOMENT_DTYPES
 from tarflow_jax.training.state import GATHER
-from tarflow_jax.values import MOST, Choice, Flag, ImageShape, Real, Text, Texts, Whole
+from tarflow_jax.values import MOST, Choice, Flag, ImageShape, Location, Real, Text, Texts, Whole
 
 SEED = Whole(0, MOST, f'must lie in 0..{MOST}')
 SHARE = Real(0, 1, below=True)
@@ -33,7 +33,7 @@ KEYS = {
     'model.attention': Choice((*CHOICES['attention'], 'auto')),
     'model.unroll': Flag(),
     'data.name': Text(),
-    'data.dir': Text(),
+    'data.dir': Location(),
     'data.train_split': Text(),
     'data.test_split': Text(),
     'data.num_images': Whole(0, 10**12),

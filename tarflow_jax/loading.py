@@ -1,7 +1,6 @@
 """A trained model from wherever it is: a workdir, one of its checkpoints, a published file."""
 
 import contextlib
-import os
 from pathlib import Path
 
 import jax
@@ -15,7 +14,7 @@ from tarflow_jax.parallel.distributed import is_main
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
 from tarflow_jax.training.checkpoint import Checkpoints, Damaged, quiet_orbax
-from tarflow_jax.values import ImageShape, Text, Whole
+from tarflow_jax.values import ImageShape, Location, Whole
 
 
 def load(path, *, image_shape=None, patch_size=None):
@@ -94,7 +93,7 @@ def _load(path, shardings, *, image_shape, patch_size):
 
 def existing_path(path) -> Path:
     """The path, ~ being the home folder; raises InputError if it is none, or nothing is there."""
-    path = as_path(path)
+    path = Location().check('path', path)
     try:
         exists = path.exists()
     except OSError as error:  # a name that is too long, a folder that may not be entered
@@ -104,24 +103,13 @@ def existing_path(path) -> Path:
     return path
 
 
-def as_path(path, name: str = 'path') -> Path:
-    """The path, ~ being the home folder; raises InputError if it is none."""
-    text = Text().check(name, os.fspath(path) if isinstance(path, os.PathLike) else path)
-    if not text:
-        raise InputError(f'{name} must be given; got an empty text.')
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:  # a ~user that there is not
-        raise InputError(f'{name} {text} cannot be used: {error}') from error
-
-
 def noise_of(path) -> tuple[str, float] | None:
     """The noise on the images that the model at `path` learned: type and standard deviation.
 
     As in the noise section of a config, 0 for uniform noise. The name of a published file rounds it
     to two digits; None where nothing tells.
     """
-    path = as_path(path)
+    path = Location().check('path', path)
     if path.is_dir():
         config = experiment.read_config(_workdir_of(path))
         if 'noise' not in config:
@@ -145,7 +133,7 @@ def warn_of_other_noise(config, path) -> None:
 
 def dataset_of(path) -> str | None:
     """The name of the data set that the model at `path` learned; None where nothing tells."""
-    path = as_path(path)
+    path = Location().check('path', path)
     if path.is_dir():
         config = experiment.read_config(_workdir_of(path))
         return config.data.name if 'data' in config else None

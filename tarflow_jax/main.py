@@ -42,6 +42,7 @@ from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import MOST_DRAWS, generate, spread_labels
 from tarflow_jax.training import loop
 from tarflow_jax.training.checkpoint import quiet_orbax
+from tarflow_jax.values import Location
 
 MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
 
@@ -74,6 +75,8 @@ COORDINATOR_TIMEOUT = flags.DEFINE_integer(
     'coordinator_timeout', 300, 'seconds to wait for the other processes'
 )
 
+LONGEST_MESSAGE = 500  # of absl, which repeats whole values
+
 # Flags that only some modes read.
 OF_MODES = {
     'checkpoint': ('train', 'sample', 'evaluate', 'convert'),
@@ -93,7 +96,7 @@ def main(_) -> int:
             f'workdir {address} is an address. A workdir is a folder: give a local path, or mount '
             'the bucket (gcsfuse, s3fs) and give the path of the mount.'
         )
-    workdir = loading.as_path(address, '--workdir') if address else Path()
+    workdir = Location().check('--workdir', address) if address else Path()
     if checkpoint:
         loading.existing_path(checkpoint)
     if MODE.value == 'convert':
@@ -173,6 +176,8 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
 
 def parse_flags(argv):
     """absl's parsing; a mistake in a flag, a key or a config file becomes an InputError."""
+    if sum(argument.partition('=')[0] in ('-config', '--config') for argument in argv) > 1:
+        raise InputError('--config is given twice: which of the files is meant?')
     try:
         remaining = flags.FLAGS(argv)
     except Exception as error:  # of absl, of ml_collections, or of the config file
@@ -207,7 +212,10 @@ def _explain(error: Exception) -> str:
     text = str(error).strip()
     if words := configfile.explain_key(text):
         return words
-    return f'{configfile.sentence(text)} Every key stands in configs/base.py with its type.'
+    if len(text) > LONGEST_MESSAGE:
+        text = f'{text[:LONGEST_MESSAGE]}...'
+    where = ' Every key stands in configs/base.py with its type.' if 'config' in text else ''
+    return configfile.sentence(text) + where
 
 
 def run():

@@ -6,6 +6,8 @@ Every `check(name, value)` returns the value as plain Python has it, or raises I
 import dataclasses
 import math
 import operator
+import os
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -94,6 +96,19 @@ class Text:
             words = 'must be a text in UTF-8 (with PYTHONUTF8=1 where the locale is another)'
             refuse(name, words, value)
         return value
+
+
+class Location:
+    """The path of a file or a folder, ~ being the home folder."""
+
+    def check(self, name: str, value) -> Path:
+        text = Text().check(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+        if not text.strip():
+            refuse(name, 'must be a path', text)
+        try:
+            return Path(text).expanduser()
+        except RuntimeError as error:  # a ~user that there is not
+            raise InputError(f'{name} {text} cannot be used: {error}') from error
 
 
 class Texts:

@@ -275,7 +275,7 @@ def test_what_is_no_file_is_no_config(workdir):
     [
         (dict(path=3), 'path must be a text; got 3'),
         (dict(path=None), 'path must be a text; got None'),
-        (dict(path=''), 'path must be given; got an empty text'),
+        (dict(path=''), "path must be a path; got ''"),
         (dict(path='a\0b'), r"path must be a text; got 'a\\x00b'"),
         (dict(path='run\udcff'), 'path must be a text in UTF-8'),
         (dict(path='x' * 300), 'cannot be read: File name too long'),

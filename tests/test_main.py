@@ -197,6 +197,12 @@ REFUSED = {
     '--config.model.unroll=perhaps': ['--config.model.unroll=perhaps', 'Non-boolean'],
     '--config.optimizer.b1=high': ['--config.optimizer.b1=high', 'float'],
     '--config.train=3': ['--config.train=3'],
+    '--config.=3': ["there is no config key ''."],
+    '--config.model.width.x=3': ["there is no config key 'model.width.x'."],
+    '--config.seed=' + '9' * 5000: ['--config.seed=999', '9...'],
+    '--config.data.dir=': ["data.dir must be a path; got ''"],
+    '--config.data.dir=~nobody_of_this_name': ['data.dir ~nobody_of_this_name cannot be used'],
+    '--workdir= ': ["--workdir must be a path; got ' '"],
     # Values; `test_loop.py` has more.
     '--config.model.patch_size=3': ['8x8 pixels', '3x3', 'must divide', '1, 2, 4, 8'],
     '--config.data.name=digit': ["no data set 'digit'", "did you mean 'digits'?"],
@@ -466,6 +472,11 @@ def test_a_config_file_beside_another_with_a_mistake(runs, tmp_path):
     line = runs.refused(tmp_path / 'run', f'--config={folder}/experiment.py')
     assert "there is no config key 'lerning'" in line
     assert line.endswith(f'See line 2 of {folder}/shared.py.')
+
+
+def test_two_config_files(runs, tmp_path):
+    line = runs.refused(tmp_path, f'--config={ROOT}/configs/digits.py', f'--config={__file__}')
+    assert '--config is given twice' in line
 
 
 def test_a_variant_that_there_is_not(runs, tmp_path):
