@@ -7,11 +7,24 @@ import json
 import math
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from tarflow_jax.errors import InputError
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file to read it, if it is one: a FIFO would keep its reader waiting for good.
+
+    Raises:
+      ValueError: it is a FIFO, a socket, a device or a folder.
+      OSError: it cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError('it is no file, but a FIFO, a socket, a device or a folder')
+    return open(path, 'rb')
 
 
 @contextlib.contextmanager
