@@ -459,7 +459,7 @@ def attacks(whole_files, made):
 
 
 def assert_within_the_file(array):
-    """It is a view of bytes of the file, and its last element can be read."""
+    """It is a view of bytes of the file, and its first and last elements can be read."""
     if not array.size:
         return
     base = array
@@ -470,7 +470,8 @@ def assert_within_the_file(array):
     start, end = np.lib.array_utils.byte_bounds(array)
     first, last = np.lib.array_utils.byte_bounds(np.frombuffer(base, np.uint8))
     assert first <= start <= end <= last
-    assert array[(0,) * array.ndim] is not array[(-1,) * array.ndim]
+    for element in array[(0,) * array.ndim], array[(-1,) * array.ndim]:
+        assert len(element.tobytes()) == array.itemsize
 
 
 def outcome(read, path, allowed):
