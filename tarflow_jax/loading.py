@@ -13,7 +13,7 @@ from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.distributed import is_main
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
-from tarflow_jax.training.checkpoint import Checkpoints, Damaged, quiet_orbax
+from tarflow_jax.training.checkpoint import Checkpoints, Damaged, Vanished, quiet_orbax
 from tarflow_jax.values import ImageShape, Location, Whole
 
 
@@ -177,5 +177,7 @@ def _load_folder(path: Path, shardings):
 def _restore(checkpoints: Checkpoints, path: Path, abstract):
     try:
         return checkpoints.restore(int(path.name), abstract)
+    except Vanished as reason:
+        raise InputError(f'the checkpoint {path} is no longer there: {reason}.') from reason
     except Damaged as reason:
         raise InputError(f'the checkpoint {path} is damaged: {reason}.') from reason

@@ -3,6 +3,7 @@
 A checkpoint is a folder `checkpoints/<step>/` with the parameters, their moving average, the
 optimizer's state and the counters as separate items, so that sampling reads only what it needs,
 and a fingerprint of every array. The fingerprint is what notices a flipped bit: Orbax does not.
+Scores come later, into `checkpoints/<step>/metrics/metrics`: a state is safe before it is scored.
 """
 
 import contextlib
