@@ -164,7 +164,7 @@ def test_a_published_checkpoint_becomes_a_workdir_and_comes_back(runs, golden_di
     line = runs.refused(tmp_path / 'wrong', *convert, f'--checkpoint={wrong}')
     assert 'width is 64 in its name and 128 in its tensors' in line
     assert '--mode=convert needs --checkpoint' in runs.refused(tmp_path / 'none', *convert)
-    line = runs.refused(workdir, *UNCONDITIONAL)
+    line = runs.refused(workdir, *UNCONDITIONAL, '--config.evaluate.metrics=bits_per_dim')
     assert 'was converted from a published checkpoint' in line
 
 

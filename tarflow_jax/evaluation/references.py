@@ -18,6 +18,7 @@ KEYS = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s'), 'haar': ('mu_ha
 SIZES = {'pool': 2048, 'spatial': 2023}
 # How torchmetrics and ADM prepare images; other files with mu and sigma do not tell.
 _THEIRS = {'preprocessing': 'torch-fidelity'}
+_TOLERANCE = 1e-4  # of a covariance that others have summed up in float32, relative
 TORCHMETRICS = ('real_features_sum', 'real_features_cov_sum', 'real_features_num_samples')
 
 
@@ -101,6 +102,8 @@ def _read_npz(path: Path) -> Reference:
             raise ValueError(f'{prefix}{name} has the shape {features.shape}')
     is_adm = 'mu_s' in found and 'metadata' not in found
     metadata = json.loads(str(found['metadata'])) if 'metadata' in found else {}
+    if not isinstance(metadata, dict):
+        raise ValueError('its metadata is no JSON object')
     return Reference(gaussians, rows, _THEIRS if is_adm else metadata, found.get('arr_0'))
 
 
@@ -115,7 +118,14 @@ def _checked(path, name, mean, cov) -> Gaussian:
         )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise InputError(f'{path} holds statistics that are not finite; make them anew.')
-    return Gaussian(mean.astype(np.float64), cov.astype(np.float64))
+    mean, cov = mean.astype(np.float64), cov.astype(np.float64)
+    tolerance = _TOLERANCE * np.abs(cov).max()
+    if np.abs(cov - cov.T).max() > tolerance or np.linalg.eigvalsh(cov).min() < -tolerance:
+        raise InputError(
+            f'{path} holds a covariance that is none: it must be symmetric, without negative '
+            'eigenvalues. Make the statistics anew.'
+        )
+    return Gaussian(mean, cov)
 
 
 def _read_torchmetrics(path: Path) -> Reference:
