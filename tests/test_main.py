@@ -298,3 +298,14 @@ def test_a_config_file_that_cannot_be_used(runs, tmp_path, source, words):
     if source:
         path.write_text(source)
     assert words in runs.refused(tmp_path / 'run', f'--config={path}')
+
+
+def test_samples_that_are_not_finite_become_no_file_without_a_word(runs, whole, tmp_path):
+    """At a temperature at which all are lost, and at one at which some are."""
+    flags = ['--mode=sample', f'--checkpoint={whole[0]}', '--config.sample.num_samples=100']
+    result = runs.run(tmp_path, *flags, '--config.sample.prior_temperature=3e38', status=1)
+    assert result.err.startswith('error: 100 of 100 samples are not finite after 10 draws of')
+    assert not files_in(tmp_path)
+    result = runs.run(tmp_path, *flags, '--config.sample.prior_temperature=1e38')
+    assert re.search(r'\d+ of 100 samples are not finite after 10 draws of', result.err)
+    assert 'They are grey.' in result.err

@@ -134,3 +134,27 @@ def test_files_that_are_no_statistics(tmp_path, golden_dir):
         references.read(tmp_path / 'nan.npz')
     with pytest.raises(InputError, match='it has no real_features_sum'):
         references.read(golden_dir / 'cond.pth')
+
+
+def bad_covariances():
+    size = SIZES['pool']
+    negative, asymmetric, unknown = np.eye(size), np.eye(size), np.eye(size)
+    negative[3, 3] = -1
+    asymmetric[1, 0] = 0.5
+    unknown[0, 0] = np.nan
+    return {'negative': negative, 'asymmetric': asymmetric, 'unknown': unknown}
+
+
+@pytest.mark.parametrize('kind', bad_covariances())
+def test_a_covariance_that_is_none(tmp_path, kind):
+    np.savez(tmp_path / 'x.npz', mu=np.zeros(SIZES['pool']), sigma=bad_covariances()[kind])
+    with pytest.raises(InputError, match='a covariance that is none|not finite'):
+        references.read(tmp_path / 'x.npz')
+
+
+@pytest.mark.parametrize('metadata', ['null', '[]', '3', '{', '[' * 10_000])
+def test_metadata_that_is_no_object(ours, tmp_path, metadata):
+    mean, cov = ours.gaussians['pool']
+    np.savez(tmp_path / 'x.npz', mu=mean, sigma=cov, metadata=np.array(metadata))
+    with pytest.raises(InputError, match='cannot be read as reference statistics'):
+        references.read(tmp_path / 'x.npz')
