@@ -19,6 +19,7 @@ outright takes the others with it, without a save: at once if it was process 0, 
 minutes, with status 134 (abort) or 1.
 """
 
+import os
 import re
 import sys
 
@@ -287,7 +288,9 @@ def run():
         status, message = 1, f'{type(error).__name__}: {error}'
     print(f'error: {message}', file=sys.stderr)
     distributed.leave(status, message)
-    sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another
 
 
 if __name__ == '__main__':

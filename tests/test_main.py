@@ -12,6 +12,7 @@ import pytest
 from runs import ROOT, TIMEOUT, files_in, metrics_in, steps_in, wait_until_held
 
 import tarflow_jax
+from tarflow_jax import main
 from tarflow_jax.formats import torchfile
 
 UNCONDITIONAL = [
@@ -300,12 +301,18 @@ def test_a_config_file_that_cannot_be_used(runs, tmp_path, source, words):
     assert words in runs.refused(tmp_path / 'run', f'--config={path}')
 
 
-def test_samples_that_are_not_finite_become_no_file_without_a_word(runs, whole, tmp_path):
-    """At a temperature at which all are lost, and at one at which some are."""
-    flags = ['--mode=sample', f'--checkpoint={whole[0]}', '--config.sample.num_samples=100']
-    result = runs.run(tmp_path, *flags, '--config.sample.prior_temperature=3e38', status=1)
-    assert result.err.startswith('error: 100 of 100 samples are not finite after 10 draws of')
-    assert not files_in(tmp_path)
-    result = runs.run(tmp_path, *flags, '--config.sample.prior_temperature=1e38')
-    assert re.search(r'\d+ of 100 samples are not finite after 10 draws of', result.err)
-    assert 'They are grey.' in result.err
+def test_samples_that_are_not_finite_become_no_file_without_a_word(
+    runs, golden_dir, tmp_path, caplog
+):
+    """Of a model that has diverged."""
+    tensors = torchfile.read_state_dict(golden_dir / 'uncond.pth')
+    for name, tensor in tensors.items():
+        if 'proj_out' in name:
+            tensors[name] = np.float32(1e6) * tensor
+    torchfile.write_state_dict(tmp_path / 'diverged.pth', tensors)
+    flags = ['--mode=sample', f'--checkpoint={tmp_path}/diverged.pth', *UNCONDITIONAL]
+    result = runs.run(tmp_path / 'run', *flags, status=1)
+    assert result.err.startswith('error: 16 of 16 samples are not finite after 10 draws of')
+    assert not files_in(tmp_path / 'run')
+    main.check_finite(np.array([True, False, True]))
+    assert caplog.messages[0].startswith('1 of 3 samples are not finite after 10 draws')

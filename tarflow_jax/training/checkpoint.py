@@ -91,7 +91,7 @@ class Checkpoints:
     def _list(self) -> list[int]:
         try:
             names = os.listdir(self.folder)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         steps = [int(name) for name in names if re.fullmatch('0|[1-9][0-9]{0,17}', name)]
         return sorted((step for step in steps if self._at(step).is_dir()), reverse=True)
@@ -219,6 +219,11 @@ class Checkpoints:
             time.sleep(seconds)
 
     def _read_prints(self, step) -> dict[str, dict[str, int]]:
+        if not distributed.is_main() and not self._at(step).is_dir():
+            raise OSError(
+                f'process {jax.process_index()} does not see {self._at(step)}: do all hosts share '
+                'the workdir?'
+            )
         prints = json.loads((self._at(step) / FINGERPRINTS / 'metadata').read_bytes())
         if not isinstance(prints, dict):
             raise ValueError(f'its {FINGERPRINTS} are no dictionary')

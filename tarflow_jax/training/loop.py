@@ -11,7 +11,7 @@ import numpy as np
 
 from tarflow_jax import experiment, imagefiles
 from tarflow_jax.data import pipeline
-from tarflow_jax.errors import RunError
+from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.evaluation import likelihood, report
 from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished, workdir_lock
 from tarflow_jax.parallel import distributed, rules
@@ -28,6 +28,7 @@ from tarflow_jax.training.progress import Progress
 from tarflow_jax.training.start import first_state, forget_losses, restarted
 from tarflow_jax.training.step import jit_train_step
 
+MOST_STEPS = 2**31 - 2  # counted in int32
 GRID_SAMPLES = 100  # at most, in a grid drawn during training
 
 
@@ -99,8 +100,7 @@ class Run:
             self.mesh,
         )
 
-        images = config.train.num_epochs * len(self.train_split)
-        self.total_steps = math.ceil(images / config.train.batch_size)
+        self.total_steps = total_steps(config.train, len(self.train_split))
         self.schedule = learning_rate_schedule(
             peak=config.optimizer.peak_learning_rate,
             floor=config.optimizer.final_learning_rate,
@@ -168,7 +168,7 @@ class Run:
 
     def has_other_data(self) -> bool:
         """Whether the workdir's losses were those of other data or noise."""
-        if not self.checkpoints.folder.exists():
+        if not self.checkpoints.steps():
             return False
         before, now = (
             json_text([c.data.get('name'), c.data.get('train_split'), c.noise.to_dict()])
@@ -314,18 +314,14 @@ class Run:
             raise Diverged(step, f'{skipped} steps in a row had no finite loss or gradient')
 
     def give_up(self, diverged: Diverged):
-        newest = self.checkpoints.steps()[:1]
-        rate = self.config.optimizer.peak_learning_rate
+        steps = self.checkpoints.steps()
+        sound = f'{self.checkpoints.folder / str(steps[0])} is sound' if steps else 'none was saved'
         raise RunError(
-            f'{diverged}, after {self.restarts} restarts (train.max_restarts) from before. '
-            + (
-                f'The last sound state is saved in {self.checkpoints.folder / str(newest[0])}. '
-                if newest
-                else 'No state was saved yet. '
-            )
-            + f'Lower optimizer.peak_learning_rate, which is {rate:g}, to a third or less (or set '
-            'optimizer.clip_norm, or model.dtype=float32), and run the same command: it goes on '
-            'from there.'
+            f'{diverged}, and so it has after each of {self.restarts} restarts '
+            f'(train.max_restarts). Of its checkpoints {sound}. Lower '
+            f'optimizer.peak_learning_rate, which is {self.config.optimizer.peak_learning_rate:g}, '
+            'to a third or less, or set optimizer.clip_norm or model.dtype=float32, and run the '
+            f'same command: it {"goes on from there" if steps else "begins anew"}.'
         )
 
     def is_pause(self, step) -> bool:
@@ -422,6 +418,17 @@ class Run:
             f'{self.workdir / "samples"}.'
         )
         return 0
+
+
+def total_steps(keys, num_images: int) -> int:
+    """Steps of a training with the keys `train` of a config."""
+    steps = keys.num_epochs * (num_images / keys.batch_size)
+    if steps > MOST_STEPS:
+        raise InputError(
+            f'train.num_epochs={keys.num_epochs:g} makes {steps:g} steps of {keys.batch_size} '
+            f'images; at most {MOST_STEPS:,} are counted.'
+        )
+    return math.ceil(steps)
 
 
 def order_seed(seed: int, restarts: int) -> int:

@@ -64,11 +64,14 @@ def _completed(items, mesh):
     """The items of a checkpoint with what was added since it was saved."""
     if states.HEALTH in items:
         return items
-    zero = replicated(mesh, 0)
-    healthy = {name: replicated(mesh, value) for name, value in health.init().items()}
     # A run that gave up has saved how many steps it had skipped, and would give up again.
-    counters = {**items['counters'], 'skipped_in_a_row': zero}
-    return {**items, 'counters': counters, states.HEALTH: {**healthy, 'restarts': zero}}
+    counters = {**items['counters'], 'skipped_in_a_row': replicated(mesh, 0)}
+    added = {**_new_health(mesh), 'restarts': replicated(mesh, 0)}
+    return {**items, 'counters': counters, states.HEALTH: added}
+
+
+def _new_health(mesh):
+    return {name: replicated(mesh, value) for name, value in health.init().items()}
 
 
 def replicated(mesh, value):
@@ -79,8 +82,7 @@ def replicated(mesh, value):
 
 def forget_losses(state: states.TrainState, mesh) -> states.TrainState:
     """A state whose coming losses do not compare with those that were, as of other data."""
-    healthy = {name: replicated(mesh, value) for name, value in health.init().items()}
-    return dataclasses.replace(state, health=healthy)
+    return dataclasses.replace(state, health=_new_health(mesh))
 
 
 def restarted(state: states.TrainState, restarts: int, mesh) -> states.TrainState:

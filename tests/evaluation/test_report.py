@@ -180,8 +180,12 @@ def test_what_cannot_be_written_or_held_is_found_before_sampling(runs, whole, tm
     (tmp_path / 'run' / 'samples').touch()
     line = runs.refused(tmp_path / 'run', *flags, few)
     assert f'{tmp_path}/run/samples cannot be written to' in line
-    line = runs.refused(tmp_path, *flags, f'--config.{mode}.num_samples=1000000000000')
-    assert f'{mode}.num_samples=1000000000000 is more than this machine holds' in line
+
+
+def test_more_samples_than_fit_are_refused_before_any_is_drawn(runs, whole, tmp_path):
+    flags = ['--mode=evaluate', f'--checkpoint={whole[0]}', HAAR]
+    line = runs.refused(tmp_path, *flags, '--config.evaluate.num_samples=1000000000')
+    assert 'evaluate.num_samples=1000000000 is more than this machine holds' in line
     assert 'Choose at most ' in line
 
 

@@ -7,7 +7,14 @@ import signal
 import jax
 import numpy as np
 import pytest
-from runs import TOTAL_STEPS, arrays_in, metrics_in, steps_in, wait_until_held
+from runs import (
+    TOTAL_STEPS,
+    arrays_in,
+    assert_same_run,
+    metrics_in,
+    steps_in,
+    wait_until_held,
+)
 
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
@@ -121,26 +128,27 @@ def test_a_second_trainer_is_refused_and_ctrl_c_ends_the_first(runs, tmp_path):
     )
 
 
-def test_a_run_that_diverges_gives_up_with_its_last_good_state(runs, tmp_path):
+def test_a_run_that_diverges_from_the_first_step_gives_up_and_can_begin_anew(runs, whole, tmp_path):
     result = runs.run(
         tmp_path,
         '--config.optimizer.peak_learning_rate=1e30',
         '--config.optimizer.clip_norm=0',
         '--config.train.max_skipped_in_a_row=3',
+        '--config.train.max_restarts=1',
         status=1,
     )
     skips = [line for line in result.out.splitlines() if 'the step was skipped' in line]
-    assert [line.rpartition('(')[2] for line in skips] == [f'{n} so far)' for n in (1, 2, 3)]
-    step = steps_in(tmp_path)[-1]
+    assert [line.rpartition('(')[2] for line in skips] == [f'{n} so far)' for n in (1, 2, 3)] * 2
     assert result.err == (
-        f'error: 3 steps in a row, up to {skips[-1].partition(":")[0]}, had a loss or gradient '
-        f'that is not finite. The last good state is saved in {tmp_path}/checkpoints/{step}. Lower '
-        'optimizer.peak_learning_rate, set optimizer.clip_norm, or use model.dtype=float32, and '
-        'run again to go on from it.\n'
+        f'error: {skips[-1].partition(":")[0]}: the training has diverged (3 steps in a row had no '
+        'finite loss or gradient), and so it has after each of 1 restarts (train.max_restarts). Of '
+        'its checkpoints none was saved. Lower optimizer.peak_learning_rate, which is 1e+30, to a '
+        'third or less, or set optimizer.clip_norm or model.dtype=float32, and run the same '
+        'command: it begins anew.\n'
     )
-    arrays = arrays_in(runs, tmp_path, step)
-    assert arrays["['counters']['skipped']"] >= 3
-    assert all(np.isfinite(array).all() for array in arrays.values())
+    assert steps_in(tmp_path) == []
+    runs.run(tmp_path)
+    assert_same_run(runs, tmp_path, whole[0])
 
 
 def test_a_new_run_can_start_from_other_parameters(runs, golden_dir, tmp_path):
