@@ -148,7 +148,7 @@ def bad_covariances():
 @pytest.mark.parametrize('kind', bad_covariances())
 def test_a_covariance_that_is_none(tmp_path, kind):
     np.savez(tmp_path / 'x.npz', mu=np.zeros(SIZES['pool']), sigma=bad_covariances()[kind])
-    with pytest.raises(InputError, match='a covariance that is none|not finite'):
+    with pytest.raises(InputError, match=r'a covariance that is none|not finite'):
         references.read(tmp_path / 'x.npz')
 
 
