@@ -9,6 +9,7 @@ import math
 import os
 import re
 import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,18 @@ from typing import IO, Any, BinaryIO
 from tarflow_jax.errors import InputError
 
 _unfinished: set[Path] = set()  # of this process
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file to read it, if it is one: a FIFO would keep its reader waiting for good.
+
+    Raises:
+      ValueError: it is a FIFO, a socket, a device or a folder.
+      OSError: it cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError('it is no file, but a FIFO, a socket, a device or a folder')
+    return open(path, 'rb')
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ A training run has saved itself, an evaluation the samples it has drawn: the sam
 on as many hosts as there are then. A signal to any one process stops all of them after the same
 step, with the same status; where one fails, the others end with its status and words. Output that
 nobody reads any more, or that was closed from the start, stops nothing. A process that was killed
-outright takes the others with it, without a save: at once if it was process 0, else within two
-minutes, with status 134 (abort) or 1.
+outright takes the others with it, at once and without a save: they end with status 1 and say which
+one it was. A slow one is waited for.
 """
 
 import os
@@ -39,7 +39,8 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tarflow_jax import capacity, experiment, imagefiles, loading
+from tarflow_jax import capacity, configfile, experiment, imagefiles, loading
+from tarflow_jax.configfile import ConfigFile
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.evaluation.prepare_fid import prepare_fid
 from tarflow_jax.evaluation.report import evaluate
@@ -54,10 +55,13 @@ from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import MOST_DRAWS, REMEDIES, generate, spread_labels
 from tarflow_jax.stopping import STARTS_OVER, Stop, Stopped
 from tarflow_jax.training import loop
+from tarflow_jax.training.checkpoint import quiet_orbax
+from tarflow_jax.values import Location
 
 MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
 
 CONFIG = config_flags.DEFINE_config_file('config', help_string='a file such as configs/digits.py')
+flags.FLAGS['config'].parser = ConfigFile()
 WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run')
 MODE = flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
 CHECKPOINT = flags.DEFINE_string(
@@ -72,6 +76,9 @@ SEARCH_BATCH = flags.DEFINE_bool(
 QUICK = flags.DEFINE_bool(
     'quick', False, 'whether a plan compiles with little care: minutes become seconds'
 )
+ALLOW_CHANGES = flags.DEFINE_bool(
+    'allow_changes', False, 'whether a training may resume with another data set, noise or seed'
+)
 DISTRIBUTED = flags.DEFINE_enum(
     'distributed', 'auto', distributed.MODES, 'whether this is one process of several'
 )
@@ -81,6 +88,18 @@ PROCESS_ID = flags.DEFINE_integer('process_id', None, 'which one this is, from 0
 COORDINATOR_TIMEOUT = flags.DEFINE_integer(
     'coordinator_timeout', 300, 'seconds to wait for the other processes'
 )
+
+_PLACE_FLAG = re.compile('--?(distributed|coordinator|num_processes|process_id|mode)=')
+LONGEST_MESSAGE = 500  # of absl, which repeats whole values
+
+# Flags that only some modes read.
+OF_MODES = {
+    'checkpoint': ('train', 'sample', 'evaluate', 'convert'),
+    'allow_changes': ('train',),
+    'topology': ('plan',),
+    'search_batch': ('plan',),
+    'quick': ('plan',),
+}
 
 
 def main(_) -> int:
@@ -92,30 +111,32 @@ def main(_) -> int:
             f'workdir {address} is an address. A workdir is a folder: give a local path, or mount '
             'the bucket (gcsfuse, s3fs) and give the path of the mount.'
         )
-    workdir = Path(address)
+    workdir = Location().check('--workdir', address) if address else Path()
+    if checkpoint:
+        loading.existing_path(checkpoint)
     with Stop() as stop:
         with stop.at_once():
             if MODE.value == 'convert':
                 return convert(config, workdir, checkpoint)
-            experiment.check_seeds(config)
+            experiment.check_keys(config)
             if MODE.value == 'plan':
                 how = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
                 return planning.plan(config, workdir, TOPOLOGY.value, **how)
-            distributed.connect(
-                DISTRIBUTED.value,
-                COORDINATOR.value,
-                NUM_PROCESSES.value,
-                PROCESS_ID.value,
-                COORDINATOR_TIMEOUT.value,
-            )
+            distributed.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
         if MODE.value == 'train':
-            return loop.train(config, workdir, checkpoint, stop)
+            changes = ALLOW_CHANGES.value
+            return loop.train(config, workdir, checkpoint, stop, allow_changes=changes)
         if MODE.value == 'prepare_fid':
             prepare_fid(config, stop)
         else:
             mode = {'sample': sample, 'evaluate': evaluate}[MODE.value]
             mode(config, workdir, checkpoint, stop)
         return 0
+
+
+def place_flags():
+    """What the flags say of this process among others, for `distributed`."""
+    return DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
 
 
 def sample(config, workdir: Path, checkpoint: str | None, stop: Stop):
@@ -208,10 +229,13 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
 
 def parse_flags(argv):
     """absl's parsing; a mistake in a flag, a key or a config file becomes an InputError."""
-    put_configs_on_path(argv)
+    if sum(argument.partition('=')[0] in ('-config', '--config') for argument in argv) > 1:
+        raise InputError('--config is given twice: which of the files is meant?')
     try:
+        # Who the others are comes first, so that they hear of mistakes in the rest.
+        flags.FLAGS([argv[0], *filter(_PLACE_FLAG.match, argv)])
         remaining = flags.FLAGS(argv)
-    except Exception as error:  # of absl, of ml_collections, or whatever the file itself raises
+    except Exception as error:  # of absl, of ml_collections, or of the config file
         raise InputError(_explain(error)) from error
     if len(remaining) > 1:
         raise InputError(f'{remaining[1]!r} is no flag; a setting is --config.section.key=value.')
@@ -223,44 +247,30 @@ def parse_flags(argv):
             f'{" and ".join(missing)} must be given, for example: python -m tarflow_jax.main '
             '--config=configs/digits.py --workdir=runs/digits'
         )
+    for name, modes in OF_MODES.items():
+        flag = flags.FLAGS[name]
+        if flag.value != flag.default and MODE.value not in modes:
+            raise InputError(
+                f'--{name} means nothing with --mode={MODE.value}; it is for '
+                f'--mode={" and --mode=".join(modes)}.'
+            )
     return remaining
-
-
-def put_configs_on_path(argv):
-    """Lets an experiment say `from configs import base` wherever the command is run."""
-    for argument, following in zip(argv, [*argv[1:], ''], strict=True):
-        name, is_joined, value = argument.partition('=')
-        if name not in ('-config', '--config'):
-            continue
-        value = value if is_joined else following
-        file = Path(value.partition(':')[0]).absolute()
-        if not file.is_file():
-            raise InputError(f'--config={value}: there is no file {file}.')
-        if file.parent.name == 'configs':
-            sys.path.insert(0, str(file.parent.parent))
 
 
 def _explain(error: Exception) -> str:
     """A mistake in the flags or in the config file, in a sentence or two."""
+    cause: BaseException | None = error
+    while cause is not None:  # absl wraps what the parser of --config says
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
     text = str(error).strip()
-    if isinstance(error, flags.Error) and 'Traceback' not in text:
-        return f'{_sentence(text)} Every key stands in configs/base.py with its type.'
-    # ml_collections quotes a message once for every error that it was wrapped in.
-    unquoted = re.sub(r"""[\\"']+""", "'", text.replace('\\n', '\n'))
-    if key := re.match(r"'?(?:Key ')?(\w+)'(?: does not exist|\n|$)", unquoted):
-        nearest = re.search(r"Did you mean '(\w+)'", unquoted)
-        hint = f"; did you mean '{nearest[1]}'?" if nearest else '.'
-        return f"there is no config key '{key[1]}'{hint} Every key stands in configs/base.py."
-    if isinstance(error, flags.Error):  # an error in the file; its traceback is the message
-        place, text = re.findall(r'File "(.+)", line (\d+)', text)[-1], text.splitlines()[-1]
-    else:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place, text = (frame.filename, frame.lineno), f'{type(error).__name__}: {text}'
-    return f'the config file cannot be used: {_sentence(text)} See line {place[1]} of {place[0]}.'
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(('.', '?')) else f'{text}.'
+    if words := configfile.explain_key(text):
+        return words
+    if len(text) > LONGEST_MESSAGE:
+        text = f'{text[:LONGEST_MESSAGE]}...'
+    where = ' Every key stands in configs/base.py with its type.' if 'config' in text else ''
+    return configfile.sentence(text) + where
 
 
 def run():
@@ -269,6 +279,8 @@ def run():
     quiet_without_tpu()
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
+    quiet_orbax()
+    stack = ''
     try:
         app.run(main, flags_parser=parse_flags)
     except InputError as error:
@@ -284,10 +296,13 @@ def run():
     except Exception as error:
         if not distributed.is_connected():
             raise
-        traceback.print_exc()
+        stack = traceback.format_exc()
         status, message = 1, f'{type(error).__name__}: {error}'
-    print(f'error: {message}', file=sys.stderr)
+    distributed.wait_for_its_cause(status)
+    print(f'{stack}error: {message}', file=sys.stderr)
     distributed.leave(status, message)
+    if flags.FLAGS.is_parsed() and MODE.value not in ('convert', 'plan'):
+        distributed.leave_before_connecting(status, message, *place_flags())
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another

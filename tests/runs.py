@@ -5,6 +5,7 @@ one that has imported everything (`start`), and all share what was compiled; onl
 the process itself is the point is it a new Python (`start_python`).
 """
 
+import atexit
 import contextlib
 import ctypes
 import dataclasses
@@ -91,7 +92,8 @@ class Run:
     @property
     def out(self) -> str:
         """What it printed, without the notes of Gloo, through which CPUs of two processes add."""
-        lines = (self._folder / 'out').read_text().splitlines(keepends=True)
+        file = self._folder / 'out'
+        lines = (file.read_text() if file.exists() else '').splitlines(keepends=True)
         return ''.join(line for line in lines if not line.startswith('[Gloo] '))
 
     def signal(self, number):
@@ -135,8 +137,10 @@ class Runs:
         Args:
           workdir: of the run.
           *flags: further flags.
-          at: (event, text, number, signal): sends itself the signal as soon as Python announces
-            the event (of sys.addaudithook) that many times for an argument that has the text.
+          at: (event, text, number, action): takes the action as soon as Python announces the event
+            (of sys.addaudithook) that many times for an argument that has the text. The event
+            'call' is a function's, the text as in 'training/loop.py read'. The action is a signal,
+            which it sends itself, or an exception, which it raises.
           file_size: bytes after which the writing of a file fails, as on a full disk.
           devices: how many CPU devices it has; one by default.
           mortal: whether permissions bind it even if it belongs to root.
@@ -160,19 +164,22 @@ class Runs:
         assert result.status == status, result
         return result
 
-    def start_many(self, number, workdir, *flags, at=None) -> list[Run]:
+    def start_many(self, number, workdir, *flags, own=None, at=None) -> list[Run]:
         """Starts a run of several processes, with a device each.
 
         Args:
           number: of processes.
           workdir: of the run.
           *flags: further flags, for all of them.
+          own: further flags, by process.
           at: for `start`, by process.
         """
+        own, at = own or {}, at or {}
         coordinator = (f'--coordinator=127.0.0.1:{free_port()}', f'--num_processes={number}')
         return [
             self.start(
-                *(workdir, *flags, *coordinator, f'--process_id={i}'), at=(at or {}).get(i, ())
+                *(workdir, *flags, *coordinator, f'--process_id={i}', *own.get(i, ())),
+                at=at.get(i, ()),
             )
             for i in range(number)
         ]
@@ -183,13 +190,17 @@ class Runs:
         assert [result.status for result in results] == [status] * number, results
         return results
 
-    def call_in_many(self, number, function) -> list[Result]:
-        """Calls `function(process)` in each of several connected processes; prints the result."""
-        coordinator = f'127.0.0.1:{free_port()}'
-        running = [
-            self._fork(_call, function, coordinator, number, process) for process in range(number)
+    def start_calls(self, number, function) -> list[Run]:
+        """Starts `function(process)` in each of several connected processes; prints its result."""
+        coordinator = (f'--coordinator=127.0.0.1:{free_port()}', f'--num_processes={number}')
+        return [
+            self._fork(_call, function, process, [*coordinator, f'--process_id={process}'])
+            for process in range(number)
         ]
-        return [run.wait() for run in running]
+
+    def call_in_many(self, number, function) -> list[Result]:
+        """`start_calls`, and waits for the end of all."""
+        return [run.wait() for run in self.start_calls(number, function)]
 
     def refused(self, workdir, *flags) -> str:
         """The one line with which a run refuses to start, having changed nothing."""
@@ -246,12 +257,18 @@ def _print_into(folder):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
 
 
-def _call(folder, function, coordinator, number, process):
+def _call(folder, function, process, arguments):
     _print_into(folder)
+    from tarflow_jax import main
     from tarflow_jax.parallel import distributed
 
-    distributed.connect('on', coordinator, number, process)
-    print(function(process))
+    def call(_):
+        distributed.connect(*main.place_flags())
+        print(function(process))
+
+    sys.argv = ['tarflow_jax/main.py', '--mode=convert', '--workdir=none', *arguments]
+    main.main = call
+    _as_python_ends(main.run)
 
 
 def _run(folder, arguments, at, file_size, devices, mortal):
@@ -267,10 +284,10 @@ def _run(folder, arguments, at, file_size, devices, mortal):
     if devices:
         jax.config.update('jax_num_cpu_devices', devices)
     if at:
-        sys.addaudithook(_signal_at(*at))
+        _set_trap(*at)
     from tarflow_jax import main
 
-    main.run()
+    _as_python_ends(main.run)
 
 
 def _obey_permissions():
@@ -284,17 +301,36 @@ def _obey_permissions():
     assert libc.capset(header, sets) == 0
 
 
-def _signal_at(event, text, number, signal_number):
+def _as_python_ends(function):
+    """Calls what is to be called at exit, too, which a forked process does not."""
+    try:
+        function()
+    finally:
+        atexit._run_exitfuncs()
+
+
+def _set_trap(event, text, number, action):
     seen = 0
 
-    def hook(name, arguments):
+    def on_event(name, argument):
         nonlocal seen
-        if name == event and text in str(arguments[0]):
+        if name == event and text in argument:
             seen += 1
+            if seen == number and isinstance(action, Exception):
+                raise action
             if seen == number:
-                os.kill(os.getpid(), signal_number)
+                os.kill(os.getpid(), action)
 
-    return hook
+    def on_call(frame, name, _):
+        code = frame.f_code
+        if code.co_name == function and code.co_filename.endswith(file):
+            on_event(name, text)
+
+    if event == 'call':
+        file, function = text.split()
+        sys.setprofile(on_call)
+    else:
+        sys.addaudithook(lambda name, arguments: on_event(name, str(arguments[:1])))
 
 
 @pytest.fixture(scope='session')

@@ -9,7 +9,7 @@ import numpy as np
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.likelihood import noisy_images, scored_batches
-from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.flow.tarflow import TarFlow, as_images, check_params
 from tarflow_jax.parallel import distributed
 from tarflow_jax.training.objective import Noise
 
@@ -19,9 +19,10 @@ def class_log_probs(model: TarFlow, params, images):
 
     p(y | x) = p(x | y) / sum_y' p(x | y')
     """
+    check_params(model, params)
     if not model.num_classes:
         raise InputError('the model has no classes (model.num_classes=0): it cannot classify.')
-    return jax.nn.log_softmax(_joint(model, params, jnp.asarray(images)))
+    return jax.nn.log_softmax(_joint(model, params, as_images(images, model.image_shape)))
 
 
 def evaluate(

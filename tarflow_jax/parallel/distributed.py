@@ -5,23 +5,25 @@ With one process everything here is trivial: nothing is sent, and nothing waits.
 
 import atexit
 import contextlib
+import dataclasses
 import json
 import os
-import signal
 import socket
 import sys
-import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state  # its key-value store has no public name
+from jax._src.clusters import ClusterEnv  # who is who under a launcher; it has no public name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, Sharding
 
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.parallel import rules
+from tarflow_jax.parallel.hub import Hub
+from tarflow_jax.parallel.member import GRACE_SECONDS, Member, ignore_late_signals, open_tunnel
 
 MODES = ('auto', 'on', 'off')
 
@@ -36,11 +38,31 @@ LAUNCHERS = (
     ('JAX_COORDINATOR_ADDRESS', bool),
 )
 
-_FAILED, _LEFT = 'tarflow_jax/failed', 'tarflow_jax/left'
+_NAMES = ('coordinator', 'number of processes', 'number of this process')
+_WITHOUT_PROXY = 'no_grpc_proxy'  # of gRPC, which prefers it to `no_proxy`
 _WORDS_AT_ONCE = 2**20
-_POLL_SECONDS = 0.5
-_GRACE_SECONDS = 10  # for the others to hear of a failure
-_SHUTDOWN_SECONDS = 3600  # for which those that are done wait for one that still writes
+_HEARTBEAT_SECONDS = 10**6  # for JAX to wait: members of the hub tell sooner, and in words
+_FAILURES_SECONDS = 1  # for the failure of another process to be heard of
+
+_connecting = False  # has begun, at least
+_member: Member | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The place of this process among several.
+
+    Attributes:
+      coordinator: HOST:PORT at which process 0 listens.
+      num_processes: of them all.
+      process_id: of this one.
+      local_device_ids: of the devices of this machine that are this process's; None for all.
+    """
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+    local_device_ids: Sequence[int] | None = None
 
 
 def connect(
@@ -63,28 +85,28 @@ def connect(
 
     Raises:
       InputError: the arguments do not go together, or there is no launcher to ask.
-      RunError: the coordinator does not answer, or its port is taken. Where only JAX can wait, for
-        processes that never come, the process ends itself with status 1 and the same words.
+      RunError: the coordinator does not answer, or its port is taken. Where other processes never
+        come, or fail from here on, the process ends itself with a status and words.
     """
+    global _connecting
+    _connecting = True
+    if place := find_place(mode, coordinator, num_processes, process_id, timeout):
+        _start_jax(place, _join(place, timeout), timeout)
+
+
+def find_place(mode, coordinator, num_processes, process_id, timeout) -> Place | None:
+    """The place of this process among several, None for one on its own; see `connect`."""
     given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
     if mode == 'off' or (mode == 'auto' and not _any_given(given) and not launched()):
-        return
+        return None
     if timeout < 1:
         raise InputError(f'--coordinator_timeout must be at least 1 second; got {timeout}.')
     if _any_given(given):
-        coordinator = check(given)
-        if num_processes == 1:
-            return
-        if process_id == 0:
-            _check_port_is_free(coordinator)
-        else:
-            _wait_for_answer(coordinator, timeout)
-        given['cluster_detection_method'] = 'deactivate'
-    # Signals are ours: JAX's own service would take SIGTERM away.
-    jax.config.update('jax_enable_preemption_service', False)
-    with _ends_when_nobody_comes(coordinator, num_processes, timeout):
-        _initialize(given, timeout)
-    _watch_for_failures()
+        check(given)
+        place = Place(coordinator, num_processes, process_id)
+    else:
+        place = _ask_launcher(timeout)
+    return place if place.num_processes > 1 else None
 
 
 def _any_given(given: dict) -> bool:
@@ -101,8 +123,8 @@ def launched() -> bool:
     return False
 
 
-def check(given: dict) -> str:
-    """The coordinator; raises InputError unless all three flags are given and go together."""
+def check(given: dict) -> None:
+    """Raises InputError unless all three flags are given and go together."""
     missing = [f'--{name}' for name, value in given.items() if value is None]
     if missing:
         raise InputError(
@@ -122,23 +144,74 @@ def check(given: dict) -> str:
             f'--process_id must lie in 0..{given["num_processes"] - 1} for --num_processes='
             f'{given["num_processes"]}, another for every process; got {given["process_id"]}.'
         )
-    return given['coordinator']
 
 
-def _initialize(given: dict, timeout: int) -> None:
-    names = {'coordinator': 'coordinator_address'}
-    try:
-        jax.distributed.initialize(
-            **{names.get(name, name): value for name, value in given.items()},
-            initialization_timeout=timeout + 60,  # JAX would not raise but abort
-            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
-        )
-    except ValueError as error:
+def _ask_launcher(timeout: int) -> Place:
+    found = ClusterEnv.auto_detect_unset_distributed_params(
+        os.environ.get('JAX_COORDINATOR_ADDRESS'), None, None, None, None, timeout
+    )
+    missing = [f'the {name}' for name, value in zip(_NAMES, found, strict=False) if value is None]
+    if missing:
         raise InputError(
-            f'--distributed=on, and JAX finds no launcher to ask for the other processes ({error}) '
+            '--distributed=on, and JAX finds no launcher to ask for the other processes: '
+            f'{", ".join(missing)} cannot be known. '
             'Give --coordinator=HOST:PORT, --num_processes and --process_id, or start the '
             'processes with srun, mpirun or on a TPU pod; --distributed=off is one process alone.'
-        ) from error
+        )
+    coordinator, num_processes, process_id, local_device_ids = found
+    if os.environ.get('JAX_LOCAL_DEVICE_IDS'):  # which JAX reads where none are given
+        local_device_ids = None
+    return Place(coordinator, num_processes, process_id, local_device_ids)
+
+
+def _join(place: Place, timeout: float) -> tuple[Member, int]:
+    """This process as a member of the hub, and its port to JAX's coordination service."""
+    if place.process_id == 0:
+        listener = _listen(place.coordinator)
+        service_port = _free_port()
+        hub = Hub(listener, place.coordinator, place.num_processes, timeout, service_port)
+        connection = socket.create_connection(('127.0.0.1', listener.getsockname()[1]))
+        return Member(0, place.num_processes, connection, hub), service_port
+    connection = _reach(place.coordinator, timeout)
+    member = Member(place.process_id, place.num_processes, connection)
+    return member, open_tunnel(_address(place.coordinator))
+
+
+def _start_jax(place: Place, joined: tuple[Member, int], timeout: float) -> None:
+    global _member
+    _member, service_port = joined
+    if not _member.wait_for_all(timeout):
+        _member = None
+        reason = 'what listens there is no process of this program'
+        raise RunError(_no_answer(place.coordinator, timeout, reason))
+    service = f'127.0.0.1:{service_port}'
+    # JAX warns of proxies. The way to this machine leads through none.
+    jax.config.update('jax_check_proxy_envs', False)
+    without_proxy = os.environ.get(_WITHOUT_PROXY) or os.environ.get('no_proxy') or ''
+    os.environ[_WITHOUT_PROXY] = f'{without_proxy},127.0.0.1'
+    # Signals are ours: JAX's own service would take SIGTERM away.
+    jax.config.update('jax_enable_preemption_service', False)
+    jax.distributed.initialize(
+        service,
+        place.num_processes,
+        place.process_id,
+        place.local_device_ids,
+        cluster_detection_method='deactivate',
+        coordinator_bind_address=service,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+    )
+    atexit.register(_finish, _member)
+
+
+def _finish(member: Member) -> None:
+    """At the end of a process: no sooner than all are done, and process 0 last."""
+    ignore_late_signals()
+    try:
+        member.wait_for_end()
+    except KeyboardInterrupt:
+        member.fail(130, 'interrupted.')
+    jax.distributed.shutdown()
+    member.wait_until_alone()
 
 
 def _address(coordinator: str) -> tuple[str, int]:
@@ -146,12 +219,13 @@ def _address(coordinator: str) -> tuple[str, int]:
     return host.strip('[]'), int(port)
 
 
-def _check_port_is_free(coordinator: str) -> None:
-    """JAX would crash."""
+def _listen(coordinator: str) -> socket.socket:
     _, port = _address(coordinator)
+    every_address = (
+        dict(family=socket.AF_INET6, dualstack_ipv6=True) if socket.has_dualstack_ipv6() else {}
+    )
     try:
-        with socket.create_server(('', port), reuse_port=False):
-            pass
+        return socket.create_server(('', port), backlog=1024, **every_address)
     except OSError as error:
         raise RunError(
             f'process 0 cannot listen at --coordinator={coordinator} ({error.strerror}): choose '
@@ -159,17 +233,24 @@ def _check_port_is_free(coordinator: str) -> None:
         ) from error
 
 
-def _wait_for_answer(coordinator: str, timeout: int) -> None:
+def _free_port() -> int:
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        return server.getsockname()[1]
+
+
+def _reach(coordinator: str, timeout: float) -> socket.socket:
     deadline = time.monotonic() + timeout
     while True:
         try:
             left = max(deadline - time.monotonic(), 0.1)
-            with socket.create_connection(_address(coordinator), timeout=left):
-                return
+            connection = socket.create_connection(_address(coordinator), timeout=left)
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise RunError(_no_answer(coordinator, timeout, error)) from error
-        time.sleep(0.1)
+            time.sleep(0.1)
+        else:
+            connection.settimeout(None)
+            return connection
 
 
 def _no_answer(coordinator, timeout, reason) -> str:
@@ -178,34 +259,6 @@ def _no_answer(coordinator, timeout, reason) -> str:
         'process 0 running there, and can this host reach that port? --coordinator_timeout sets '
         'the seconds.'
     )
-
-
-@contextlib.contextmanager
-def _ends_when_nobody_comes(coordinator, num_processes, timeout):
-    """Ends the process with a sentence where JAX, which cannot be interrupted, would abort."""
-
-    def end():
-        address = coordinator or global_state.coordinator_address or 'that the launcher named'
-        if global_state.process_id == 0:
-            message = (
-                f'process 0 waited {timeout} seconds at {address} and not all of the '
-                f'{num_processes or "other"} processes came. Start every one of them, with the '
-                'same --coordinator; --coordinator_timeout sets the seconds.'
-            )
-        else:
-            message = _no_answer(address, timeout, 'not as a coordinator of JAX')
-        print(f'error: {message}', file=sys.stderr, flush=True)
-        os._exit(1)
-
-    timer = threading.Timer(timeout, end)
-    timer.daemon = True
-    timer.start()
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would have to wait too
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-        timer.cancel()
 
 
 def is_connected() -> bool:
@@ -393,48 +446,31 @@ def leave(status: int, message: object) -> None:
     They may be waiting for it in the middle of a step, so nothing but this would end them soon.
     Returns at once where there are no others; does not return where there are.
     """
-    if not is_connected():
+    if _member:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _member.fail(status, str(message))
+
+
+def leave_before_connecting(
+    status: int, message: object, mode, coordinator, num_processes, process_id
+) -> None:
+    """`leave` of a process that was refused before it came to `connect`, whose flags these are."""
+    if _connecting:
         return
-    me = jax.process_index()
-    client: Any = global_state.client
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with contextlib.suppress(Exception):  # the others may be gone
-        client.key_value_set(_FAILED, f'{me} {status} {message}', allow_overwrite=True)
-        _wait_for_the_others_to_hear(client, me)
-    os._exit(status)
+    with contextlib.suppress(InputError, RunError):
+        if place := find_place(mode, coordinator, num_processes, process_id, GRACE_SECONDS):
+            member, _ = _join(place, GRACE_SECONDS)
+            member.fail(status, str(message))
 
 
-def _wait_for_the_others_to_hear(client, me: int) -> None:
-    """Process 0 holds the store in which the others read."""
-    client.key_value_set(f'{_LEFT}/{me}', '.')
-    deadline = time.monotonic() + _GRACE_SECONDS
-    while me == 0 and time.monotonic() < deadline:
-        if len(client.key_value_dir_get(_LEFT)) == jax.process_count():
-            break
-        time.sleep(_POLL_SECONDS / 10)
-    time.sleep(_POLL_SECONDS / 10)  # they have said that they leave, and now they do
+def wait_for_its_cause(status: int) -> None:
+    """Before a process tells of its failure: lets one that failed before, its cause, end it.
 
+    Where a process ends, the others' sums with it fail, too, and whatever comes of that.
 
-def _watch_for_failures() -> None:
-    """From now on, this process ends as soon as another one has failed."""
-    stop = threading.Event()
-    atexit.register(stop.set)
-    me = jax.process_index()
-    client: Any = global_state.client
-
-    def watch():
-        while not stop.wait(_POLL_SECONDS):
-            try:
-                failure = client.key_value_try_get(_FAILED)
-            except Exception:  # not there, or the store is gone, of which JAX itself takes note
-                continue
-            process, status, message = failure.split(' ', 2)
-            if int(process) == me:
-                return
-            print(f'error: process {process} failed: {message}', file=sys.stderr, flush=True)
-            with contextlib.suppress(Exception):
-                client.key_value_set(f'{_LEFT}/{me}', '.')
-            os._exit(int(status))
-
-    threading.Thread(target=watch, daemon=True).start()
+    Args:
+      status: of the failure. What was asked wrongly (2) has no such cause.
+    """
+    if _member:
+        _member.wait_for_failure(_FAILURES_SECONDS if status == 1 else 0)

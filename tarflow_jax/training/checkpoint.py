@@ -6,7 +6,6 @@ and a fingerprint of every array. The fingerprint is what notices a flipped bit:
 """
 
 import contextlib
-import functools
 import json
 import logging as python_logging
 import math
@@ -15,6 +14,7 @@ import re
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,6 @@ class Checkpoints:
         self.folder = Path(workdir).absolute() / 'checkpoints'
         self._keep = keep
         self._read_only = read_only
-        _quiet_orbax()
         self._reader = _open_reader()
         self._manager = None if read_only else self._open_manager()
 
@@ -359,12 +358,14 @@ class Vanished(Damaged):
     """A checkpoint that was removed while it was read."""
 
 
-@functools.cache
-def _quiet_orbax() -> None:
+def quiet_orbax() -> Callable[[], None]:
     """Keeps Orbax's notes and echoes off the terminal; its errors are raised anyway.
 
     The notes are about its own options. The echoes are those of a read or write that failed: its
     other threads and coroutines find the event loop gone that started them, and say so one by one.
+
+    Returns:
+      What undoes it: a program needs no such thing, a library owes it to its caller.
     """
 
     def is_worth_showing(record: python_logging.LogRecord) -> bool:
@@ -379,11 +380,19 @@ def _quiet_orbax() -> None:
         if not is_of_coroutine and str(unraisable.exc_value) != 'Event loop is closed':
             shown_before(unraisable)
 
-    logging.get_absl_logger().addFilter(is_worth_showing)
-    python_logging.getLogger('asyncio').addFilter(is_no_echo)
+    undo = contextlib.ExitStack()
+    for logger, condition in (
+        (logging.get_absl_logger(), is_worth_showing),
+        (python_logging.getLogger('asyncio'), is_no_echo),
+    ):
+        logger.addFilter(condition)
+        undo.callback(logger.removeFilter, condition)
+    undo.enter_context(warnings.catch_warnings())
     never_awaited = r"coroutine '.*' was never awaited"
     warnings.filterwarnings('ignore', never_awaited, category=RuntimeWarning)
     shown_before, sys.unraisablehook = sys.unraisablehook, show
+    undo.callback(setattr, sys, 'unraisablehook', shown_before)
+    return undo.close
 
 
 def fingerprints(tree) -> dict[str, int]:

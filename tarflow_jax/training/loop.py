@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from tarflow_jax import experiment, imagefiles
 from tarflow_jax.data import pipeline
-from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.errors import RunError
 from tarflow_jax.evaluation import likelihood, report
 from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished, workdir_lock
 from tarflow_jax.parallel import distributed, rules
@@ -28,7 +29,6 @@ from tarflow_jax.training.progress import Progress
 from tarflow_jax.training.start import first_state, forget_losses, restarted
 from tarflow_jax.training.step import jit_train_step
 
-MOST_STEPS = 2**31 - 2  # counted in int32
 GRID_SAMPLES = 100  # at most, in a grid drawn during training
 
 
@@ -40,7 +40,7 @@ class Diverged(Exception):
         super().__init__(f'step {step}: the training has diverged ({reason})')
 
 
-def train(config, workdir, checkpoint, stop: Stop) -> int:
+def train(config, workdir, checkpoint, stop: Stop, *, allow_changes: bool = False) -> int:
     """Trains in `workdir` until the config's last step, from where an earlier run there stopped.
 
     Where there are several processes, each calls this with the same arguments; a signal to any of
@@ -51,6 +51,7 @@ def train(config, workdir, checkpoint, stop: Stop) -> int:
       workdir: gets config.json, metrics.jsonl, checkpoints/, samples/ and tensorboard/.
       checkpoint: what a new run takes its first parameters from, see `tarflow_jax.load`; or None.
       stop: hears of signals.
+      allow_changes: whether a run may resume with another data set, noise, seed and the like.
 
     Returns:
       The exit status: 0 when trained to the end, 128 plus the number of a signal that stopped it.
@@ -63,7 +64,7 @@ def train(config, workdir, checkpoint, stop: Stop) -> int:
         if distributed.is_main():
             stack.enter_context(workdir_lock(workdir))
         distributed.agree(True)  # nobody goes on unless the workdir is ours
-        run = Run(config, workdir, checkpoint, stop)
+        run = Run(config, workdir, checkpoint, stop, allow_changes)
         try:
             with contextlib.closing(run.checkpoints):
                 return run.train()
@@ -77,7 +78,8 @@ def train(config, workdir, checkpoint, stop: Stop) -> int:
 class Run:
     """What a training run is made of; raises InputError before any time is spent."""
 
-    def __init__(self, config, workdir, checkpoint, stop: Stop):
+    def __init__(self, config, workdir, checkpoint, stop: Stop, allow_changes: bool):
+        experiment.check_keys(config)
         self.config = config
         self.checkpoint = checkpoint
         self.stop = stop
@@ -91,7 +93,6 @@ class Run:
         self.how_to_sample = experiment.how_to_sample(config, self.model)
         self.train_split = self.dataset.split(config.data.train_split)
         self.test_split = self.dataset.split(config.data.test_split)
-        experiment.check_keys(config)
         report.check(config, self.model, self.dataset)
         experiment.check_batch_size(
             config.train.batch_size,
@@ -100,7 +101,7 @@ class Run:
             self.mesh,
         )
 
-        self.total_steps = total_steps(config.train, len(self.train_split))
+        self.total_steps = experiment.count_steps(config, len(self.train_split))
         self.schedule = learning_rate_schedule(
             peak=config.optimizer.peak_learning_rate,
             floor=config.optimizer.final_learning_rate,
@@ -118,9 +119,18 @@ class Run:
         self.checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
         if self.checkpoints.steps():
             experiment.check_same_model(config, workdir)
+            if not allow_changes:
+                experiment.check_same_run(config, workdir)
 
     def train(self) -> int:
         self.check_same_run()
+        if self.checkpoint and self.checkpoints.steps() and distributed.is_main():
+            logging.warning(
+                '%s has checkpoints of its own, from which training resumes: --checkpoint=%s, from '
+                'which a new run takes its first parameters, is not read. To start from it, give '
+                'another --workdir.',
+                *(self.workdir, self.checkpoint),
+            )
         self.data_changed = distributed.of_main(self.has_other_data())
         state = self.first_state()
         step = int(state.step)
@@ -418,17 +428,6 @@ class Run:
             f'{self.workdir / "samples"}.'
         )
         return 0
-
-
-def total_steps(keys, num_images: int) -> int:
-    """Steps of a training with the keys `train` of a config."""
-    steps = keys.num_epochs * (num_images / keys.batch_size)
-    if steps > MOST_STEPS:
-        raise InputError(
-            f'train.num_epochs={keys.num_epochs:g} makes {steps:g} steps of {keys.batch_size} '
-            f'images; at most {MOST_STEPS:,} are counted.'
-        )
-    return math.ceil(steps)
 
 
 def order_seed(seed: int, restarts: int) -> int:

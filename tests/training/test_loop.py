@@ -188,7 +188,7 @@ REFUSED = {
         "no split 'validation'; it has test (299 examples), train"
     ],
     ('data__dir', '/dev/null'): ["data_dir '/dev/null' is not a folder"],
-    ('noise__type', 'poisson'): ["('gaussian', 'uniform'); got 'poisson'"],
+    ('noise__type', 'poisson'): ["noise.type must be one of gaussian, uniform; got 'poisson'"],
     ('noise__std', 0.0): ['noise.std must be above 0', '0.0'],
     # Training.
     ('train__batch_size', 1499): ['1499', '1498 images', 'at most 1498'],
@@ -199,9 +199,9 @@ REFUSED = {
     ('train__batch_size', 60): ['60 cannot be shared evenly by the 8 devices', 'multiple of 8'],
     ('train__batch_size', 0): ['train.batch_size must be at least 1; got 0'],
     ('train__log_every', 0): ['train.log_every must be at least 1; got 0'],
-    ('train__num_epochs', 0.0): ['train.num_epochs must be a number above 0; got 0.0'],
-    ('train__num_epochs', math.inf): ['train.num_epochs must be a number above 0; got inf'],
-    ('train__num_epochs', math.nan): ['train.num_epochs must be a number above 0; got nan'],
+    ('train__num_epochs', 0.0): ['train.num_epochs must be above 0; got 0.0'],
+    ('train__num_epochs', math.inf): ['train.num_epochs must be at most 1e+09; got inf'],
+    ('train__num_epochs', math.nan): ['train.num_epochs must be above 0; got nan'],
     ('train__drop_label', 1.0): ['train.drop_label must lie in [0, 1); got 1.0'],
     ('optimizer__warmup_steps', 24): ['24 steps', 'optimizer.warmup_steps'],
     ('optimizer__clip_norm', -1.0): ['optimizer.clip_norm must be at least 0; got -1.0'],
@@ -209,7 +209,7 @@ REFUSED = {
     ('mesh__data', 3): ['data=3, fsdp=1, tensor=1', '8 device(s)', '-1 for the rest'],
     # What would only come up in the middle of the run.
     ('evaluate__batch_size', 0): ['evaluate.batch_size must be at least 1; got 0'],
-    ('sample__guide', 'colour'): ["['both', 'scale', 'shift']; got 'colour'"],
+    ('sample__guide', 'colour'): ["both, scale, shift; got 'colour'"],
     ('sample__guidance', -1.0): ['guidance must be at least 0; got -1.0'],
     ('sample__num_samples', 0): ['sample.num_samples must be at least 1; got 0'],
     ('sample__prior_temperature', -1.0): ['sample.prior_temperature must be at least 0'],

@@ -1,0 +1,194 @@
+"""What process 0 does for all: it hears every process, and says to all what concerns them.
+
+Each process, process 0 too, holds a TCP connection to the hub for as long as it lives. So the
+kernel tells at once of a process that was killed, and a slow one is never taken for dead. The
+messages are lines of JSON:
+
+    to the hub     {"process": i, "of": n}     the first one
+                   {"failed": [status, words]}
+                   {"done": true}              it has nothing left to do
+    from the hub   "welcome"
+                   "begin"                     all have come
+                   {"failed": [status, words]} all end, as one failed or was killed
+                   "end"                       all are done
+
+A connection that begins with the line "tunnel" leads to JAX's coordination service instead, so that
+one port is enough.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from typing import Any
+
+TUNNEL = json.dumps('tunnel').encode() + b'\n'
+_MOST_WORDS = 4000  # of a failure, which travels as one line
+_SERVICE_SECONDS = 60  # for JAX's service to listen, once all have come
+# A machine that went away sends nothing: after 30 s of silence it is asked, for 30 s.
+_SILENCE = {'TCP_KEEPIDLE': 30, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 6, 'TCP_USER_TIMEOUT': 60_000}
+
+
+class Hub:
+    """Serves in a thread of its own.
+
+    Args:
+      listener: the socket at which the others find it.
+      address: its HOST:PORT, for messages.
+      num_processes: of them all.
+      timeout: seconds in which all have to come.
+      service_port: of this machine, at which JAX's coordination service listens.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        address: str,
+        num_processes: int,
+        timeout: float,
+        service_port: int,
+    ):
+        self._listener = listener
+        self._address = address
+        self._num_processes = num_processes
+        self._timeout = timeout
+        self._service_port = service_port
+        self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._came: set[int] = set()
+        self._num_awaited = num_processes  # that never knocked
+        self._done: set[int] = set()
+        self._failure: dict | None = None
+        self._alone = threading.Event()
+        threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True).start()
+
+    def wait_until_alone(self, seconds: float) -> None:
+        """Returns once all other processes came and left; at the latest after `seconds`."""
+        self._alone.wait(seconds)
+
+    async def _serve(self):
+        async with await asyncio.start_server(self._accept, sock=self._listener):
+            await asyncio.sleep(self._timeout)
+            if missing := sorted(set(range(self._num_processes)) - self._came):
+                self._fail(1, _nobody_came(self._address, self._timeout, missing))
+                self._num_awaited = 0
+                self._note_alone()
+            await asyncio.Event().wait()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        keep_asking(writer.get_extra_info('socket'))
+        with contextlib.closing(writer), contextlib.suppress(OSError, ValueError, TypeError):
+            line = await reader.readline()
+            if line == TUNNEL:
+                await self._tunnel(reader, writer)
+                return
+            hello = json.loads(line)
+            if not isinstance(hello, dict) or not {'process', 'of'} <= hello.keys():
+                return  # a stranger
+            _say(writer, 'welcome')
+            await self._hear(hello['process'], hello['of'], reader, writer)
+
+    async def _hear(self, process: int, num_processes: int, reader, writer):
+        """Serves a process from its first message to its end."""
+        self._num_awaited -= 1
+        if num_processes != self._num_processes or process in self._came:
+            refusal = {'failed': [2, _not_ours(process, num_processes, self._num_processes)]}
+            _say(writer, refusal)
+            if len(self._came) < self._num_processes:  # else a run under way does not mind
+                self._fail(*refusal['failed'])
+            return
+        self._writers[process] = writer
+        self._came.add(process)
+        if self._failure:
+            _say(writer, self._failure)
+        elif len(self._came) == self._num_processes:
+            self._say_to_all('begin')
+        try:
+            while line := await reader.readline():
+                self._take(process, json.loads(line))
+        finally:
+            if self._num_processes > len(self._done):
+                self._fail(1, _killed(process))
+            del self._writers[process]
+            self._note_alone()
+
+    def _note_alone(self):
+        if self._num_awaited <= 0 and self._writers.keys() <= {0}:
+            self._alone.set()
+
+    def _take(self, process: int, message: dict):
+        if 'failed' in message:
+            status, words = message['failed']
+            self._fail(status, f'process {process} failed: {words[:_MOST_WORDS]}')
+        else:
+            self._done.add(process)
+            if len(self._done) == self._num_processes:
+                self._say_to_all('end')
+
+    def _fail(self, status: int, words: str):
+        """The first failure is the cause of all that follow."""
+        if not self._failure:
+            self._failure = {'failed': [status, words]}
+            self._say_to_all(self._failure)
+
+    def _say_to_all(self, message):
+        for writer in self._writers.values():
+            _say(writer, message)
+
+    async def _tunnel(self, reader, writer):
+        async with asyncio.timeout(_SERVICE_SECONDS):
+            while True:
+                with contextlib.suppress(ConnectionError):
+                    far = await asyncio.open_connection('127.0.0.1', self._service_port)
+                    break
+                await asyncio.sleep(0.02)
+        with contextlib.closing(far[1]):
+            await asyncio.gather(_copy(reader, far[1]), _copy(far[0], writer))
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+    while data := await reader.read(2**16):
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()
+
+
+def _say(writer: asyncio.StreamWriter, message: Any):
+    writer.write(json.dumps(message).encode() + b'\n')
+
+
+def keep_asking(connection: socket.socket) -> None:
+    """Ends a connection to a machine that is gone, as far as the system can."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in _SILENCE.items():
+        if option := getattr(socket, name, None):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _killed(process: int) -> str:
+    return (
+        f'process {process} ended without a word: it was killed, perhaps for lack of memory, or '
+        'its machine is gone. What was saved is safe; the same command resumes from it.'
+    )
+
+
+def _nobody_came(address: str, timeout: float, missing: list[int]) -> str:
+    names = ', '.join(map(str, missing[:8])) + (', ...' if len(missing) > 8 else '')
+    return (
+        f'process 0 waited {timeout} seconds at {address} and not all of the processes came; '
+        f'missing: {names}. Start every one of them, with the same --coordinator; '
+        '--coordinator_timeout sets the seconds.'
+    )
+
+
+def _not_ours(process: int, num_processes: int, expected: int) -> str:
+    if num_processes != expected:
+        return (
+            f'process {process} was started with --num_processes={num_processes}, process 0 with '
+            f'--num_processes={expected}. Give all the same.'
+        )
+    return (
+        f'there is a process of --process_id={process} already. Give each another one, and each '
+        'run another port.'
+    )

@@ -1,0 +1,136 @@
+"""What every process of several does: it hears the hub of process 0, and speaks to it.
+
+JAX would abort a process, with a stack, as soon as its connection to the coordination service of
+process 0 breaks. So that connection leads through this process's tunnel, whose near end never
+breaks, and the member's own connection tells of the end of process 0, in words.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from tarflow_jax.parallel.hub import TUNNEL, Hub, keep_asking
+
+GRACE_SECONDS = 10  # for the others to hear of a failure
+
+
+class Member:
+    """This process among all.
+
+    Args:
+      process: its number.
+      num_processes: of them all.
+      connection: to the hub.
+      hub: in process 0, the hub itself, which has to be the last to leave.
+    """
+
+    def __init__(
+        self, process: int, num_processes: int, connection: socket.socket, hub: Hub | None = None
+    ):
+        keep_asking(connection)
+        self._connection = connection
+        self._hub = hub
+        self._own_status: int | None = None
+        self._failure = threading.Event()  # of another process, or of the hub
+        self._heard = {name: threading.Event() for name in ('welcome', 'begin', 'end')}
+        self._say({'process': process, 'of': num_processes})
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def wait_for_all(self, timeout: float) -> bool:
+        """Whether a hub is there; returns once all processes have come.
+
+        Args:
+          timeout: seconds for the hub's first answer. How long to wait for others is its matter.
+        """
+        return self._heard['welcome'].wait(timeout) and self._heard['begin'].wait()
+
+    def wait_for_end(self) -> None:
+        """Says that this process is done, and returns once all are."""
+        self._say({'done': True})
+        self._heard['end'].wait()
+
+    def fail(self, status: int, words: str) -> None:
+        """Ends all other processes with `status` and `words`, and then this one with `status`."""
+        self._own_status = status
+        self._say({'failed': [status, words]})
+        time.sleep(GRACE_SECONDS)  # while `_listen` hears that all others have heard
+        os._exit(status)
+
+    def wait_for_failure(self, seconds: float) -> None:
+        """Waits for that of another process, with which this one ends: it then does not return."""
+        if self._failure.wait(seconds):
+            threading.Event().wait()
+
+    def wait_until_alone(self) -> None:
+        """In process 0, lets all others leave before."""
+        if self._hub:
+            self._hub.wait_until_alone(GRACE_SECONDS)
+
+    def _say(self, message: Any):
+        with contextlib.suppress(OSError):  # `_listen` hears of it
+            self._connection.sendall(json.dumps(message).encode() + b'\n')
+
+    def _listen(self):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            for line in self._connection.makefile('rb'):
+                message = json.loads(line)
+                if 'failed' in message:
+                    self._leave(*message['failed'])
+                self._heard[message].set()
+        if self._heard['welcome'].is_set() and not self._heard['end'].is_set():
+            self._leave(
+                1,
+                'process 0 ended without a word: it was killed, perhaps for lack of memory, or its '
+                'machine is gone. What was saved is safe; the same command resumes from it.',
+            )
+
+    def _leave(self, status: int, words: str):
+        if self._own_status is None:
+            self._failure.set()
+            print(f'error: {words}', file=sys.stderr, flush=True)
+        self.wait_until_alone()
+        os._exit(status if self._own_status is None else self._own_status)
+
+
+def open_tunnel(address: tuple[str, int]) -> int:
+    """The port of this machine through which JAX reaches its service in process 0."""
+    listener = socket.create_server(('127.0.0.1', 0))
+    threading.Thread(target=_serve, args=(listener, address), daemon=True).start()
+    return listener.getsockname()[1]
+
+
+def _serve(listener: socket.socket, address: tuple[str, int]):
+    near_ends = []  # never closed: JAX would abort
+    while True:
+        near, _ = listener.accept()
+        near_ends.append(near)
+        with contextlib.suppress(OSError):
+            far = socket.create_connection(address)
+            keep_asking(far)
+            far.sendall(TUNNEL)
+            threading.Thread(target=_forward, args=(near, far), daemon=True).start()
+            threading.Thread(target=_copy, args=(far, near), daemon=True).start()
+
+
+def _forward(near: socket.socket, far: socket.socket):
+    _copy(near, far)
+    with contextlib.suppress(OSError):
+        far.shutdown(socket.SHUT_WR)
+
+
+def _copy(source: socket.socket, sink: socket.socket):
+    with contextlib.suppress(OSError):
+        while data := source.recv(2**16):
+            sink.sendall(data)
+
+
+def ignore_late_signals() -> None:
+    """A process that is done and waits for others ends with them."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
