@@ -409,3 +409,20 @@ def test_a_reference_of_other_images_is_made_anew(runs, whole, evaluated, tmp_pa
     result = runs.run(tmp_path, *flags)
     assert f'{path} was made with another fingerprint and is made anew' in result.err
     assert read(tmp_path)['haar_frechet'] == read(evaluated[0])['haar_frechet']
+
+
+def test_a_signal_to_the_second_of_two_stops_both(runs, whole, tmp_path):
+    flags = [
+        *('--mode=evaluate', f'--checkpoint={whole[0]}', HAAR),
+        *('--config.evaluate.num_samples=3000', '--config.evaluate.save_samples=False'),
+    ]
+    main, second = running = runs.start_many(2, tmp_path, *flags)
+    wait_for(lambda: 'of 3,000 samples; about' in main.out)
+    second.signal(signal.SIGTERM)
+    results = [run.wait() for run in running]
+    assert [result.status for result in results] == [143, 143]
+    assert all('stopped by SIGTERM. The same command resumes.' in result.err for result in results)
+    assert not unfinished_in(tmp_path)
+    result = runs.run(tmp_path, *flags)
+    assert 'samples are drawn already' in result.out
+    assert [str(path) for path in files_in(tmp_path)] == ['evaluation.json']
