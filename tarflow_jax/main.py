@@ -29,6 +29,7 @@ if __name__ == '__main__':
     terminal.prepare()  # before the imports, which take seconds
 
 import functools
+import math
 import time
 import traceback
 from pathlib import Path
@@ -38,11 +39,12 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tarflow_jax import configfile, experiment, imagefiles, loading
+from tarflow_jax import capacity, configfile, experiment, imagefiles, loading
 from tarflow_jax.configfile import ConfigFile
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.evaluation.prepare_fid import prepare_fid
 from tarflow_jax.evaluation.report import evaluate
+from tarflow_jax.files import make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.host_memory import keep_freed_memory
 from tarflow_jax.parallel.libtpu import quiet_without_tpu
@@ -50,7 +52,7 @@ from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.planning import plan as planning
 from tarflow_jax.published import exchange
 from tarflow_jax.quantities import format_duration
-from tarflow_jax.sampling.generate import MOST_DRAWS, generate, spread_labels
+from tarflow_jax.sampling.generate import MOST_DRAWS, REMEDIES, generate, spread_labels
 from tarflow_jax.stopping import STARTS_OVER, Stop, Stopped
 from tarflow_jax.training import loop
 from tarflow_jax.training.checkpoint import quiet_orbax
@@ -145,25 +147,54 @@ def sample(config, workdir: Path, checkpoint: str | None, stop: Stop):
     model, params, _ = loading.load_for(config, source, mesh)
     loading.warn_of_other_noise(config, source)
     how = experiment.how_to_sample(config, model)
-    before_batch = functools.partial(stop.check, STARTS_OVER)
+    folder = workdir / 'samples'
+    if distributed.is_main():
+        make_writable(folder)
+        remove_unfinished(workdir)
+        size = math.prod(model.image_shape)
+        capacity.check_samples(
+            *('sample.num_samples', how['num_samples']),
+            memory_each=2 * size + 16,
+            disk_each=size + 4,
+            folder=folder,
+        )
+    images, is_finite = [], []
     with rules.on(mesh):
-        batches = generate(
+        for batch in generate(
             *(model, params, mesh),
             most_draws=MOST_DRAWS,
             must_be_finite=False,
-            before_batch=before_batch,
+            before_batch=functools.partial(stop.check, STARTS_OVER),
             **how,
-        )
-        images = np.concatenate([imagefiles.to_uint8(batch) for batch in batches])
+        ):
+            images.append(imagefiles.to_uint8(batch))
+            is_finite.append(np.isfinite(batch).all(axis=(1, 2, 3)))
     if not distributed.is_main():
         return
-    labels = spread_labels(how['labels'], len(images), model.num_classes, how['seed'])
+    check_finite(np.concatenate(is_finite))
+    write_samples(folder, np.concatenate(images), how, model.num_classes)
+    seconds = format_duration(time.perf_counter() - start)
+    print(f'{how["num_samples"]} samples in {seconds}: {folder}/samples.npz, samples.png')
+
+
+def check_finite(is_finite: np.ndarray):
+    """Says how many samples are not finite; raises RunError if none is."""
+    failed = np.count_nonzero(~is_finite)
+    if not failed:
+        return
+    problem = f'{failed} of {len(is_finite)} samples are not finite after {MOST_DRAWS} draws of '
+    problem += f'their noise. {REMEDIES}'
+    if failed == len(is_finite):
+        raise RunError(f'{problem} Nothing was written.')
+    logging.warning('%s They are grey.', problem)
+
+
+def write_samples(folder: Path, images: np.ndarray, how: dict[str, Any], num_classes: int):
+    """Writes `samples.npz`, with labels if there are classes, and a grid of the first ones."""
+    labels = spread_labels(how['labels'], len(images), num_classes, how['seed'])
     arrays = {'arr_0': images} if labels is None else {'arr_0': images, 'arr_1': labels}
-    folder = workdir / 'samples'
     imagefiles.write_npz(folder / 'samples.npz', **arrays)
     imagefiles.write_png(folder / 'samples.png', imagefiles.image_grid(images[: loop.GRID_SAMPLES]))
-    seconds = time.perf_counter() - start
-    print(f'{len(images)} samples in {format_duration(seconds)}: {folder}/samples.npz, samples.png')
 
 
 def convert(config, workdir: Path, checkpoint: str | None) -> int:

@@ -26,6 +26,8 @@ import jax
 import numpy as np
 import pytest
 
+from tarflow_jax import terminal
+
 ROOT = pathlib.Path(__file__).parents[1]
 COMMAND = [sys.executable, '-m', 'tarflow_jax.main']
 TIMEOUT = 120
@@ -271,6 +273,7 @@ def _call(folder, function, process, arguments):
 
 def _run(folder, arguments, at, file_size, devices, mortal):
     _print_into(folder)
+    terminal.prepare()
     sys.argv = ['tarflow_jax/main.py', *arguments]
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))

@@ -12,6 +12,7 @@ import pytest
 from runs import ROOT, TIMEOUT, files_in, metrics_in, steps_in, wait_until_held
 
 import tarflow_jax
+from tarflow_jax import main
 from tarflow_jax.formats import torchfile
 
 UNCONDITIONAL = [
@@ -164,7 +165,7 @@ def test_a_published_checkpoint_becomes_a_workdir_and_comes_back(runs, golden_di
     line = runs.refused(tmp_path / 'wrong', *convert, f'--checkpoint={wrong}')
     assert 'width is 64 in its name and 128 in its tensors' in line
     assert '--mode=convert needs --checkpoint' in runs.refused(tmp_path / 'none', *convert)
-    line = runs.refused(workdir, *UNCONDITIONAL)
+    line = runs.refused(workdir, *UNCONDITIONAL, '--config.evaluate.metrics=bits_per_dim')
     assert 'was converted from a published checkpoint' in line
 
 
@@ -486,3 +487,20 @@ def test_a_variant_that_there_is_not(runs, tmp_path):
     line = runs.refused(tmp_path, f'--config={ROOT}/configs/photos.py:large')
     assert "there is no variant 'large'; there are 64 and 256. See line" in line
     assert line.endswith(f'{ROOT}/configs/photos.py.')
+
+
+def test_samples_that_are_not_finite_become_no_file_without_a_word(
+    runs, golden_dir, tmp_path, caplog
+):
+    """Of a model that has diverged."""
+    tensors = torchfile.read_state_dict(golden_dir / 'uncond.pth')
+    for name, tensor in tensors.items():
+        if 'proj_out' in name:
+            tensors[name] = np.float32(1e6) * tensor
+    torchfile.write_state_dict(tmp_path / 'diverged.pth', tensors)
+    flags = ['--mode=sample', f'--checkpoint={tmp_path}/diverged.pth', *UNCONDITIONAL]
+    result = runs.run(tmp_path / 'run', *flags, status=1)
+    assert result.err.startswith('error: 16 of 16 samples are not finite after 10 draws of')
+    assert not files_in(tmp_path / 'run')
+    main.check_finite(np.array([True, False, True]))
+    assert caplog.messages[0].startswith('1 of 3 samples are not finite after 10 draws')

@@ -49,11 +49,7 @@ class Features:
         self._params = None
         self._mesh = mesh
         self._preprocessing = preprocessing
-        if preprocessing not in PREPROCESSINGS:
-            raise InputError(
-                f'evaluate.preprocessing must be one of {", ".join(PREPROCESSINGS)}; got '
-                f'{preprocessing!r}.'
-            )
+        check_preprocessing(preprocessing)
         if any(name in INCEPTION for name in self.names):
             params, digest = inception_weights.load(weights)
             everywhere = jax.tree.map(lambda _: rules.replicated(mesh), params)
@@ -76,6 +72,14 @@ class Features:
         if 'haar' in self.names:
             found['haar'] = _haar(images, split)
         return {name: found[name] for name in self.names}
+
+
+def check_preprocessing(name: str) -> None:
+    """Raises InputError unless there is a preprocessing of this name."""
+    if name not in PREPROCESSINGS:
+        raise InputError(
+            f'evaluate.preprocessing must be one of {", ".join(PREPROCESSINGS)}; got {name!r}.'
+        )
 
 
 # Apart from the network, which is thus compiled once, whatever the size of the images.

@@ -12,12 +12,13 @@ from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import quality, references
 from tarflow_jax.evaluation.drawn import DrawnSamples
-from tarflow_jax.evaluation.features import to_levels
+from tarflow_jax.evaluation.features import check_preprocessing, to_levels
 from tarflow_jax.evaluation.likelihood import scored_batches
 from tarflow_jax.evaluation.prepare_fid import DataReference, features_of
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.evaluation.subject import Subject
 from tarflow_jax.files import make_writable, sha256_of
+from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.quantities import format_duration
@@ -27,6 +28,19 @@ from tarflow_jax.stopping import RESUMES
 REPORT_SHARE = 0.1  # of the samples, after which a line tells how far it is
 _COPIED = 1024  # samples at a time
 _FEATURES = 2048  # numbers of a sample that precision and recall keep
+
+
+def check(config, model: TarFlow, names: list[str]) -> None:
+    """Raises InputError if samples cannot be measured like that, as far as it is known by now."""
+    problem = quality.too_few(names, config.evaluate.num_samples)
+    if problem and not config.evaluate.samples:
+        raise InputError(f'evaluate.num_samples {problem}')
+    if model.image_shape[2] not in (1, 3):
+        raise InputError(
+            f'samples have {model.image_shape[2]} channels; measured are images of one or three. '
+            'Take the metrics of samples out of evaluate.metrics.'
+        )
+    check_preprocessing(config.evaluate.preprocessing)
 
 
 class OfSamples:
@@ -46,6 +60,7 @@ class OfSamples:
     def __init__(self, subject: Subject, names: list[str]):
         self._subject = subject
         self.names = names
+        check(subject.config, subject.model, names)
         asked = subject.config.evaluate
         self._given = self._open_given() if asked.samples else None
         self._how: dict[str, Any] = {}
@@ -56,13 +71,7 @@ class OfSamples:
             how = experiment.how_to_sample(subject.config, subject.model)
             self._how = {**how, 'num_samples': asked.num_samples, 'labels': asked.labels}
         if problem := quality.too_few(names, self._num_samples):
-            which = f'the images in {asked.samples}' if self._given else 'evaluate.num_samples'
-            raise InputError(f'{which} {problem}')
-        if subject.model.image_shape[2] not in (1, 3):
-            raise InputError(
-                f'samples have {subject.model.image_shape[2]} channels; measured are images of one '
-                'or three. Take the metrics of samples out of evaluate.metrics.'
-            )
+            raise InputError(f'the images in {asked.samples} {problem}')
         self._features = {
             family: features_of(subject.config, subject.mesh, kinds)
             for family, kinds in quality.families(names).items()

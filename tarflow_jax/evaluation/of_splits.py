@@ -4,10 +4,23 @@ import math
 from typing import Any
 
 from tarflow_jax import experiment
+from tarflow_jax.data.sources import Dataset
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import likelihood
 from tarflow_jax.evaluation.metrics import OF_SPLITS, split_names
 from tarflow_jax.evaluation.subject import Subject
+from tarflow_jax.flow.tarflow import TarFlow
+
+
+def check(config, model: TarFlow, dataset: Dataset, names: list[str]) -> None:
+    """Raises InputError if the model has no such scores, or there is no such split."""
+    if {'accuracy', 'cross_entropy'} & set(names) and not model.num_classes:
+        raise InputError(
+            'evaluate.metrics names accuracy or cross_entropy, and the model has no classes '
+            '(model.num_classes=0): it cannot classify. Take them out.'
+        )
+    for name in split_names(config.evaluate.splits):
+        dataset.split(name)
 
 
 class OfSplits:
@@ -27,11 +40,7 @@ class OfSplits:
     def __init__(self, subject: Subject, names: list[str]):
         self._subject = subject
         self.names = names
-        if {'accuracy', 'cross_entropy'} & set(names) and not subject.model.num_classes:
-            raise InputError(
-                'evaluate.metrics names accuracy or cross_entropy, and the model has no classes '
-                '(model.num_classes=0): it cannot classify. Take them out.'
-            )
+        check(subject.config, subject.model, subject.dataset, names)
         asked = split_names(subject.config.evaluate.splits)
         self._splits = {name: subject.dataset.split(name) for name in asked}
 

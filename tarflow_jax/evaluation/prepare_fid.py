@@ -81,7 +81,7 @@ class DataReference:
                 f'{dataset.name}/{self._split_name} has {len(self._split)}.'
             )
         how = features.settings.get('preprocessing', family)
-        what = [_name_of(dataset.name), _name_of(self._split_name)]
+        what = [file_name(dataset.name), file_name(self._split_name)]
         name = '-'.join([*what, *(['flipped'] if self._flip else []), how])
         self.path = Path(config.data.dir).expanduser() / 'references' / f'{name}.npz'
 
@@ -151,10 +151,10 @@ class DataReference:
             say(f'{self.path}: reference statistics of {what}.')
 
 
-def _name_of(source: str) -> str:
+def file_name(source: str) -> str:
     """A data set or a split in a file's name: train[5%:] is train_5pct_to, train[:5%] another."""
     if source.endswith('.npz'):
         digest = hashlib.sha256(str(Path(source).expanduser().resolve()).encode()).hexdigest()
-        return f'{_name_of(Path(source).stem)}-{digest[:8]}'
+        return f'{file_name(Path(source).stem)}-{digest[:8]}'
     words = source.replace(':', '_to_').replace('%', 'pct')
     return re.sub(r'(?:[^\w-]|_)+', '_', words).strip('_')

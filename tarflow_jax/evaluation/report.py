@@ -11,13 +11,16 @@ from absl import logging
 
 import tarflow_jax
 from tarflow_jax import experiment
+from tarflow_jax.data.sources import Dataset
 from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation import of_samples, of_splits
 from tarflow_jax.evaluation.features import QUANTIZATIONS
 from tarflow_jax.evaluation.metrics import OF_SAMPLES, OF_SPLITS, metric_names, split_names
 from tarflow_jax.evaluation.of_samples import OfSamples
 from tarflow_jax.evaluation.of_splits import OfSplits
 from tarflow_jax.evaluation.subject import Subject
 from tarflow_jax.files import json_text, make_writable, remove_unfinished, write_json
+from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import LABELS
@@ -48,18 +51,18 @@ def evaluate(config, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
     start = time.perf_counter()
     check_keys(config)
     names = metric_names(config)
-    of_splits = [name for name in names if name in OF_SPLITS]
-    of_samples = [name for name in names if name in OF_SAMPLES]
+    in_splits = [name for name in names if name in OF_SPLITS]
+    in_samples = [name for name in names if name in OF_SAMPLES]
     subject = Subject(config, workdir, stop)
-    if of_splits or not config.evaluate.samples:
+    if in_splits or not config.evaluate.samples:
         subject.load(checkpoint)
     if distributed.is_main():
         prepare_workdir(workdir)
     parts: list[OfSplits | OfSamples] = []
-    if of_splits:
-        parts.append(OfSplits(subject, of_splits))
-    if of_samples:
-        parts.append(OfSamples(subject, of_samples))
+    if in_splits:
+        parts.append(OfSplits(subject, in_splits))
+    if in_samples:
+        parts.append(OfSamples(subject, in_samples))
     about = {
         'version': tarflow_jax.__version__,
         'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -136,6 +139,16 @@ def _append_once(path: Path, line: str) -> None:
     was_cut = content and not content.endswith(b'\n')
     with open(path, 'ab') as file:
         file.write((b'\n' if was_cut else b'') + line.encode() + b'\n')
+
+
+def check(config, model: TarFlow, dataset: Dataset) -> None:
+    """Raises InputError if a trained model could not be evaluated as the config says."""
+    check_keys(config)
+    names = metric_names(config)
+    if chosen := [name for name in names if name in OF_SPLITS]:
+        of_splits.check(config, model, dataset, chosen)
+    if chosen := [name for name in names if name in OF_SAMPLES]:
+        of_samples.check(config, model, chosen)
 
 
 def check_keys(config) -> None:

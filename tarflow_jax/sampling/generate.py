@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.flow.tarflow import TarFlow
@@ -18,6 +17,10 @@ from tarflow_jax.sampling.sequential import sample
 
 LABELS = ('even', 'uniform')
 MOST_DRAWS = 10  # of the noise of one sample that does not get finite
+REMEDIES = (
+    'Lower sample.guidance or sample.prior_temperature, sample in model.dtype=float32, or take an '
+    'earlier --checkpoint: the model may have diverged.'
+)
 _LABEL_STREAM = 1
 
 
@@ -94,7 +97,7 @@ def draw(
       denoise_std: of the noise that a score step removes from the samples; 0 for no such step.
       most_draws: how often the noise of a sample is drawn, with its label kept and the other rows
         untouched, until the sample is finite; 1 to take what comes.
-      must_be_finite: whether a sample that never gets finite is an error, or a warning.
+      must_be_finite: whether a sample that never gets finite is an error.
       before_batch: is called before each batch; what it raises ends the drawing.
       **how: guidance and temperatures as of `sample`.
 
@@ -114,16 +117,10 @@ def draw(
         local = index[rows], all_labels[index][rows], np.zeros(len(rows), np.int32)
         placed = distributed.put_rows(local, mesh, batch_size, rows)
         images, num_redrawn, failed = _draw_finite(model, params, seed, placed, how, most_draws)
-        if failed:
-            problem = (
-                f'a sample is not finite after {most_draws} draws of its noise. Lower '
-                'sample.guidance or sample.prior_temperature, sample in model.dtype=float32, or '
-                'take an earlier --checkpoint: the model may have diverged.'
+        if failed and must_be_finite:
+            raise RunError(
+                f'a sample is not finite after {most_draws} draws of its noise. {REMEDIES}'
             )
-            if must_be_finite:
-                raise RunError(problem)
-            if distributed.is_main():
-                logging.warning(problem)
         yield Drawn(images, index, index < num_samples, num_redrawn)
 
 

@@ -13,8 +13,8 @@ from absl import logging
 from tarflow_jax import experiment, imagefiles
 from tarflow_jax.data import pipeline
 from tarflow_jax.errors import RunError
-from tarflow_jax.evaluation import likelihood
-from tarflow_jax.files import check_writable, json_text, reason_of, workdir_lock
+from tarflow_jax.evaluation import likelihood, report
+from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished, workdir_lock
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling.generate import generate
@@ -93,6 +93,7 @@ class Run:
         self.how_to_sample = experiment.how_to_sample(config, self.model)
         self.train_split = self.dataset.split(config.data.train_split)
         self.test_split = self.dataset.split(config.data.test_split)
+        report.check(config, self.model, self.dataset)
         experiment.check_batch_size(
             config.train.batch_size,
             config.train.microbatches,
@@ -142,7 +143,7 @@ class Run:
             return 0
         if distributed.is_main():
             self.check_folders()
-            self.clear_away_unfinished()
+            remove_unfinished(self.workdir)
             experiment.record_config(self.config, self.workdir)
         self.train_step = jit_train_step(
             self.config,
@@ -238,12 +239,6 @@ class Run:
             f'({self.restarts} of at most {self.config.train.max_restarts} times)'
         )
         return restarted(state, self.restarts, self.mesh)
-
-    def clear_away_unfinished(self):
-        """Deletes the files that a killed run had begun to write."""
-        for pattern in ('.config.json.*', '.metrics.jsonl.*', 'samples/.step_*'):
-            for leftover in self.workdir.glob(f'{pattern}.unfinished'):
-                leftover.unlink(missing_ok=True)
 
     def describe(self, state: states.TrainState):
         """Says what is trained on what, and where it goes on."""

@@ -1,5 +1,6 @@
 """`--mode=evaluate` of samples, and `--mode=prepare_fid`, by the command line."""
 
+import datetime
 import json
 import shutil
 import signal
@@ -9,7 +10,7 @@ import pytest
 from golden.inception import recipe
 from runs import TIMEOUT, files_in, wait_for
 
-from tarflow_jax.evaluation import inception_weights, references
+from tarflow_jax.evaluation import inception_weights, prepare_fid, references
 from tarflow_jax.formats import torchfile
 from tarflow_jax.sampling.generate import spread_labels
 
@@ -150,6 +151,90 @@ def test_every_metric_of_inception(runs, whole, weights, tmp_path):
         tmp_path, '--mode=evaluate', *flags, f'--config.evaluate.reference={theirs}'
     )
     assert 'has no spatial, no images' in line
+
+
+# Found out before the first step of a training, too.
+REFUSED_BY_TRAINING = {
+    '--config.evaluate.metrics=foo': 'evaluate.metrics must name some of',
+    '--config.evaluate.preprocessing=none': 'evaluate.preprocessing must be one of',
+    '--config.evaluate.splits=valid': "no split 'valid'; it has test",
+    '--config.evaluate.num_samples=3': 'evaluate.num_samples must be at least 4 for haar_frechet',
+}
+
+
+@pytest.mark.parametrize('flag', REFUSED_BY_TRAINING)
+def test_refused_by_training(runs, tmp_path, flag):
+    metrics = [] if 'metrics' in flag else [f'{HAAR},bits_per_dim']
+    assert REFUSED_BY_TRAINING[flag] in runs.refused(tmp_path, *metrics, flag)
+
+
+@pytest.mark.parametrize('mode', ['sample', 'evaluate'])
+def test_what_cannot_be_written_or_held_is_found_before_sampling(runs, whole, tmp_path, mode):
+    flags = [f'--mode={mode}', f'--checkpoint={whole[0]}', HAAR]
+    few = f'--config.{mode}.num_samples=4'
+    (tmp_path / 'file').touch()
+    line = runs.refused(tmp_path / 'file', *flags, few)
+    assert f'{tmp_path}/file' in line
+    assert 'cannot be written to' in line
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'samples').touch()
+    line = runs.refused(tmp_path / 'run', *flags, few)
+    assert f'{tmp_path}/run/samples cannot be written to' in line
+
+
+def test_more_samples_than_fit_are_refused_before_any_is_drawn(runs, whole, tmp_path):
+    flags = ['--mode=evaluate', f'--checkpoint={whole[0]}', HAAR]
+    line = runs.refused(tmp_path, *flags, '--config.evaluate.num_samples=1000000000')
+    assert 'evaluate.num_samples=1000000000 is more than this machine holds' in line
+    assert 'Choose at most ' in line
+
+
+def test_a_reference_that_no_metric_takes(runs, whole, tmp_path):
+    flags = ['--mode=evaluate', f'--checkpoint={whole[0]}', HAAR, FEW]
+    line = runs.refused(tmp_path, *flags, '--config.evaluate.reference=/does/not/exist.npz')
+    assert 'evaluate.reference=/does/not/exist.npz: there is no such file' in line
+    path = tmp_path / 'theirs.npz'
+    np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048))
+    result = runs.run(tmp_path / 'run', *flags, f'--config.evaluate.reference={path}')
+    assert f'evaluate.reference={path} is for fid, sfid, precision and recall' in result.err
+
+
+def test_an_evaluation_tells_what_it_is_of(evaluated):
+    evaluation = read(evaluated[0])
+    assert evaluation['step'] == 24
+    date = datetime.datetime.fromisoformat(evaluation['date'])
+    assert datetime.timedelta() < datetime.datetime.now(datetime.UTC) - date
+    assert date.utcoffset() == datetime.timedelta()
+
+
+def test_the_history_has_every_evaluation_once_and_each_on_its_line(runs, whole, tmp_path):
+    """Of a run killed after it had added one, and of one killed while it did."""
+    flags = [
+        '--mode=evaluate',
+        f'--checkpoint={whole[0]}',
+        '--config.evaluate.metrics=bits_per_dim',
+    ]
+    runs.run(tmp_path, *flags)
+    first = read(tmp_path)
+    moment = 'os.rename', '.evaluation.json.', 1, signal.SIGKILL
+    for _ in range(2):
+        runs.run(tmp_path, *flags, status=-signal.SIGKILL, at=moment)
+    history = tmp_path / 'evaluations.jsonl'
+    assert [json.loads(line) for line in history.read_text().splitlines()] == [first]
+
+    cut = history.read_text()[:50]
+    history.write_text(cut)
+    runs.run(tmp_path, *flags)
+    damaged, line = history.read_text().splitlines()
+    assert (damaged, json.loads(line)) == (cut, first)
+    assert not unfinished_in(tmp_path)
+
+
+def test_one_reference_for_each_part_of_a_split():
+    names = ['train[5%:]', 'train[:5%]', 'train[5:]', 'train[:5]', 'train', 'a/b.npz', 'c/b.npz']
+    assert len({prepare_fid.file_name(name) for name in names}) == len(names)
+    assert prepare_fid.file_name('train[5%:]') == 'train_5pct_to'
+    assert prepare_fid.file_name('photos/64') == 'photos_64'
 
 
 REFUSED = {
@@ -324,3 +409,20 @@ def test_a_reference_of_other_images_is_made_anew(runs, whole, evaluated, tmp_pa
     result = runs.run(tmp_path, *flags)
     assert f'{path} was made with another fingerprint and is made anew' in result.err
     assert read(tmp_path)['haar_frechet'] == read(evaluated[0])['haar_frechet']
+
+
+def test_a_signal_to_the_second_of_two_stops_both(runs, whole, tmp_path):
+    flags = [
+        *('--mode=evaluate', f'--checkpoint={whole[0]}', HAAR),
+        *('--config.evaluate.num_samples=3000', '--config.evaluate.save_samples=False'),
+    ]
+    main, second = running = runs.start_many(2, tmp_path, *flags)
+    wait_for(lambda: 'of 3,000 samples; about' in main.out)
+    second.signal(signal.SIGTERM)
+    results = [run.wait() for run in running]
+    assert [result.status for result in results] == [143, 143]
+    assert all('stopped by SIGTERM. The same command resumes.' in result.err for result in results)
+    assert not unfinished_in(tmp_path)
+    result = runs.run(tmp_path, *flags)
+    assert 'samples are drawn already' in result.out
+    assert [str(path) for path in files_in(tmp_path)] == ['evaluation.json']

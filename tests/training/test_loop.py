@@ -179,6 +179,7 @@ def test_a_new_run_can_start_from_other_parameters(runs, golden_dir, tmp_path):
         tmp_path,
         f'--checkpoint={golden_dir}/uncond.pth',
         *(f'--config.model.{key}={value}' for key, value in sizes.items()),
+        '--config.evaluate.metrics=bits_per_dim',
         status=143,
         at=stop_before_the_first_step,
     )
