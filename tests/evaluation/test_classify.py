@@ -86,6 +86,10 @@ def test_a_model_without_classes_cannot_classify(random_params, split, one_devic
     params = random_params(UNCONDITIONAL)
     with pytest.raises(InputError, match='no classes'):
         class_log_probs(UNCONDITIONAL, params, np.zeros((1, 4, 4, 1)))
+    with pytest.raises(InputError, match=r'take it out of evaluate\.metrics'):
+        classify.evaluate(
+            UNCONDITIONAL, params, split, NOISE, one_device, batch_size=4, num_draws=1, seed=0
+        )
 
 
 def test_what_is_no_image_is_refused(random_params):
@@ -98,7 +102,3 @@ def test_what_is_no_image_is_refused(random_params):
     with pytest.raises(InputError, match='params are not those of the model'):
         class_log_probs(MODEL, {'params': params}, images)
     assert class_log_probs(MODEL, params, images.astype(float).tolist()).shape == (1, 3)
-    with pytest.raises(InputError, match=r'take it out of evaluate\.metrics'):
-        classify.evaluate(
-            UNCONDITIONAL, params, split, NOISE, one_device, batch_size=4, num_draws=1, seed=0
-        )
