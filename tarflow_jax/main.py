@@ -82,7 +82,6 @@ LONGEST_MESSAGE = 500  # of absl, which repeats whole values
 
 # Flags that only some modes read.
 OF_MODES = {
-    'checkpoint': ('train', 'sample', 'evaluate', 'convert'),
     'allow_changes': ('train',),
     'topology': ('plan',),
     'search_batch': ('plan',),
