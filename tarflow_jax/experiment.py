@@ -1,5 +1,7 @@
 """From a config to the objects it names, and from a workdir to the config it was made with."""
 
+import dataclasses
+import difflib
 import json
 import math
 from pathlib import Path
@@ -14,16 +16,25 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_json
 from tarflow_jax.flow import TarFlow, patches
 from tarflow_jax.flow.attention import SPLASH_BLOCKS
+from tarflow_jax.keys import KEYS, check_record, flatten
 from tarflow_jax.parallel.mesh import batch_shares
-from tarflow_jax.sampling.generate import LABELS
 from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.training.objective import Noise
-from tarflow_jax.training.state import GATHER
+from tarflow_jax.values import MOST
 
 CONFIG_FILE = 'config.json'
 
 # Attributes of a model that do not change its parameters.
 FREE_MODEL_KEYS = ('dtype', 'attention', 'remat', 'unroll')
+
+# What makes a training what it is, besides the model: a run that resumes keeps it.
+MEANING = (
+    *('seed', 'data.name', 'data.train_split', 'data.test_split', 'data.random_flip'),
+    *('noise.type', 'noise.std', 'optimizer.b1', 'optimizer.b2', 'optimizer.weight_decay'),
+    *('train.batch_size', 'train.drop_label', 'train.ema_decay'),
+)
+CONVERTED_FROM = 'converted_from'  # in a config.json: the published file, and its SHA-256
+MOST_BYTES = 1_000_000  # of a config.json
 
 KERNEL_PLATFORMS = {'splash': 'tpu', 'cudnn': 'gpu'}
 
@@ -34,15 +45,7 @@ def make_model(config, platform: str | None = None) -> TarFlow:
     The platform is that of JAX's default devices if it is not given. Raises InputError for sizes
     that do not fit together, and for an attention kernel of another platform.
     """
-    shape = tuple(config.model.image_shape)
-    if len(shape) != 3 or min(shape) < 1:
-        raise InputError(
-            'model.image_shape must be three positive numbers, height, width and channels (8,8,1); '
-            f'got {shape}.'
-        )
-    classes = config.model.num_classes
-    if classes < 0:
-        raise InputError(f'model.num_classes must be at least 0 (for none); got {classes}.')
+    check_section(config, 'model')
     attention = _choose_attention(config.model, platform or jax.default_backend())
     keys: dict[str, Any] = {**config.model, 'attention': attention}
     return TarFlow(**keys)
@@ -112,24 +115,58 @@ def how_to_sample(config, model: TarFlow) -> dict:
     Raises:
       InputError: the model cannot be sampled like that.
     """
-    keys = config.sample
-    check_at_least_one(config, 'sample', 'num_samples', 'batch_size')
-    if not keys.prior_temperature >= 0:
-        raise InputError(
-            f'sample.prior_temperature must be at least 0; got {keys.prior_temperature}.'
-        )
+    section = config.sample
+    check_section(config, 'sample')
     Guidance.checked(
-        keys.guidance,
-        keys.guide,
-        keys.anneal_guidance,
-        keys.attention_temperature,
+        section.guidance,
+        section.guide,
+        section.anneal_guidance,
+        section.attention_temperature,
         num_classes=model.num_classes,
     )
-    if keys.labels not in LABELS:
-        raise InputError(f'sample.labels must be one of {", ".join(LABELS)}; got {keys.labels!r}.')
-    removes_noise = keys.denoise and config.noise.type == 'gaussian'
-    how = {key: value for key, value in keys.items() if key != 'denoise'}
+    removes_noise = section.denoise and config.noise.type == 'gaussian'
+    how = {key: value for key, value in section.items() if key != 'denoise'}
     return {**how, 'denoise_std': config.noise.std if removes_noise else 0.0}
+
+
+def check_keys(config) -> None:
+    """Raises InputError unless a config has every key, each with a value that it may have.
+
+    Values that go together are checked, too, as far as nothing but the config is needed.
+    """
+    flat = flatten(config)
+    for name in flat:
+        if name not in KEYS:
+            raise InputError(
+                f"there is no config key '{name}'{_hint(name)} Every key stands in configs/base.py."
+            )
+    for name, kind in KEYS.items():
+        if name not in flat:
+            raise InputError(
+                f'the config has no {name}. Let get_config() begin with base.get_config(), of '
+                'configs/base.py, which has every key.'
+            )
+        kind.check(name, flat[name])
+    peak, final = (flat[f'optimizer.{end}_learning_rate'] for end in ('peak', 'final'))
+    if final > peak:
+        raise InputError(
+            f'optimizer.final_learning_rate {final} is above optimizer.peak_learning_rate {peak}, '
+            'to which the rate rises before it falls: lower the one or raise the other.'
+        )
+    if flat['noise.type'] == 'gaussian' and not flat['noise.std'] > 0:
+        raise InputError(f'noise.std must be above 0 for gaussian noise; got {flat["noise.std"]}.')
+
+
+def check_section(config, section: str) -> None:
+    """Raises InputError unless the values of a section are those that its keys may have."""
+    for name, kind in KEYS.items():
+        if name.startswith(f'{section}.'):
+            kind.check(name, config[section][name.partition('.')[2]])
+
+
+def _hint(name: str) -> str:
+    nearest = difflib.get_close_matches(name, KEYS, n=1)
+    return f"; did you mean '{nearest[0]}'?" if nearest else '.'
 
 
 def check_at_least_one(config, section: str, *keys: str) -> None:
@@ -139,38 +176,15 @@ def check_at_least_one(config, section: str, *keys: str) -> None:
             raise InputError(f'{section}.{key} must be at least 1; got {config[section][key]}.')
 
 
-def check_seeds(config) -> None:
-    """Raises InputError for a seed that is no 31-bit number."""
-    holders = {'': config, 'sample.': config.sample, 'evaluate.': config.evaluate}
-    for section, keys in holders.items():
-        if not 0 <= keys.seed < 2**31:
-            raise InputError(f'{section}seed must lie in 0..{2**31 - 1}; got {keys.seed}.')
-
-
-def check_keys(config) -> None:
-    """Raises InputError for values under which a run makes no sense."""
-    train, optimizer = config.train, config.optimizer
-    check_at_least_one(
-        config, 'train', 'batch_size', 'microbatches', 'log_every', 'evaluate_every',
-        'sample_every', 'checkpoint_every', 'evaluate_draws', 'keep_checkpoints',
-        'max_skipped_in_a_row',
-    )  # fmt: skip
-    check_at_least_one(config, 'evaluate', 'batch_size')
-    if config.data.workers < 0:
-        raise InputError(f'data.workers must be at least 0; got {config.data.workers}.')
-    if train.gather not in GATHER:
-        raise InputError(f'train.gather must be one of {", ".join(GATHER)}; got {train.gather!r}.')
-    if not 0 < train.num_epochs < math.inf:
-        raise InputError(f'train.num_epochs must be a number above 0; got {train.num_epochs}.')
-    for key in ('drop_label', 'ema_decay'):
-        if not 0 <= train[key] < 1:
-            raise InputError(f'train.{key} must lie in [0, 1); got {train[key]}.')
-    for key in ('b1', 'b2'):
-        if not 0 <= optimizer[key] < 1:
-            raise InputError(f'optimizer.{key} must lie in [0, 1); got {optimizer[key]}.')
-    for key in ('peak_learning_rate', 'final_learning_rate', 'weight_decay', 'clip_norm'):
-        if not optimizer[key] >= 0:
-            raise InputError(f'optimizer.{key} must be at least 0; got {optimizer[key]}.')
+def count_steps(config, num_images: int) -> int:
+    """How many steps a training on `num_images` takes; raises InputError if they are too many."""
+    steps = config.train.num_epochs * num_images / config.train.batch_size
+    if steps > MOST:
+        raise InputError(
+            f'train.num_epochs {config.train.num_epochs:g} would be {steps:.3g} steps; choose at '
+            f'most {MOST * config.train.batch_size / num_images:.3g}.'
+        )
+    return math.ceil(steps)
 
 
 def check_batch_size(batch_size: int, microbatches: int, num_images: int, mesh) -> None:
@@ -195,31 +209,42 @@ def check_shares(batch_size: int, microbatches: int, mesh) -> None:
 
 
 def read_config(workdir) -> ConfigDict:
-    """The config that made a workdir.
+    """The config that made a workdir, with `FREE_MODEL_KEYS` that it lacks at their defaults.
 
     Raises:
       InputError: the folder has none, or a damaged one.
     """
     path = Path(workdir, CONFIG_FILE)
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.is_file():
         raise InputError(
             f'{workdir} is not a workdir of a training run: it has no {CONFIG_FILE}. Train one '
             'there first, or give the --workdir (or --checkpoint) of another.'
-        ) from None
+        )
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f'it has more than {MOST_BYTES} bytes')
+        record = json.loads(path.read_text(encoding='utf-8'), parse_constant=_refuse_constant)
+        check_record(record)
+    except RecursionError:
+        raise InputError(f'{path} is damaged: it is nested too deeply.') from None
     except ValueError as error:
-        raise InputError(f'{path} is damaged: {error}.') from error
-    for section, key in ('model', 'image_shape'), ('train', 'ema_decay'):
-        if not isinstance(config, dict) or key not in config.get(section, ()):
-            raise InputError(f'{path} is damaged: it has no {section}.{key}.')
-    return ConfigDict(config)
+        raise InputError(f'{path} is damaged: {str(error).rstrip(".")}.') from error
+    except OSError as error:
+        raise InputError(f'{path} cannot be read: {error.strerror}.') from error
+    defaults = {f.name: f.default for f in dataclasses.fields(TarFlow)}
+    record['model'] = {key: defaults[key] for key in FREE_MODEL_KEYS} | record['model']
+    sections = {*(name.partition('.')[0] for name in KEYS), CONVERTED_FROM}
+    return ConfigDict({key: value for key, value in record.items() if key in sections})
+
+
+def _refuse_constant(name: str):
+    raise InputError(f'{name} is no value of JSON')
 
 
 def check_same_model(config, workdir) -> None:
     """Raises InputError, naming the keys, unless `workdir` was made with the model of `config`."""
     made_with = read_config(workdir)
-    if 'converted_from' in made_with:
+    if CONVERTED_FROM in made_with:
         raise InputError(
             f'{workdir} was converted from a published checkpoint, which has no optimizer state to '
             f'go on with. Train in another --workdir with --checkpoint={workdir}.'
@@ -235,11 +260,7 @@ def check_same_model(config, workdir) -> None:
             f'train.ema_decay is {made_with.train.ema_decay} there, {config.train.ema_decay} in '
             'the config'
         )
-    moments = [c.optimizer.first_moment_dtype for c in (made_with, config)]
-    if moments[0] != moments[1]:
-        differences.append(
-            f'optimizer.first_moment_dtype is {moments[0]} there, {moments[1]} in the config'
-        )
+    differences += differences_in(config, made_with, ('optimizer.first_moment_dtype',))
     if differences:
         raise InputError(
             f'{workdir} holds another model: {"; ".join(differences)}. Give another --workdir, or '
@@ -247,24 +268,41 @@ def check_same_model(config, workdir) -> None:
         )
 
 
+def check_same_run(config, workdir) -> None:
+    """Raises InputError, naming the keys, unless `workdir` was trained by what `config` says.
+
+    Free is what a run may well change on its way: its length, learning rates and clipping, how
+    often it reports and saves, and the machine it runs on.
+    """
+    made_with = read_config(workdir)
+    compared = [name for name in MEANING if name != 'noise.std' or config.noise.type == 'gaussian']
+    if differences := differences_in(config, made_with, compared):
+        raise InputError(
+            f'{workdir} was trained with other settings: {"; ".join(differences)}. Give another '
+            '--workdir, or the settings that it was trained with, or add --allow_changes to go on '
+            'from its checkpoint with the new ones.'
+        )
+
+
+def differences_in(config, made_with, names) -> list[str]:
+    """What differs among the named keys, as far as the older config has them."""
+    before, now = (flatten(c) for c in (made_with, config))
+    return [
+        f'{name} is {_plain(before[name])} there, {_plain(now[name])} in the config'
+        for name in names
+        if name in before and _plain(before[name]) != _plain(now[name])
+    ]
+
+
 def record_config(config, workdir) -> None:
     """Writes the config into the workdir, and says what changed since the last run there."""
     path = Path(workdir, CONFIG_FILE)
     if path.exists():
-        before, now = (_flat(c) for c in (read_config(workdir), config))
-        for key in sorted(now):
-            if before.get(key) != now[key]:
-                logging.warning('%s was %s, is %s now.', key, before.get(key), now[key])
+        before, now = (flatten(c) for c in (read_config(workdir), config))
+        for name in sorted(now):
+            if name in before and _plain(before[name]) != _plain(now[name]):
+                logging.warning('%s was %s, is %s now.', name, before[name], now[name])
     write_json(path, config.to_dict())
-
-
-def _flat(config) -> dict:
-    return {
-        f'{section}.{key}': _plain(value)
-        for section, values in config.items()
-        if hasattr(values, 'items')
-        for key, value in values.items()
-    } | {'seed': config.seed}
 
 
 def _plain(value):

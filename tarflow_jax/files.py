@@ -1,17 +1,35 @@
 """Files that appear complete or not at all, and the lock that gives a workdir to one run."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
+import re
 import socket
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from tarflow_jax.errors import InputError
+
+_unfinished: set[Path] = set()  # of this process
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file to read it, if it is one: a FIFO would keep its reader waiting for good.
+
+    Raises:
+      ValueError: it is a FIFO, a socket, a device or a folder.
+      OSError: it cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError('it is no file, but a FIFO, a socket, a device or a folder')
+    return open(path, 'rb')
 
 
 @contextlib.contextmanager
@@ -25,15 +43,39 @@ def open_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
+    _unfinished.add(unfinished)
     try:
         with open(unfinished, 'w+b') as file:
+            with contextlib.suppress(OSError):  # where there are no locks, it is never removed
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())  # or a power cut may keep the new name and lose the bytes
-        os.replace(unfinished, path)
+            os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    finally:
+        _unfinished.discard(unfinished)
+
+
+def remove_own_unfinished() -> None:
+    """Removes what this process has begun to write, before it ends without an exception."""
+    for unfinished in list(_unfinished):
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Removes files that killed processes had begun to write, in a folder and those in it.
+
+    A process holds a lock on what it writes, of the kernel, which ends with the process.
+    """
+    for pattern in '.*.unfinished', '*/.*.unfinished':
+        for unfinished in Path(folder).glob(pattern):
+            with contextlib.suppress(OSError), open(unfinished, 'rb') as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                unfinished.unlink()
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
@@ -46,6 +88,54 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes `value` to `path` as indented JSON, atomically; for the values see `json_text`."""
     text = json_text(value, indent=2) + '\n'
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Raises InputError if there is something at `folder` into which no file can be written."""
+    if os.path.lexists(folder):
+        make_writable(folder)
+
+
+def make_writable(folder: str | os.PathLike, instead: str = 'another --workdir') -> None:
+    """Makes a folder if it is missing; raises InputError unless files can be written into it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f'{os.fspath(folder)} cannot be written to: {reason_of(error)}. Mend that, or give '
+            f'{instead}.'
+        ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why something could not be written, in a line, with what to do where that is known.
+
+    TensorStore hides the number of the system's error in the text of a ValueError.
+    """
+    number = getattr(error, 'errno', None)
+    text = str(error).strip().partition('\n')[0]
+    if number is None and (told := re.search(r"os_error_code='(\d+)'", text)):
+        number = int(told[1])
+        text = os.strerror(number)
+    elif not isinstance(error, OSError):
+        text = f'{type(error).__name__}: {text}'
+    hint = _HINTS.get(number or 0, '')
+    return f'{text} ({hint})' if hint else text
+
+
+_FULL = 'is the disk full?'
+_IN_THE_WAY = 'something else has its place: move it away'
+_HINTS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EROFS: 'it is mounted to be read only',
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+}
 
 
 def sha256_of(path: str | os.PathLike) -> str:

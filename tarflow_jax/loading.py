@@ -1,5 +1,6 @@
 """A trained model from wherever it is: a workdir, one of its checkpoints, a published file."""
 
+import contextlib
 from pathlib import Path
 
 import jax
@@ -12,7 +13,8 @@ from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.distributed import is_main
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
-from tarflow_jax.training.checkpoint import Checkpoints, Damaged
+from tarflow_jax.training.checkpoint import Checkpoints, Damaged, quiet_orbax
+from tarflow_jax.values import ImageShape, Location, Whole
 
 
 def load(path, *, image_shape=None, patch_size=None):
@@ -21,8 +23,8 @@ def load(path, *, image_shape=None, patch_size=None):
     Args:
       path: a workdir (its newest checkpoint is taken), a folder `workdir/checkpoints/<step>`, or a
         state dict of apple/ml-tarflow (`.pth`). Where a moving average was kept, that is loaded.
-      patch_size: for a state dict only, and only if its name is not one as the published code
-        gives (`afhq_model_8_768_8_8_0.07.pth`), which tells.
+      patch_size: needed for a state dict only, and only if its name is not one that the published
+        code gives (`afhq_model_8_768_8_8_0.07.pth`), which tells.
       image_shape: (H, W, C), likewise, and only if images are not square or have other than one
         channel or three.
 
@@ -33,22 +35,33 @@ def load(path, *, image_shape=None, patch_size=None):
       InputError: there is no such thing at `path`, or it is damaged, or no TarFlow, or does not
         fit the shapes given.
     """
+    if image_shape is not None:
+        image_shape = ImageShape().check('image_shape', image_shape)
+    if patch_size is not None:
+        patch_size = Whole(1).check('patch_size', patch_size)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return _load(
+    model, params, _ = _load(
         path,
         lambda params: jax.tree.map(lambda _: device, params),
         image_shape=image_shape,
         patch_size=patch_size,
     )
+    for name, given in ('image_shape', image_shape), ('patch_size', patch_size):
+        if given not in (None, getattr(model, name)):
+            raise InputError(f'{name} is {getattr(model, name)} in {path}; got {given}.')
+    return model, params
 
 
 def load_for(config, path, mesh):
     """`load` onto a mesh, and a check that what is there is the model of `config`.
 
     Every device reads the shards it holds; no device, and of a workdir no host, has it all.
+
+    Returns:
+      (model, params, step), the step of the checkpoint, or None for a published file.
     """
     asked = experiment.make_model(config)
-    model, params = _load(
+    model, params, step = _load(
         path,
         lambda params: rules.shardings(params, mesh),
         image_shape=asked.image_shape,
@@ -63,17 +76,15 @@ def load_for(config, path, mesh):
         raise InputError(
             f'{path} holds another model: {"; ".join(differences)}. Set config.model accordingly.'
         )
-    return asked, params
+    return asked, params, step
 
 
 def _load(path, shardings, *, image_shape, patch_size):
-    """The model and parameters at `path`, laid out as `shardings(params)` says."""
-    path = Path(path).expanduser()
+    """The model, parameters and step at `path`, laid out as `shardings(params)` says."""
+    path = existing_path(path)
     if path.is_dir():
         return _load_folder(path, shardings)
-    if not path.exists():
-        raise InputError(f'{path} does not exist.')
-    return convert.from_state_dict(
+    model, params = convert.from_state_dict(
         torchfile.read_state_dict(path),
         image_shape=image_shape,
         patch_size=patch_size,
@@ -81,6 +92,19 @@ def _load(path, shardings, *, image_shape, patch_size):
         source=str(path),
         shardings=shardings,
     )
+    return model, params, None
+
+
+def existing_path(path) -> Path:
+    """The path, ~ being the home folder; raises InputError if it is none, or nothing is there."""
+    path = Location().check('path', path)
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f'{path} cannot be read: {error.strerror}.') from error
+    if not exists:
+        raise InputError(f'{path} does not exist.')
+    return path
 
 
 def noise_of(path) -> tuple[str, float] | None:
@@ -89,7 +113,7 @@ def noise_of(path) -> tuple[str, float] | None:
     As in the noise section of a config, 0 for uniform noise. The name of a published file rounds it
     to two digits; None where nothing tells.
     """
-    path = Path(path).expanduser()
+    path = Location().check('path', path)
     if path.is_dir():
         config = experiment.read_config(_workdir_of(path))
         if 'noise' not in config:
@@ -113,7 +137,7 @@ def warn_of_other_noise(config, path) -> None:
 
 def dataset_of(path) -> str | None:
     """The name of the data set that the model at `path` learned; None where nothing tells."""
-    path = Path(path).expanduser()
+    path = Location().check('path', path)
     if path.is_dir():
         config = experiment.read_config(_workdir_of(path))
         return config.data.name if 'data' in config else None
@@ -135,17 +159,23 @@ def _load_folder(path: Path, shardings):
     config.model.attention = 'auto'  # that of these devices, not of those it was trained on
     model = experiment.make_model(config)
     item = 'ema_params' if experiment.has_ema(config) else 'params'
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        shapes = jax.eval_shape(model.init_params, jax.random.key(0))
-        abstract = {item: rules.abstract(shapes, shardings(shapes))}
+    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    abstract = {item: rules.abstract(shapes, shardings(shapes))}
+    with contextlib.ExitStack() as stack:
+        stack.callback(quiet_orbax())
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, read_only=True)))
         if _is_step(path):
-            return model, checkpoints.restore(int(path.name), abstract)[item]
+            step = int(path.name)
+            return model, _restore(checkpoints, path, abstract)[item], step
         newest = checkpoints.restore_newest(abstract)
-    except Damaged as reason:
-        raise InputError(f'the checkpoint {path} is damaged: {reason}.') from reason
-    finally:
-        checkpoints.close()
     if newest is None:
         raise InputError(f'{workdir} has no checkpoint yet: train there first.')
-    return model, newest[1][item]
+    step, items = newest
+    return model, items[item], step
+
+
+def _restore(checkpoints: Checkpoints, path: Path, abstract):
+    try:
+        return checkpoints.restore(int(path.name), abstract)
+    except Damaged as reason:
+        raise InputError(f'the checkpoint {path} is damaged: {reason}.') from reason

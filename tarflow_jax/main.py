@@ -9,16 +9,26 @@ srun, mpirun and Kubernetes' TPU pods are noticed (`parallel/distributed.LAUNCHE
 
     --coordinator=HOST:PORT --num_processes=N --process_id=I [--coordinator_timeout=SECONDS]
 
-Exit status: 0 done; 1 the run could not go on; 2 something was asked that cannot be; 128 + n a
-training run was stopped by signal n and saved itself (143 for SIGTERM, 130 for Ctrl-C): the same
-command goes on, on as many hosts as there are then. A signal to any one process stops all of them
-after the same step, with the same status; where one fails, the others end with its status and
-words. A process that was killed outright takes the others with it, at once and without a save:
-they end with status 1 and say which one it was. A slow one is waited for.
+Exit status: 0 done; 1 the run could not go on; 2 something was asked that cannot be; 128 + n it was
+stopped by signal n (143 for SIGTERM, 130 for Ctrl-C, 129 for a closed terminal) within 30 seconds.
+A training run has saved itself, an evaluation the samples it has drawn: the same command resumes,
+on as many hosts as there are then. A signal to any one process stops all of them after the same
+step, with the same status; where one fails, the others end with its status and words. Output that
+nobody reads any more, or that was closed from the start, stops nothing. A process that was killed
+outright takes the others with it, at once and without a save: they end with status 1 and say which
+one it was. A slow one is waited for.
 """
 
+import os
 import re
 import sys
+
+from tarflow_jax import terminal
+
+if __name__ == '__main__':
+    terminal.prepare()  # before the imports, which take seconds
+
+import functools
 import time
 import traceback
 from pathlib import Path
@@ -28,7 +38,8 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tarflow_jax import experiment, imagefiles, loading
+from tarflow_jax import configfile, experiment, imagefiles, loading
+from tarflow_jax.configfile import ConfigFile
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.evaluation.prepare_fid import prepare_fid
 from tarflow_jax.evaluation.report import evaluate
@@ -40,11 +51,15 @@ from tarflow_jax.planning import plan as planning
 from tarflow_jax.published import exchange
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import MOST_DRAWS, generate, spread_labels
+from tarflow_jax.stopping import STARTS_OVER, Stop, Stopped
 from tarflow_jax.training import loop
+from tarflow_jax.training.checkpoint import quiet_orbax
+from tarflow_jax.values import Location
 
 MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
 
 CONFIG = config_flags.DEFINE_config_file('config', help_string='a file such as configs/digits.py')
+flags.FLAGS['config'].parser = ConfigFile()
 WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run')
 MODE = flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
 CHECKPOINT = flags.DEFINE_string(
@@ -59,6 +74,9 @@ SEARCH_BATCH = flags.DEFINE_bool(
 QUICK = flags.DEFINE_bool(
     'quick', False, 'whether a plan compiles with little care: minutes become seconds'
 )
+ALLOW_CHANGES = flags.DEFINE_bool(
+    'allow_changes', False, 'whether a training may resume with another data set, noise or seed'
+)
 DISTRIBUTED = flags.DEFINE_enum(
     'distributed', 'auto', distributed.MODES, 'whether this is one process of several'
 )
@@ -70,6 +88,16 @@ COORDINATOR_TIMEOUT = flags.DEFINE_integer(
 )
 
 _PLACE_FLAG = re.compile('--?(distributed|coordinator|num_processes|process_id|mode)=')
+LONGEST_MESSAGE = 500  # of absl, which repeats whole values
+
+# Flags that only some modes read.
+OF_MODES = {
+    'checkpoint': ('train', 'sample', 'evaluate', 'convert'),
+    'allow_changes': ('train',),
+    'topology': ('plan',),
+    'search_batch': ('plan',),
+    'quick': ('plan',),
+}
 
 
 def main(_) -> int:
@@ -81,22 +109,27 @@ def main(_) -> int:
             f'workdir {address} is an address. A workdir is a folder: give a local path, or mount '
             'the bucket (gcsfuse, s3fs) and give the path of the mount.'
         )
-    workdir = Path(address)
-    if MODE.value == 'convert':
-        return convert(config, workdir, checkpoint)
-    experiment.check_seeds(config)
-    if MODE.value == 'plan':
-        how = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
-        return planning.plan(config, workdir, TOPOLOGY.value, **how)
-    distributed.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
-    if MODE.value == 'train':
-        return loop.train(config, workdir, checkpoint)
-    if MODE.value == 'prepare_fid':
-        prepare_fid(config)
-    else:
-        mode = {'sample': sample, 'evaluate': evaluate}[MODE.value]
-        mode(config, workdir, checkpoint)
-    return 0
+    workdir = Location().check('--workdir', address) if address else Path()
+    if checkpoint:
+        loading.existing_path(checkpoint)
+    with Stop() as stop:
+        with stop.at_once():
+            if MODE.value == 'convert':
+                return convert(config, workdir, checkpoint)
+            experiment.check_keys(config)
+            if MODE.value == 'plan':
+                how = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
+                return planning.plan(config, workdir, TOPOLOGY.value, **how)
+            distributed.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
+        if MODE.value == 'train':
+            changes = ALLOW_CHANGES.value
+            return loop.train(config, workdir, checkpoint, stop, allow_changes=changes)
+        if MODE.value == 'prepare_fid':
+            prepare_fid(config, stop)
+        else:
+            mode = {'sample': sample, 'evaluate': evaluate}[MODE.value]
+            mode(config, workdir, checkpoint, stop)
+        return 0
 
 
 def place_flags():
@@ -104,16 +137,23 @@ def place_flags():
     return DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
 
 
-def sample(config, workdir: Path, checkpoint: str | None):
+def sample(config, workdir: Path, checkpoint: str | None, stop: Stop):
     """Draws samples into `workdir/samples/`."""
     start = time.perf_counter()
     mesh = make_mesh(**config.mesh)
     source = experiment.what_to_load(workdir, checkpoint)
-    model, params = loading.load_for(config, source, mesh)
+    model, params, _ = loading.load_for(config, source, mesh)
     loading.warn_of_other_noise(config, source)
     how = experiment.how_to_sample(config, model)
+    before_batch = functools.partial(stop.check, STARTS_OVER)
     with rules.on(mesh):
-        batches = generate(model, params, mesh, most_draws=MOST_DRAWS, must_be_finite=False, **how)
+        batches = generate(
+            *(model, params, mesh),
+            most_draws=MOST_DRAWS,
+            must_be_finite=False,
+            before_batch=before_batch,
+            **how,
+        )
         images = np.concatenate([imagefiles.to_uint8(batch) for batch in batches])
     if not distributed.is_main():
         return
@@ -160,10 +200,11 @@ def parse_flags(argv):
     """absl's parsing; a mistake in a flag, a key or a config file becomes an InputError."""
     # Who the others are comes first, so that they hear of mistakes in the rest.
     flags.FLAGS([argv[0], *filter(_PLACE_FLAG.match, argv)])
-    put_configs_on_path(argv)
+    if sum(argument.partition('=')[0] in ('-config', '--config') for argument in argv) > 1:
+        raise InputError('--config is given twice: which of the files is meant?')
     try:
         remaining = flags.FLAGS(argv)
-    except Exception as error:  # of absl, of ml_collections, or whatever the file itself raises
+    except Exception as error:  # of absl, of ml_collections, or of the config file
         raise InputError(_explain(error)) from error
     if len(remaining) > 1:
         raise InputError(f'{remaining[1]!r} is no flag; a setting is --config.section.key=value.')
@@ -175,44 +216,30 @@ def parse_flags(argv):
             f'{" and ".join(missing)} must be given, for example: python -m tarflow_jax.main '
             '--config=configs/digits.py --workdir=runs/digits'
         )
+    for name, modes in OF_MODES.items():
+        flag = flags.FLAGS[name]
+        if flag.value != flag.default and MODE.value not in modes:
+            raise InputError(
+                f'--{name} means nothing with --mode={MODE.value}; it is for '
+                f'--mode={" and --mode=".join(modes)}.'
+            )
     return remaining
-
-
-def put_configs_on_path(argv):
-    """Lets an experiment say `from configs import base` wherever the command is run."""
-    for argument, following in zip(argv, [*argv[1:], ''], strict=True):
-        name, is_joined, value = argument.partition('=')
-        if name not in ('-config', '--config'):
-            continue
-        value = value if is_joined else following
-        file = Path(value.partition(':')[0]).absolute()
-        if not file.is_file():
-            raise InputError(f'--config={value}: there is no file {file}.')
-        if file.parent.name == 'configs':
-            sys.path.insert(0, str(file.parent.parent))
 
 
 def _explain(error: Exception) -> str:
     """A mistake in the flags or in the config file, in a sentence or two."""
+    cause: BaseException | None = error
+    while cause is not None:  # absl wraps what the parser of --config says
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
     text = str(error).strip()
-    if isinstance(error, flags.Error) and 'Traceback' not in text:
-        return f'{_sentence(text)} Every key stands in configs/base.py with its type.'
-    # ml_collections quotes a message once for every error that it was wrapped in.
-    unquoted = re.sub(r"""[\\"']+""", "'", text.replace('\\n', '\n'))
-    if key := re.match(r"'?(?:Key ')?(\w+)'(?: does not exist|\n|$)", unquoted):
-        nearest = re.search(r"Did you mean '(\w+)'", unquoted)
-        hint = f"; did you mean '{nearest[1]}'?" if nearest else '.'
-        return f"there is no config key '{key[1]}'{hint} Every key stands in configs/base.py."
-    if isinstance(error, flags.Error):  # an error in the file; its traceback is the message
-        place, text = re.findall(r'File "(.+)", line (\d+)', text)[-1], text.splitlines()[-1]
-    else:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place, text = (frame.filename, frame.lineno), f'{type(error).__name__}: {text}'
-    return f'the config file cannot be used: {_sentence(text)} See line {place[1]} of {place[0]}.'
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(('.', '?')) else f'{text}.'
+    if words := configfile.explain_key(text):
+        return words
+    if len(text) > LONGEST_MESSAGE:
+        text = f'{text[:LONGEST_MESSAGE]}...'
+    where = ' Every key stands in configs/base.py with its type.' if 'config' in text else ''
+    return configfile.sentence(text) + where
 
 
 def run():
@@ -221,6 +248,7 @@ def run():
     quiet_without_tpu()
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
+    quiet_orbax()
     stack = ''
     try:
         app.run(main, flags_parser=parse_flags)
@@ -230,6 +258,8 @@ def run():
         status, message = 1, error
     except OSError as error:  # of a full disk, while samples or scores are written
         status, message = 1, f'{error}. Mend that and run the same command.'
+    except Stopped as stopped:
+        status, message = stopped.status, stopped
     except KeyboardInterrupt:
         status, message = 130, 'interrupted. The same command starts over.'
     except Exception as error:
@@ -242,7 +272,9 @@ def run():
     distributed.leave(status, message)
     if MODE.value not in ('convert', 'plan'):
         distributed.leave_before_connecting(status, message, *place_flags())
-    sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another
 
 
 if __name__ == '__main__':

@@ -4,33 +4,41 @@ A signal may arrive while the main thread waits for a device, when Python runs n
 thread hears of it, too, and ends the process itself where the main thread does not come round.
 """
 
+import contextlib
 import functools
 import os
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tarflow_jax import files
 from tarflow_jax.parallel import distributed
+from tarflow_jax.terminal import SIGNALS
 
-# A closed terminal (SIGHUP) is as good a reason to save as a preempted machine.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PATIENCE_SECONDS = 20  # for the main thread to come round: clouds kill after 30
+_IMPATIENCE_SECONDS = 2  # the same where there is nothing to save
+
+RESUMES = 'The same command resumes.'
+STARTS_OVER = 'The same command starts over.'
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """A signal ended the work; the message says what was saved and how to resume.
+
+    As with KeyboardInterrupt, what handles errors does not handle this.
 
     Attributes:
       signal: the signal, the same in every process.
       status: the exit status that reports it, 128 plus its number.
     """
 
-    def __init__(self, number: int, message: str = 'The same command resumes.'):
+    def __init__(self, number: int, message: str = RESUMES):
         self.signal = signal.Signals(number)
         self.status = 128 + number
         super().__init__(f'stopped by {self.signal.name}. {message}')
@@ -54,6 +62,8 @@ class Stop:
         self.signal: signal.Signals | None = None
         self._noted: signal.Signals | None = None
         self._heard = threading.Event()  # the main thread knows
+        self._patience = PATIENCE_SECONDS
+        self._at_once = ''  # the message, where a signal ends the work at once
         self._before = {}
 
     @property
@@ -73,12 +83,27 @@ class Stop:
         if number and self._noted is None:
             self._noted = signal.Signals(int(number))
 
-    def check(self) -> None:
+    def check(self, message: str = RESUMES) -> None:
         """Raises Stopped once any process has received a signal; every process must ask."""
         if jax.process_count() > 1:
             self.note(distributed.largest(self.signal or 0))
         if number := self.agreed:
-            raise Stopped(number)
+            raise Stopped(number, message)
+
+    @contextlib.contextmanager
+    def at_once(self, message: str = STARTS_OVER) -> Iterator[None]:
+        """A part of the program with nothing to save: a signal raises Stopped wherever it is."""
+        self._at_once, self._patience = message, _IMPATIENCE_SECONDS
+        try:
+            if self.signal:
+                self._end_at_once(self.signal)
+            yield
+        finally:
+            self._at_once, self._patience = '', PATIENCE_SECONDS
+
+    def _end_at_once(self, number):
+        self._heard.set()
+        raise Stopped(number, self._at_once)
 
     def __enter__(self):
         for number in SIGNALS:
@@ -104,11 +129,13 @@ class Stop:
             raise KeyboardInterrupt
         if self.signal is None:
             self.signal = signal.Signals(number)
+        if self._at_once:
+            self._end_at_once(number)
 
     def _watch(self):
         with self._wakeup:
             while received := self._wakeup.recv(1):
-                if received[0] in self._before and not self._heard.wait(PATIENCE_SECONDS):
+                if received[0] in self._before and not self._heard.wait(self._patience):
                     _end(signal.Signals(received[0]))
 
 
@@ -116,9 +143,10 @@ def _end(number: signal.Signals) -> None:
     """Ends a process whose main thread waits for something that takes too long."""
     stopped = Stopped(
         number,
-        f'What was running did not end within {PATIENCE_SECONDS} seconds and was cut off. The '
-        'same command resumes from what was last saved.',
+        'What was running did not end soon and was cut off. The same command resumes from what '
+        'was last saved.',
     )
+    files.remove_own_unfinished()
     print(f'error: {stopped}', file=sys.stderr, flush=True)
     distributed.leave(stopped.status, stopped)
     os._exit(stopped.status)

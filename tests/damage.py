@@ -34,5 +34,22 @@ def delete_the_fingerprints(folder):
     shutil.rmtree(folder / 'fingerprints')
 
 
+def null_the_fingerprints(folder):
+    (folder / 'fingerprints' / 'metadata').write_text('null')
+
+
+def list_the_fingerprints(folder):
+    (folder / 'fingerprints' / 'metadata').write_text('[["params", 1]]')
+
+
+def nest_the_fingerprints(folder):
+    (folder / 'fingerprints' / 'metadata').write_text('[' * 100_000)
+
+
+def rename_from_another_step(folder):
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / '20', folder)
+
+
 def break_the_fingerprints(folder):
     (folder / 'fingerprints' / 'metadata').write_text('{"params": ')

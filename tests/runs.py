@@ -7,6 +7,7 @@ the process itself is the point is it a new Python (`start_python`).
 
 import atexit
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import importlib.util
@@ -96,6 +97,14 @@ class Run:
     def signal(self, number):
         os.kill(self.pid, number)
 
+    def wait_until_paused(self):
+        """Waits until it has sent itself SIGSTOP."""
+        status = pathlib.Path(f'/proc/{self.pid}/stat')
+        deadline = time.monotonic() + TIMEOUT
+        while ') T ' not in status.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def wait(self) -> Result:
         self._process.join(TIMEOUT)
         assert self._process.exitcode is not None, self.out
@@ -120,7 +129,7 @@ class Runs:
     config: pathlib.Path
     environment: dict[str, str] = dataclasses.field(compare=False)
 
-    def start(self, workdir, *flags, at=(), file_size=None, devices=None) -> Run:
+    def start(self, workdir, *flags, at=(), file_size=None, devices=None, mortal=False) -> Run:
         """Starts a run in a process that is forked from one that has imported everything.
 
         Args:
@@ -132,15 +141,17 @@ class Runs:
             which it sends itself, or an exception, which it raises.
           file_size: bytes after which the writing of a file fails, as on a full disk.
           devices: how many CPU devices it has; one by default.
+          mortal: whether permissions bind it even if it belongs to root.
         """
         arguments = [f'--config={self.config}', f'--workdir={workdir}', *map(str, flags)]
         if any(str(flag).startswith('--config=') for flag in flags):
             arguments = [flag for flag in arguments[1:] if flag != '--config=']
-        return self._fork(_run, arguments, at, file_size, devices)
+        return self._fork(_run, arguments, at, file_size, devices, mortal)
 
     def _fork(self, target, *arguments) -> Run:
         folder = self.folder / f'run{len(list(self.folder.glob("run*")))}'
         folder.mkdir()
+        (folder / 'out').touch()
         process = _forkserver().Process(target=target, args=(folder, *arguments), daemon=True)
         process.start()
         return Run(process, folder)
@@ -258,13 +269,15 @@ def _call(folder, function, process, arguments):
     _as_python_ends(main.run)
 
 
-def _run(folder, arguments, at, file_size, devices):
+def _run(folder, arguments, at, file_size, devices, mortal):
     _print_into(folder)
     sys.argv = ['tarflow_jax/main.py', *arguments]
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    if mortal:
+        _obey_permissions()
     if devices:
         jax.config.update('jax_num_cpu_devices', devices)
     if at:
@@ -272,6 +285,17 @@ def _run(folder, arguments, at, file_size, devices):
     from tarflow_jax import main
 
     _as_python_ends(main.run)
+
+
+def _obey_permissions():
+    """Drops the capabilities by which root reads and writes whatever permissions say."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the version of the structures; this process
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; of 32 capabilities, twice
+    libc = ctypes.CDLL(None)
+    libc.capget(header, sets)
+    for i in 0, 1:
+        sets[i] &= ~(1 << 1 | 1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, sets) == 0
 
 
 def _as_python_ends(function):
@@ -353,8 +377,13 @@ def files_in(folder):
 def wait_until_held(workdir, pid):
     """Waits until the run of process `pid` holds the workdir."""
     lock = pathlib.Path(workdir, '.lock')
+    wait_for(lambda: lock.exists() and lock.read_text().startswith(f'{pid} '))
+
+
+def wait_for(condition):
+    """Waits until the function gives True."""
     deadline = time.monotonic() + TIMEOUT
-    while not (lock.exists() and lock.read_text().startswith(f'{pid} ')):
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 

@@ -1,7 +1,14 @@
 """A model comes back from a workdir, a checkpoint, or a published file; or it is said why not."""
 
 import json
+import logging
+import math
+import os
 import shutil
+import signal
+import sys
+import threading
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +44,28 @@ def test_a_workdir(runs, whole):
     latents, log_det = model.apply({'params': params}, images, jnp.array([0, 9, -1]))
     assert latents.shape == images.shape
     assert log_det.shape == (3,)
+
+
+def test_loading_leaves_the_process_as_it_was(whole, workdir):
+    """Also where a checkpoint is damaged, about which Orbax has much to say."""
+    shutil.rmtree(workdir / 'checkpoints' / '24' / 'ema_params')
+    before = state_of_the_process()
+    tarflow_jax.load(whole[0])
+    tarflow_jax.load(workdir)
+    assert state_of_the_process() == before
+
+
+def state_of_the_process():
+    names = (None, 'absl', 'asyncio', 'jax', 'orbax', 'tarflow_jax')
+    loggers = [logging.getLogger(name) for name in names]
+    return (
+        list(warnings.filters),
+        [(logger.level, list(logger.filters), list(logger.handlers)) for logger in loggers],
+        (sys.unraisablehook, sys.excepthook, threading.excepthook),
+        dict(os.environ),
+        [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)],
+        jax.config.values,
+    )
 
 
 @pytest.mark.parametrize('attention', ['splash', 'cudnn'])
@@ -132,8 +161,8 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(workdir):
 def test_damage_to_what_is_not_read_does_not_matter(runs, whole, workdir, caplog):
     shutil.rmtree(workdir / 'checkpoints' / '24' / 'opt_state')
     _, params = tarflow_jax.load(workdir)
-    assert_saved_as(arrays_in(runs, whole[0], 24), 'ema_params', params)
     assert caplog.text == ''
+    assert_saved_as(arrays_in(runs, whole[0], 24), 'ema_params', params)
 
 
 def test_no_checkpoint_yet(workdir):
@@ -149,11 +178,118 @@ def test_a_folder_that_is_no_workdir(tmp_path):
         tarflow_jax.load(tmp_path)
 
 
-@pytest.mark.parametrize('content', ['', '{"model": {', '[]', '{}', '{"model": {"width": 16}}'])
-def test_a_damaged_config(workdir, content):
-    (workdir / 'config.json').write_text(content)
-    with pytest.raises(InputError, match=r'config\.json is damaged'):
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ('', 'Expecting value'),
+        ('{"model": {', 'Expecting property name'),
+        ('[' * 100_000, 'it is nested too deeply'),
+        ('9' * 5000, 'integer string conversion'),
+        (' ' * 1_000_001, 'it has more than 1000000 bytes'),
+        (b'\xff\xfe', "can't decode byte"),
+        ('[]', 'it is no object of sections'),
+        ('null', 'it is no object of sections'),
+        ('{}', 'it has no model.image_shape'),
+        ('{"model": {"width": 16}}', 'it has no model.image_shape'),
+    ],
+)
+def test_a_damaged_config(workdir, content, words):
+    content = content if isinstance(content, bytes) else content.encode()
+    (workdir / 'config.json').write_bytes(content)
+    for reader in tarflow_jax.load, loading.noise_of, loading.dataset_of:
+        with pytest.raises(InputError, match=rf'config\.json is damaged: .*{words}.*(?<!\.)\.$'):
+            reader(workdir)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'words'),
+    [
+        ('model', None, 'its section model is no object'),
+        ('model', 'TarFlow', 'its section model is no object'),
+        ('model', [8, 8, 1], 'its section model is no object'),
+        ('model.width', None, 'model.width must be a whole number; got None'),
+        ('model.width', '16', "model.width must be a whole number; got '16'"),
+        ('model.width', 16.5, 'model.width must be a whole number; got 16.5'),
+        ('model.width', 10**30, 'model.width must be at most 1048576'),
+        ('model.width', math.nan, 'NaN is no value of JSON'),
+        ('model.image_shape', '8,8,1', 'model.image_shape must be three positive whole numbers'),
+        (
+            'model.image_shape',
+            [8, [8], 1],
+            'model.image_shape must be three positive whole numbers',
+        ),
+        ('model.attention', ['xla'], 'model.attention must be one of xla, cudnn, splash, auto'),
+        ('model.unroll', 'no', 'model.unroll must be True or False'),
+        ('model.depth', 3, 'model.depth is unknown to this version'),
+        ('train', None, 'its section train is no object'),
+        ('train', {}, 'it has no train.ema_decay'),
+        ('train.ema_decay', '0', "train.ema_decay must be a number; got '0'"),
+        ('train.ema_decay', -math.inf, '-Infinity is no value of JSON'),
+        ('train.log_every', {'a': {'b': 1}}, 'train.log_every is no value of a config'),
+        ('noise', [], 'its section noise is no object'),
+        ('noise', {'type': 'gaussian'}, 'it has no noise.std'),
+        ('noise.std', None, 'noise.std must be a number; got None'),
+        ('data', 'digits', 'its section data is no object'),
+        ('data.name', None, 'data.name must be a text; got None'),
+        ('sample', 3, 'its section sample is no object'),
+    ],
+)
+def test_a_config_of_another_form(workdir, key, value, words):
+    config = json.loads((workdir / 'config.json').read_text())
+    section, _, key = key.partition('.')
+    if key:
+        config[section][key] = value
+    else:
+        config[section] = value
+    (workdir / 'config.json').write_text(json.dumps(config))
+    for reader in tarflow_jax.load, loading.noise_of, loading.dataset_of:
+        with pytest.raises(InputError, match=r'config\.json is damaged: ' + words):
+            reader(workdir)
+
+
+def test_a_config_of_an_older_version(runs, whole, workdir):
+    """Without keys and sections that came later, and with settings that no run may have now."""
+    config = json.loads((workdir / 'config.json').read_text())
+    for key in 'attention', 'remat', 'unroll', 'dtype':
+        del config['model'][key]
+    del config['mesh'], config['data']['workers'], config['evaluate']
+    config['train']['log_every'] = 10**11
+    config['sample']['guidance'] = None
+    config['extra'] = [[[]]]
+    (workdir / 'config.json').write_text(json.dumps(config))
+    model, params = tarflow_jax.load(workdir)
+    assert model == tarflow_jax.load(whole[0])[0]
+    assert_saved_as(arrays_in(runs, whole[0], 24), 'ema_params', params)
+    assert loading.noise_of(workdir) == ('gaussian', 0.1)
+
+
+def test_what_is_no_file_is_no_config(workdir):
+    (workdir / 'config.json').unlink()
+    os.mkfifo(workdir / 'config.json')
+    with pytest.raises(InputError, match=r'it has no config\.json'):
         tarflow_jax.load(workdir)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (dict(path=3), 'path must be a text; got 3'),
+        (dict(path=None), 'path must be a text; got None'),
+        (dict(path=''), "path must be a path; got ''"),
+        (dict(path='a\0b'), r"path must be a text; got 'a\\x00b'"),
+        (dict(path='run\udcff'), 'path must be a text in UTF-8'),
+        (dict(path='x' * 300), 'cannot be read: File name too long'),
+        (dict(path='~nobody_of_this_name'), 'cannot be used: Could not determine home'),
+        (dict(patch_size=2), 'patch_size is 4 in .*; got 2'),
+        (dict(patch_size='4'), "patch_size must be a whole number; got '4'"),
+        (dict(patch_size=0), 'patch_size must be at least 1; got 0'),
+        (dict(image_shape=(16, 16, 1)), r'image_shape is \(8, 8, 1\) in .*; got \(16, 16, 1\)'),
+        (dict(image_shape='8,8,1'), 'image_shape must be three positive whole numbers'),
+    ],
+)
+def test_arguments_that_cannot_be(whole, arguments, words):
+    with pytest.raises(InputError, match=words):
+        tarflow_jax.load(**{'path': whole[0], **arguments})
 
 
 def test_nothing_there(tmp_path):

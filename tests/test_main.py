@@ -197,13 +197,53 @@ REFUSED = {
     '--config.model.unroll=perhaps': ['--config.model.unroll=perhaps', 'Non-boolean'],
     '--config.optimizer.b1=high': ['--config.optimizer.b1=high', 'float'],
     '--config.train=3': ['--config.train=3'],
+    '--config.=3': ["there is no config key ''."],
+    '--config.model.width.x=3': ["there is no config key 'model.width.x'."],
+    '--config.seed=' + '9' * 5000: ['--config.seed=999', '9...'],
+    '--config.data.dir=': ["data.dir must be a path; got ''"],
+    '--config.data.dir=~nobody_of_this_name': ['data.dir ~nobody_of_this_name cannot be used'],
+    '--workdir= ': ["--workdir must be a path; got ' '"],
     # Values; `test_loop.py` has more.
     '--config.model.patch_size=3': ['8x8 pixels', '3x3', 'must divide', '1, 2, 4, 8'],
     '--config.data.name=digit': ["no data set 'digit'", "did you mean 'digits'?"],
     '--config.seed=-1': ['seed must lie in 0..2147483647; got -1'],
     '--config.sample.seed=99999999999': ['sample.seed must lie in', '99999999999'],
+    '--config.model.image_shape=8.0,8.0,1.0': [
+        *('model.image_shape must be three positive whole numbers', 'got (8.0, 8.0, 1.0)')
+    ],
+    "--config.model.image_shape=('8','8','1')": ["got ('8', '8', '1')"],
+    '--config.model.image_shape=eight': ['model.image_shape'],
+    '--config.model.image_shape=': ['model.image_shape'],
+    '--config.model.image_shape=()': ['model.image_shape must be three', 'got ()'],
+    '--config.train.num_epochs=1e300': ['train.num_epochs must be at most 1e+09; got 1e+300'],
+    '--config.train.num_epochs=': ['--config.train.num_epochs=', 'float'],
+    '--config.train.log_every=100000000000': ['train.log_every must be at most 2147483647'],
+    '--config.sample.num_samples=1000000000000': ['num_samples must be at most 1000000000; got'],
+    '--config.sample.num_samples=1e12': ['--config.sample.num_samples=1e12', 'int'],
+    '--config.sample.guidance=inf': ['sample.guidance must be at most 1000; got inf'],
+    '--config.sample.guidance=1e30': ['sample.guidance must be at most 1000; got 1e+30'],
+    '--config.sample.attention_temperature=inf': ['must be at most 1000; got inf'],
+    '--config.sample.prior_temperature=inf': ['must be at most 100; got inf'],
+    '--config.optimizer.peak_learning_rate=inf': ['must be at most 1e+30; got inf'],
+    '--config.optimizer.final_learning_rate=nan': ['must be at least 0; got nan'],
+    '--config.optimizer.final_learning_rate=1': [
+        *('optimizer.final_learning_rate 1.0 is above optimizer.peak_learning_rate 0.002',)
+    ],
+    '--config.optimizer.weight_decay=inf': ['weight_decay must be at most 1000; got inf'],
+    '--config.optimizer.b1=nan': ['optimizer.b1 must lie in [0, 1); got nan'],
+    '--config.noise.std=inf': ['noise.std must be at most 10; got inf'],
+    '--config.data.workers=1000000': ['data.workers must be at most 1024; got 1000000'],
+    '--config.mesh.data=-2': ['mesh.data must be at least -1; got -2'],
+    # Flags that another mode reads.
+    '--topology=v5e:8x8': ['--topology means nothing with --mode=train; it is for --mode=plan.'],
+    '--quick': ['--quick means nothing with --mode=train'],
     # Checkpoints.
     '--checkpoint=/nowhere/x.pth': ['/nowhere/x.pth does not exist'],
+    f'--checkpoint=/{"x" * 300}': ['xxx cannot be read: File name too long.'],
+    '--checkpoint=~nobody_of_this_name/x': ['~nobody_of_this_name/x cannot be used: Could not'],
+    '--checkpoint=run\udcff': ['must be a text in UTF-8 (with PYTHONUTF8=1', "got 'run\\udcff'"],
+    '--workdir=run\udcff': ['--workdir must be a text in UTF-8 (with PYTHONUTF8=1'],
+    '--config.data.name=\udcff': ['data.name must be a text in UTF-8'],
     f'--checkpoint={__file__}': [f'{__file__} is not a checkpoint that can be read'],
     f'--checkpoint={ROOT}/tests/golden/cond.pth': [
         *('cond.pth is for 16 tokens of 12 numbers', 'image_shape=(8, 8, 1) with patch_size=4')
@@ -259,6 +299,73 @@ def test_a_workdir_with_an_average_and_a_config_without(runs, whole):
     assert 'train.ema_decay is 0.99 there, 0.0 in the config' in line
 
 
+CHANGES = {
+    'seed': 1,
+    'data.train_split': 'train[:1400]',
+    'data.random_flip': 'true',
+    'noise.std': 0.3,
+    'optimizer.b1': 0.5,
+    'train.batch_size': 32,
+    'train.drop_label': 0.5,
+    'train.ema_decay': 0.9,
+}
+
+
+def test_a_run_resumes_with_what_makes_it_only_if_a_change_is_meant(runs, whole, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / 'run')
+    changes = [f'--config.{key}={value}' for key, value in CHANGES.items()]
+    line = runs.refused(workdir, *changes, '--config.train.num_epochs=3')
+    assert f'{workdir} was trained with other settings: seed is 0 there, 1 in the config; ' in line
+    assert 'train.batch_size is 64 there, 32 in the config' in line
+    assert 'add --allow_changes to go on from its checkpoint with the new ones.' in line
+    for key in CHANGES:
+        assert f'{key} is ' in line
+
+    result = runs.run(
+        workdir, '--allow_changes', '--config.noise.std=0.3', '--config.train.num_epochs=1.1'
+    )
+    assert 'going on from the checkpoint of step 24' in result.out
+    assert 'noise.std was 0.1, is 0.3 now.' in result.err
+    assert json.loads((workdir / 'config.json').read_text())['noise']['std'] == 0.3
+    line = runs.refused(workdir)
+    assert 'noise.std is 0.3 there, 0.1 in the config' in line
+
+
+def test_what_a_run_may_change_on_its_way(runs, whole, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / 'run')
+    config = json.loads((workdir / 'config.json').read_text())
+    del config['train']['drop_label']  # as if the key had come later
+    (workdir / 'config.json').write_text(json.dumps(config))
+    changes = {
+        'train.num_epochs': 1.1,
+        'optimizer.peak_learning_rate': 1e-3,
+        'optimizer.clip_norm': 0.5,
+        'optimizer.warmup_steps': 3,
+        'train.log_every': 7,
+        'train.drop_label': 0.2,
+        'train.microbatches': 2,
+        'sample.num_samples': 4,
+        'evaluate.seed': 3,
+        'model.remat': 'full',
+    }
+    result = runs.run(workdir, *(f'--config.{key}={value}' for key, value in changes.items()))
+    assert 'optimizer.clip_norm was 1.0, is 0.5 now.' in result.err
+    assert 'drop_label' not in result.err
+    assert 'Trained to step 26' in result.out
+
+
+def test_a_checkpoint_for_a_run_that_has_its_own(runs, whole, tmp_path):
+    """It must be there; it is not read, and that is said."""
+    workdir = shutil.copytree(whole[0], tmp_path / 'run')
+    line = runs.refused(workdir, '--checkpoint=/does/not/exist')
+    assert '/does/not/exist does not exist' in line
+    flags = [f'--checkpoint={whole[0]}', '--config.train.num_epochs=1.1']
+    result = runs.run(workdir, *flags)
+    assert 'going on from the checkpoint of step 24' in result.out
+    assert f'{workdir} has checkpoints of its own, from which training resumes' in result.err
+    assert f'--checkpoint={whole[0]}, from which a new run takes' in result.err
+
+
 class RunsCode:
     def __reduce__(self):
         return (print, ('code was run',))
@@ -273,28 +380,109 @@ def test_a_checkpoint_that_tries_to_run_code(runs, tmp_path):
     assert 'could run code' in line
 
 
+DIGITS = 'from configs import digits as d\ndef get_config():\n    c = d.get_config(); '
+BATH_SIZE = "there is no config key 'bath_size'; did you mean 'batch_size'?"
+
+
 @pytest.mark.parametrize(
     ('source', 'words'),
     [
-        (None, 'there is no file'),
-        ('def get_config(:', 'SyntaxError: invalid syntax (experiment.py, line 1)'),
-        ('import nowhere', "ModuleNotFoundError: No module named 'nowhere'. See line 1 of"),
-        ('def get_config():\n    raise ValueError("no")', 'ValueError: no. See line 2 of'),
-        ('x = 1', "has no attribute 'get_config'"),
-        (
-            'from configs import digits as d\n'
-            'def get_config():\n    c = d.get_config(); c.train.bath_size = 1; return c',
-            "there is no config key 'bath_size'; did you mean 'batch_size'?",
-        ),
-        (
-            'from configs import digits as d\n'
-            'def get_config():\n    c = d.get_config(); c.train.batch_size = "many"; return c',
-            "Could not override field 'batch_size'",
-        ),
+        (case[0], case[1:])
+        for case in [
+            (None, 'there is no file'),
+            (
+                'def get_config(:',
+                'SyntaxError: invalid syntax (experiment.py, line 1). See line 1 of',
+            ),
+            ('\0', 'null bytes'),
+            ('import nowhere', "ModuleNotFoundError: No module named 'nowhere'. See line 1 of"),
+            ('open("/nowhere")', 'FileNotFoundError: [Errno 2] No such file or directory: '),
+            ('import sys\nsys.exit(0)', 'SystemExit: 0. See line 2 of'),
+            ('def get_config():\n    raise ValueError("no")', 'ValueError: no. See line 2 of'),
+            (
+                'def get_config():\n    return get_config()',
+                'RecursionError: maximum recursion depth',
+            ),
+            ('x = 1', "has no attribute 'get_config'"),
+            ('get_config = 3', "has no attribute 'get_config'"),
+            (
+                'def get_config():\n    pass',
+                'get_config() returns None; it must return a ConfigDict',
+            ),
+            (
+                'def get_config():\n    return {"seed": 1}',
+                'get_config() returns a dict; it must return',
+            ),
+            (
+                'from ml_collections import ConfigDict\nget_config = ConfigDict',
+                'get_config() returns an empty ConfigDict; it must return a ConfigDict with the',
+            ),
+            (
+                'from ml_collections import ConfigDict\n'
+                'def get_config():\n    return ConfigDict({"seed": 1})',
+                'the config has no model.image_shape. Let get_config() begin with base.get_config',
+            ),
+            ('def get_config(variant):\n    pass', 'get_config(variant) of', ' with no variant'),
+            (
+                f'{DIGITS}c.train.bath_size = 1; return c',
+                BATH_SIZE,
+                'See line 3 of',
+                'experiment.py.',
+            ),
+            (f'{DIGITS}del c.mesh\n    return c', 'This ConfigDict is locked', 'See line 3 of'),
+            (
+                f'{DIGITS}c.unlock(); del c.mesh; return c',
+                'the config has no mesh.data. Let get_config',
+            ),
+            (
+                f'{DIGITS}c.unlock(); c.mesh.tenser = 1; return c',
+                "there is no config key 'mesh.tenser'; did you mean 'mesh.tensor'?",
+            ),
+            (
+                f'{DIGITS}c.train.batch_size = "many"; return c',
+                "Could not override field 'batch_size'",
+                'See line 3 of',
+            ),
+            (
+                f'{DIGITS}return c.data.nmae',
+                "no config key 'nmae'; did you mean 'name'?",
+                'line 3 of',
+            ),
+        ]
     ],
 )
 def test_a_config_file_that_cannot_be_used(runs, tmp_path, source, words):
     path = tmp_path / 'experiment.py'
     if source:
         path.write_text(source)
-    assert words in runs.refused(tmp_path / 'run', f'--config={path}')
+    line = runs.refused(tmp_path / 'run', f'--config={path}')
+    for part in words:
+        assert part in line
+
+
+def test_a_config_file_beside_another_with_a_mistake(runs, tmp_path):
+    """The place is that of the mistake, even in the library's time."""
+    folder = tmp_path / 'configs'
+    folder.mkdir()
+    (folder / 'shared.py').write_text('def learn(config):\n    config.lerning = 3\n')
+    (folder / 'experiment.py').write_text(
+        'from ml_collections import ConfigDict\nfrom configs import shared\n\n'
+        'def get_config():\n    return shared.learn(ConfigDict().lock())\n'
+    )
+    line = runs.refused(tmp_path / 'run', f'--config={folder}/experiment.py')
+    assert "there is no config key 'lerning'" in line
+    assert line.endswith(f'See line 2 of {folder}/shared.py.')
+
+
+def test_two_config_files(runs, tmp_path):
+    line = runs.refused(tmp_path, f'--config={ROOT}/configs/digits.py', f'--config={__file__}')
+    assert '--config is given twice' in line
+
+
+def test_a_variant_that_there_is_not(runs, tmp_path):
+    line = runs.refused(tmp_path, f'--config={ROOT}/configs/digits.py:large')
+    assert 'get_config() of' in line
+    assert "cannot be called with the variant 'large'" in line
+    line = runs.refused(tmp_path, f'--config={ROOT}/configs/photos.py:large')
+    assert "there is no variant 'large'; there are 64 and 256. See line" in line
+    assert line.endswith(f'{ROOT}/configs/photos.py.')

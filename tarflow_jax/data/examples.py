@@ -1,16 +1,14 @@
 """From TFDS's serialized examples to batches."""
 
 import functools
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from tarflow_jax.data.images import decode, resize_and_crop
+from tarflow_jax.data.images import decode, open_image, resize_and_crop
 from tarflow_jax.data.splits import Batch
 from tarflow_jax.errors import InputError
 
@@ -119,7 +117,7 @@ def _tensor(feature: tfds.features.Tensor, value) -> np.ndarray:
 def _image_file(feature: tfds.features.Image, value) -> np.ndarray:
     """Decodes with Pillow alone: TFDS takes OpenCV where it is, which may decode otherwise."""
     mode = _MODES[feature.shape[2]]
-    with Image.open(io.BytesIO(value.bytes_list.value[0])) as image:
+    with open_image(value.bytes_list.value[0]) as image:
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels[..., None] if pixels.ndim == 2 else pixels
 

@@ -1,12 +1,57 @@
 """Image files as RGB pixels, resized and cropped as the published code does."""
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
+from typing import IO, cast
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
+
+from tarflow_jax.files import open_regular
+
+# Decoded within the process. Pillow opens whatever it can, whatever the file's name, and would
+# start Ghostscript for an EPS. (PPM is also PGM and PNM.)
+FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
+MOST_PIXELS = (
+    89_478_485  # as Pillow warns of; 4 bytes each, in five copies while they are converted
+)
+# A JPEG can pass over all its pixels in every scan of a few bytes; real ones have a dozen. What
+# follows the picture (a film, say) may look like more.
+_MOST_SCANS, _BYTES_A_SCAN = 500, 2**14
+_START_OF_SCAN = b'\xff\xda'
 
 _WHITE = (255, 255, 255, 255)
+
+
+@contextlib.contextmanager
+def open_image(source: bytes | str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
+    """Opens an image of one of the `FORMATS`; its pixels are not decoded yet.
+
+    Pillow bounds the text that a PNG has beside its pixels.
+
+    Args:
+        source: the content of an image file, or its path.
+
+    Raises:
+        OSError: if the file cannot be read, or is no such image.
+        ValueError: if it is no file (a FIFO, say), has too many pixels, or its content is damaged
+            in another way.
+    """
+    try:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file,
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise ValueError(f'{width}x{height} pixels, more than {MOST_PIXELS:,}')
+            yield image
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise SyntaxError, EOFError, IndexError, zlib.error, ...
+        raise ValueError(f'damaged image ({type(error).__name__}: {error})') from error
 
 
 def decode(source: bytes | str | os.PathLike[str]) -> Image.Image:
@@ -23,16 +68,25 @@ def decode(source: bytes | str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         OSError: if the file cannot be read, is no image, or is truncated.
-        ValueError: if its content is damaged in another way.
+        ValueError: as of `open_image`.
     """
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
-            return _rgb(_upright(image))
-    except (OSError, ValueError, MemoryError):
-        raise
-    except Exception as error:  # decoders raise SyntaxError, EOFError, IndexError, zlib.error, ...
-        raise ValueError(f'damaged image ({type(error).__name__}: {error})') from error
+    with open_image(source) as image:
+        if image.format in ('JPEG', 'MPO'):
+            _check_scans(cast(IO[bytes], image.fp))
+        image.load()
+        return _rgb(_upright(image))
+
+
+def _check_scans(file: IO[bytes]) -> None:
+    place = file.tell()
+    file.seek(0)
+    scans, last = 0, b''
+    while chunk := file.read(2**20):
+        scans += (last + chunk).count(_START_OF_SCAN)
+        last = chunk[-1:]
+    if scans > _MOST_SCANS + file.tell() // _BYTES_A_SCAN:
+        raise ValueError(f'a JPEG of {scans:,} scans')
+    file.seek(place)
 
 
 def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:

@@ -2,15 +2,14 @@
 
 import math
 import pathlib
-import zipfile
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from tarflow_jax.data.splits import ArraySplit, Split, ranges, split_sizes
 from tarflow_jax.errors import InputError
+from tarflow_jax.formats.npz import Header, NpzArrays
 
 IMAGE_KEYS = ('arr_0', 'images', 'image', 'data', 'x')
 LABEL_KEYS = ('arr_1', 'labels', 'label', 'y')
@@ -20,11 +19,6 @@ _READS = (
     f'{_FLAT_KEY} also [N, 3*S*S], planes of red, green and blue), and labels, integers [N] from 0 '
     f'(-1: none) or one-hot [N, K], under one of {", ".join(LABEL_KEYS)} or none.'
 )
-
-
-class _Header(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
 
 class NpzFile:
@@ -53,14 +47,13 @@ class NpzFile:
         self._name = name
         path = _checked_path(name)
         try:
-            with zipfile.ZipFile(path) as archive:
-                headers = _read_headers(archive)
+            with NpzArrays(path) as arrays:
+                headers = arrays.headers
                 image_key, label_key = _checked_keys(name, headers)
                 self.image_shape = _checked_shape(name, image_key, headers[image_key])
                 num_images = headers[image_key].shape[0]
                 if label_key:
                     _check_labels_header(name, label_key, headers[label_key], num_images)
-            with np.load(path, allow_pickle=False) as arrays:
                 self._images = _as_images(arrays[image_key], self.image_shape)
                 labels = arrays[label_key] if label_key else np.full(num_images, -1)
         except InputError:
@@ -91,7 +84,7 @@ def _joined(array: np.ndarray, rows: Sequence[slice]) -> np.ndarray:
 
 def _checked_path(name: str) -> pathlib.Path:
     path = pathlib.Path(name).expanduser()
-    if not path.is_file():
+    if not path.exists():
         reason = (
             'it is an address: copy the file here, or mount the bucket'
             if '://' in name
@@ -101,24 +94,7 @@ def _checked_path(name: str) -> pathlib.Path:
     return path
 
 
-def _read_headers(archive: zipfile.ZipFile) -> dict[str, _Header]:
-    """Shapes and dtypes of all arrays, before any is read: a file may have many gigabytes."""
-    headers = {}
-    for member in archive.namelist():
-        if member.endswith('.npy'):
-            with archive.open(member) as file:
-                is_v1 = np.lib.format.read_magic(file) == (1, 0)
-                read = (
-                    np.lib.format.read_array_header_1_0
-                    if is_v1
-                    else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = read(file)
-            headers[member.removesuffix('.npy')] = _Header(shape, dtype)
-    return headers
-
-
-def _checked_keys(name: str, headers: dict[str, _Header]) -> tuple[str, str | None]:
+def _checked_keys(name: str, headers: dict[str, Header]) -> tuple[str, str | None]:
     images = [key for key in IMAGE_KEYS if key in headers]
     labels = [key for key in LABEL_KEYS if key in headers]
     if len(images) != 1 or len(labels) > 1:
@@ -130,7 +106,7 @@ def _checked_keys(name: str, headers: dict[str, _Header]) -> tuple[str, str | No
     return images[0], labels[0] if labels else None
 
 
-def _checked_shape(name: str, key: str, header: _Header) -> tuple[int, int, int]:
+def _checked_shape(name: str, key: str, header: Header) -> tuple[int, int, int]:
     shape, dtype = header
     if dtype == np.uint8 and shape and shape[0] > 0:
         if len(shape) == 4 and 1 <= shape[3] <= 4 and min(shape) > 0:
@@ -157,7 +133,7 @@ def _as_images(array: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarr
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
 
-def _check_labels_header(name: str, key: str, header: _Header, num_images: int) -> None:
+def _check_labels_header(name: str, key: str, header: Header, num_images: int) -> None:
     shape, dtype = header
     is_number = dtype.kind in 'iu' or (dtype.kind in 'fb' and len(shape) == 2)
     if len(shape) not in (1, 2) or shape[0] != num_images or not is_number:

@@ -1,6 +1,7 @@
 """Classification by Bayes' rule: a conditional density is a classifier."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.likelihood import noisy_images, scored_batches
-from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.flow.tarflow import TarFlow, as_images, check_params
 from tarflow_jax.parallel import distributed
 from tarflow_jax.training.objective import Noise
 
@@ -18,13 +19,23 @@ def class_log_probs(model: TarFlow, params, images):
 
     p(y | x) = p(x | y) / sum_y' p(x | y')
     """
+    check_params(model, params)
     if not model.num_classes:
         raise InputError('the model has no classes (model.num_classes=0): it cannot classify.')
-    return jax.nn.log_softmax(_joint(model, params, jnp.asarray(images)))
+    return jax.nn.log_softmax(_joint(model, params, as_images(images, model.image_shape)))
 
 
 def evaluate(
-    model: TarFlow, params, split, noise: Noise, mesh, *, batch_size: int, num_draws: int, seed: int
+    model: TarFlow,
+    params,
+    split,
+    noise: Noise,
+    mesh,
+    *,
+    batch_size: int,
+    num_draws: int,
+    seed: int,
+    before_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """How well the Bayes classifier knows the labels of a split.
 
@@ -40,7 +51,7 @@ def evaluate(
             'evaluate.metrics.'
         )
     correct = cross_entropy = 0.0
-    for batch in scored_batches(split, mesh, batch_size):
+    for batch in scored_batches(split, mesh, batch_size, before_batch):
         draws = [_noisy_joint(model, noise, params, batch, seed, n) for n in range(num_draws)]
         log_probs = jax.nn.log_softmax(jnp.mean(jnp.stack(draws), axis=0))
         log_probs, labels = distributed.fetch((log_probs, batch['label']))

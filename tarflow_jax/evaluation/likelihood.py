@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -10,12 +11,21 @@ import numpy as np
 from tarflow_jax.data import pipeline
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import distributed
-from tarflow_jax.parallel.mesh import batch_shares
+from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.training.objective import Noise
 
 
 def evaluate(
-    model: TarFlow, params, split, noise: Noise, mesh, *, batch_size: int, num_draws: int, seed: int
+    model: TarFlow,
+    params,
+    split,
+    noise: Noise,
+    mesh,
+    *,
+    batch_size: int,
+    num_draws: int,
+    seed: int,
+    before_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Negative log-likelihood of a split's images given their labels.
 
@@ -33,6 +43,7 @@ def evaluate(
       batch_size: images at a time; does not change the result.
       num_draws: K, draws of the noise for every image.
       seed: of the noise. The noise of an image depends on (seed, draw, index of the image) only.
+      before_batch: is called before each batch; what it raises ends the evaluation.
 
     Returns:
       nats_per_dim, the mean over images and draws, constant included; bits_per_dim, the same per
@@ -40,9 +51,9 @@ def evaluate(
       together (for one draw, the same number). The standard errors bits_per_dim_error and
       iw_bits_per_dim_error are those of the means over images; NaN for a single image.
     """
-    log_probs = _log_probs(
-        functools.partial(_log_prob, model, noise), params, split, mesh, batch_size, num_draws, seed
-    )
+    score = functools.partial(_log_prob, model, noise, params)
+    batches = scored_batches(split, mesh, batch_size, before_batch)
+    log_probs = _log_probs(score, batches, num_draws, seed)
     dims = math.prod(model.image_shape)
     nats = -log_probs.mean(axis=0) / dims
     bound = (math.log(num_draws) - np.logaddexp.reduce(log_probs, axis=0)) / dims
@@ -55,13 +66,18 @@ def evaluate(
     }
 
 
-def _log_probs(score, params, split, mesh, batch_size, num_draws, seed) -> np.ndarray:
+def in_float32(model: TarFlow) -> TarFlow:
+    """The model as it is scored, whatever it is trained in."""
+    return model.clone(dtype='float32', attention='xla')
+
+
+def _log_probs(score, batches, num_draws, seed) -> np.ndarray:
     """The log-probability in nats of every draw of every image, float64 [num_draws, images]."""
-    batches = []
-    for batch in scored_batches(split, mesh, batch_size):
-        draws = [distributed.fetch(score(params, batch, seed, k)) for k in range(num_draws)]
-        batches.append(np.array(draws, np.float64)[:, batch['mask']])
-    return np.concatenate(batches, axis=1)
+    log_probs = []
+    for batch in batches:
+        draws = [distributed.fetch(score(batch, seed, k)) for k in range(num_draws)]
+        log_probs.append(np.array(draws, np.float64)[:, batch['mask']])
+    return np.concatenate(log_probs, axis=1)
 
 
 def _standard_error(values: np.ndarray) -> float:
@@ -70,19 +86,21 @@ def _standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def scored_batches(split, mesh, batch_size: int):
+def scored_batches(split, mesh, batch_size: int, before_batch: Callable[[], object] = lambda: None):
     """Batches of a split, padded to a size the mesh can share, every process reading its rows.
+
+    Calls `before_batch()` before each.
 
     Yields:
       'image' [B, H, W, C], 'label' [B] and 'index' [B], that of the row in the split, over the
       mesh; and 'mask' [B], NumPy, of which rows are examples.
     """
-    shares = batch_shares(mesh)
-    batch_size = -(-min(batch_size, len(split)) // shares) * shares
+    batch_size = shared_batch_size(batch_size, len(split), mesh)
     rows = distributed.local_rows(mesh, batch_size)
     batches = pipeline.eval_batches(split, batch_size=batch_size, rows=rows)
     with contextlib.closing(batches):
         for i, batch in enumerate(batches):
+            before_batch()
             index = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
             local = {'image': batch['image'], 'label': batch['label'], 'index': index[rows]}
             placed = distributed.put_rows(local, mesh, batch_size, rows)

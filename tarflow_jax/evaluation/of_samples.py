@@ -1,29 +1,32 @@
 """The part of an evaluation that draws samples, or takes given ones, and measures them."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging
 
-from tarflow_jax import experiment, imagefiles
+from tarflow_jax import capacity, experiment, imagefiles
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import quality, references
+from tarflow_jax.evaluation.drawn import DrawnSamples
 from tarflow_jax.evaluation.features import to_levels
 from tarflow_jax.evaluation.likelihood import scored_batches
 from tarflow_jax.evaluation.prepare_fid import DataReference, features_of
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.evaluation.subject import Subject
-from tarflow_jax.files import sha256_of
+from tarflow_jax.files import make_writable, sha256_of
 from tarflow_jax.parallel import distributed, rules
+from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import draw, spread_labels
+from tarflow_jax.stopping import RESUMES
 
 REPORT_SHARE = 0.1  # of the samples, after which a line tells how far it is
-
-Save = Callable[..., Any]
+_COPIED = 1024  # samples at a time
+_FEATURES = 2048  # numbers of a sample that precision and recall keep
 
 
 class OfSamples:
@@ -33,14 +36,16 @@ class OfSamples:
       subject: what is evaluated; its parameters are loaded unless samples are given.
       names: metrics, keys of `quality.METRICS`.
 
+    Attributes:
+      names: likewise.
+
     Raises:
       InputError: the samples cannot be drawn or measured like that, or the reference is none.
     """
 
     def __init__(self, subject: Subject, names: list[str]):
         self._subject = subject
-        self._names = names
-        self._num_redrawn = 0
+        self.names = names
         asked = subject.config.evaluate
         self._given = self._open_given() if asked.samples else None
         self._how: dict[str, Any] = {}
@@ -62,6 +67,8 @@ class OfSamples:
             family: features_of(subject.config, subject.mesh, kinds)
             for family, kinds in quality.families(names).items()
         }
+        self._check_reference()
+        self._drawn = None if self._given else self._open_drawn()
         with rules.on(subject.mesh):
             found = {family: self._reference(family) for family in self._features}
         self._references = {family: reference for family, reference in found.items() if reference}
@@ -87,6 +94,46 @@ class OfSamples:
             )
         return given.split('train')
 
+    def _check_reference(self) -> None:
+        """Checks a reference that no metric is compared with, too: a mistake would pass unseen."""
+        path = self._subject.config.evaluate.reference
+        if not path or quality.needs_reference(self.names, 'inception'):
+            return
+        references.read(path)
+        if distributed.is_main():
+            logging.warning(
+                'evaluate.reference=%s is for fid, sfid, precision and recall: %s go by the '
+                'training split.',
+                *(path, ', '.join(self.names)),
+            )
+
+    def _open_drawn(self) -> DrawnSamples:
+        """The samples that an interrupted evaluation has drawn."""
+        subject, asked = self._subject, self._subject.config.evaluate
+        folder = subject.workdir / 'samples'
+        if distributed.is_main():
+            make_writable(folder)
+            size = int(np.prod(subject.model.image_shape))
+            keeps_rows = any(quality.METRICS[name][1] == 'neighbours' for name in self.names)
+            capacity.check_samples(
+                'evaluate.num_samples',
+                self._num_samples,
+                memory_each=16 + keeps_rows * 8 * _FEATURES,
+                disk_each=size * (1 + asked.save_samples),
+                folder=folder,
+            )
+        how = {k: v for k, v in self._how.items() if k not in ('num_samples', 'batch_size')}
+        settings = {
+            'params_sha256': subject.loaded['params_sha256'],
+            'model': subject.config.model.to_dict(),
+            'sample': how,
+            'quantization': asked.quantization,
+        }
+        drawn = DrawnSamples(folder, settings, subject.model.image_shape)
+        if drawn.count and distributed.is_main():
+            print(f'{drawn.count:,} samples are drawn already.', flush=True)
+        return drawn
+
     def _reference(self, family: str) -> Reference | None:
         """What the family's features are compared with; of the main process, others get None."""
         subject, features = self._subject, self._features[family]
@@ -94,57 +141,89 @@ class OfSamples:
         if family == 'inception' and path:
             reference = references.read(path)
             references.check(reference, features.settings, subject.model.image_shape)
-            return quality.completed(reference, self._names, features, subject.mesh)
-        if not quality.needs_reference(self._names, family):
+            check = subject.stop.check
+            return quality.completed(reference, self.names, features, subject.mesh, check)
+        if not quality.needs_reference(self.names, family):
             return None
         return DataReference(
             family, features, subject.config, subject.dataset, subject.mesh
-        ).ensure()
+        ).ensure(subject.stop.check)
 
-    def scores(self) -> dict[str, float]:
-        """By the name of the metric, in the main process; the others get none."""
-        with self._saved() as save:
-            measured = quality.measure(
-                self._measured_batches() if self._given else self._drawn_batches(save),
-                list(self._features.values()),
-                self._subject.mesh,
-                num_images=self._num_samples,
-                keep=lambda index: np.ones(len(index), bool),
-            )
+    def scores(self, _: dict[str, float]) -> dict[str, float]:
+        """By the name of the metric, in the main process; the others get none.
+
+        Samples that an interrupted evaluation has drawn are measured again, which is quick.
+        """
+        measured = quality.measure(
+            self._drawn_batches(self._drawn) if self._drawn else self._measured_batches(),
+            list(self._features.values()),
+            self._subject.mesh,
+            num_images=self._num_samples,
+            keep=lambda index: np.ones(len(index), bool),
+        )
         if not distributed.is_main():
             return {}
-        return quality.score(measured, self._references, self._names)
+        with self._subject.stop.at_once(RESUMES):  # whatever was drawn is on the disk
+            if self._drawn and self._subject.config.evaluate.save_samples:
+                self._save(self._drawn)
+            return quality.score(measured, self._references, self.names)
 
     def _measured_batches(self) -> Iterator[quality.Batch]:
         batch_size = self._subject.config.evaluate.batch_size
-        for batch in scored_batches(self._given, self._subject.mesh, batch_size):
+        check = self._subject.stop.check
+        for batch in scored_batches(self._given, self._subject.mesh, batch_size, check):
             yield quality.Batch(batch['image'], distributed.fetch(batch['index']), batch['mask'])
 
-    def _drawn_batches(self, save: Save) -> Iterator[quality.Batch]:
-        subject = self._subject
-        pace = _Pace(self._num_samples)
-        for drawn in draw(subject.model, subject.params, subject.mesh, **self._how):
-            images = to_levels(drawn.images, subject.config.evaluate.quantization)
-            self._num_redrawn += drawn.num_redrawn
-            save(images, drawn.mask)
-            yield quality.Batch(images, drawn.index, drawn.mask)
-            pace.tell(int(drawn.index[-1]) + 1)
+    def _drawn_batches(self, drawn: DrawnSamples) -> Iterator[quality.Batch]:
+        """Those drawn before an interruption, in the batches of then, and all others."""
+        subject, total = self._subject, self._num_samples
+        first = min(drawn.count, total)
+        batch_size = shared_batch_size(self._how['batch_size'], total, subject.mesh)
+        for start in range(0, first, batch_size):
+            subject.stop.check()
+            yield self._read_batch(drawn, start, min(start + batch_size, first), batch_size)
+        pace = _Pace(first, total)
+        quantization = subject.config.evaluate.quantization
+        batches = draw(
+            *(subject.model, subject.params, subject.mesh),
+            first=first,
+            before_batch=subject.stop.check,
+            **self._how,
+        )
+        try:
+            for batch in batches:
+                images = to_levels(batch.images, quantization)
+                drawn.add(distributed.fetch(images)[batch.mask], batch.num_redrawn)
+                yield quality.Batch(images, batch.index, batch.mask)
+                pace.tell(drawn.count)
+        finally:
+            drawn.write()
 
-    @contextlib.contextmanager
-    def _saved(self) -> Iterator[Save]:
-        """Gives what takes each batch of images, and makes `samples/evaluated.npz` of them."""
-        subject, asked = self._subject, self._subject.config.evaluate
-        if self._given or not asked.save_samples:
-            yield lambda images, mask: None
-            return
-        if not distributed.is_main():
-            yield lambda images, mask: distributed.fetch(images)
-            return
-        count, classes = self._num_samples, subject.model.num_classes
-        labels = spread_labels(asked.labels, count, classes, self._how['seed'])
+    def _read_batch(self, drawn: DrawnSamples, start: int, stop: int, size: int) -> quality.Batch:
+        mesh = self._subject.mesh
+        images = np.zeros((size, *self._subject.model.image_shape), np.uint8)
+        images[: stop - start] = distributed.array_of_main(drawn.read(start, stop))
+        index = np.arange(start, start + size, dtype=np.int32)
+        rows = distributed.local_rows(mesh, size)
+        return quality.Batch(
+            distributed.put_rows(images[rows], mesh, size, rows), index, index < stop
+        )
+
+    def _save(self, drawn: DrawnSamples) -> None:
+        """Makes `samples/evaluated.npz`, as ADM's sample batches are."""
+        subject, total = self._subject, self._num_samples
+        labels = spread_labels(
+            self._how['labels'], total, subject.model.num_classes, self._how['seed']
+        )
         path = subject.workdir / 'samples' / 'evaluated.npz'
-        with imagefiles.open_npz(path, (count, *subject.model.image_shape), labels) as write:
-            yield lambda images, mask: write(distributed.fetch(images)[mask])
+        with imagefiles.open_npz(path, (total, *subject.model.image_shape), labels) as write:
+            for start in range(0, total, _COPIED):
+                write(drawn.read(start, min(start + _COPIED, total)))
+
+    def finish(self) -> None:
+        """Removes what an interrupted evaluation would resume from."""
+        if self._drawn:
+            self._drawn.remove()
 
     def details(self) -> dict[str, Any]:
         """What the samples are, how they were measured, and with what they were compared."""
@@ -152,8 +231,8 @@ class OfSamples:
         source: dict[str, Any] = {}
         if self._given:
             source = {'file': asked.samples, 'file_sha256': sha256_of(asked.samples)}
-        if not self._given:
-            redrawn = self._num_redrawn
+        if self._drawn:
+            redrawn = self._drawn.num_redrawn
             source = {**self._how, 'quantization': asked.quantization, 'redrawn': redrawn}
         settings = {key: v for f in self._features.values() for key, v in f.settings.items()}
         compared_with = {
@@ -173,15 +252,16 @@ class OfSamples:
 class _Pace:
     """Tells now and then how many samples are drawn."""
 
-    def __init__(self, total: int):
+    def __init__(self, first: int, total: int):
+        self._first = first
         self._total = total
         self._start = time.perf_counter()
-        self._next = total * REPORT_SHARE
+        self._next = first + total * REPORT_SHARE
 
     def tell(self, done: int) -> None:
         if not self._next <= done < self._total or not distributed.is_main():
             return
         self._next = done + self._total * REPORT_SHARE
         seconds = time.perf_counter() - self._start
-        left = format_duration(seconds / done * (self._total - done))
+        left = format_duration(seconds / (done - self._first) * (self._total - done))
         print(f'{done:,} of {self._total:,} samples; about {left} more', flush=True)

@@ -1,9 +1,11 @@
 """The part of an evaluation that scores whole splits of the data."""
 
+import math
 from typing import Any
 
 from tarflow_jax import experiment
 from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation import likelihood
 from tarflow_jax.evaluation.metrics import OF_SPLITS, split_names
 from tarflow_jax.evaluation.subject import Subject
 
@@ -15,13 +17,16 @@ class OfSplits:
       subject: what is evaluated, its parameters loaded.
       names: metrics, keys of `OF_SPLITS`.
 
+    Attributes:
+      names: likewise.
+
     Raises:
       InputError: the model has no such scores, or there is no such split.
     """
 
     def __init__(self, subject: Subject, names: list[str]):
         self._subject = subject
-        self._names = names
+        self.names = names
         if {'accuracy', 'cross_entropy'} & set(names) and not subject.model.num_classes:
             raise InputError(
                 'evaluate.metrics names accuracy or cross_entropy, and the model has no classes '
@@ -30,12 +35,18 @@ class OfSplits:
         asked = split_names(subject.config.evaluate.splits)
         self._splits = {name: subject.dataset.split(name) for name in asked}
 
-    def scores(self) -> dict[str, float]:
-        """By 'split/metric', computed in float32 whatever the model was trained in."""
+    def scores(self, done: dict[str, float]) -> dict[str, float]:
+        """By 'split/metric', computed in float32 whatever the model was trained in.
+
+        Args:
+          done: the same of an interrupted evaluation, which are taken over.
+        """
+        if done:
+            return {key: math.nan if value is None else value for key, value in done.items()}
         found: dict[str, float] = {}
         for split_name in self._splits:
             scores = self._scores_of(split_name)
-            for name in self._names:
+            for name in self.names:
                 for key in (name, f'{name}_error'):
                     if key in scores:
                         found[f'{split_name}/{key}'] = scores[key]
@@ -44,9 +55,9 @@ class OfSplits:
     def _scores_of(self, split_name: str) -> dict[str, float]:
         subject, asked = self._subject, self._subject.config.evaluate
         scores: dict[str, float] = {}
-        for function in dict.fromkeys(OF_SPLITS[name] for name in self._names):
+        for function in dict.fromkeys(OF_SPLITS[name] for name in self.names):
             scores |= function(
-                subject.model.clone(dtype='float32', attention='xla'),
+                likelihood.in_float32(subject.model),
                 subject.params,
                 self._splits[split_name],
                 experiment.make_noise(subject.config, subject.dataset),
@@ -54,8 +65,12 @@ class OfSplits:
                 batch_size=asked.batch_size,
                 num_draws=asked.num_draws,
                 seed=asked.seed,
+                before_batch=subject.stop.check,
             )
         return scores
+
+    def finish(self) -> None:
+        """Does nothing: no file is left to remove."""
 
     def details(self) -> dict[str, Any]:
         """What the scores are of, and how they came about."""

@@ -1,7 +1,10 @@
 """Reference statistics of a config's training images, made once and kept beside the data."""
 
 import dataclasses
+import functools
+import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,18 @@ from tarflow_jax.evaluation import quality, references
 from tarflow_jax.evaluation.features import Features
 from tarflow_jax.evaluation.metrics import metric_names
 from tarflow_jax.evaluation.references import Reference
-from tarflow_jax.files import open_atomically
+from tarflow_jax.files import make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import make_mesh
+from tarflow_jax.stopping import STARTS_OVER, Stop
 
 
-def prepare_fid(config) -> None:
+def prepare_fid(config, stop: Stop) -> None:
     """Makes the statistics that evaluating this config takes, and says where they are.
+
+    Args:
+      config: see `configs/base.py`.
+      stop: hears the signals.
 
     Raises:
       InputError: the data or the weights of Inception are not there.
@@ -34,7 +42,8 @@ def prepare_fid(config) -> None:
     dataset = experiment.open_data(config, experiment.make_model(config))
     with rules.on(mesh):
         for family, features in families.items():
-            DataReference(family, features, config, dataset, mesh).ensure(say=print)
+            reference = DataReference(family, features, config, dataset, mesh)
+            reference.ensure(functools.partial(stop.check, STARTS_OVER), say=print)
 
 
 def features_of(config, mesh, names) -> Features:
@@ -72,9 +81,8 @@ class DataReference:
                 f'{dataset.name}/{self._split_name} has {len(self._split)}.'
             )
         how = features.settings.get('preprocessing', family)
-        what = [Path(dataset.name).stem if dataset.name.endswith('.npz') else dataset.name]
-        what += [self._split_name, *(['flipped'] if self._flip else []), how]
-        name = '-'.join(re.sub(r'[^\w-]+', '_', part).strip('_') for part in what)
+        what = [_name_of(dataset.name), _name_of(self._split_name)]
+        name = '-'.join([*what, *(['flipped'] if self._flip else []), how])
         self.path = Path(config.data.dir).expanduser() / 'references' / f'{name}.npz'
 
     def metadata(self) -> dict[str, Any]:
@@ -89,16 +97,17 @@ class DataReference:
             **self._features.settings,
         }
 
-    def ensure(self, say=lambda text: None) -> Reference | None:
+    def ensure(self, before_batch: Callable[[], object], say=lambda text: None) -> Reference | None:
         """The statistics, made unless the file has them; of the main process, others get None.
 
-        Every process must ask, since all take part in the making.
+        Every process must ask, since all take part in the making, and call `before_batch` before
+        each batch.
         """
         wanted = self.metadata()
         found = self._find(wanted) if distributed.is_main() else None
         is_there = found is not None or not distributed.is_main()
         if not distributed.agree(is_there):
-            self._make(wanted, say)
+            self._make(wanted, before_batch, say)
             found = references.read(self.path) if distributed.is_main() else None
         elif found:
             say(f'{self.path}: reference statistics are there already.')
@@ -119,22 +128,12 @@ class DataReference:
             )
         return None if changed else found
 
-    def _check_writable(self) -> None:
-        try:
-            with open_atomically(self.path.with_suffix('.probe')):
-                pass
-            self.path.with_suffix('.probe').unlink()
-        except OSError as error:
-            raise InputError(
-                f'reference statistics cannot be written to {self.path.parent} ({error}): give a '
-                'config.data.dir in which you may write, or evaluate.reference.'
-            ) from error
-
-    def _make(self, wanted: dict[str, Any], say) -> None:
+    def _make(self, wanted: dict[str, Any], before_batch, say) -> None:
         mirrored = ', each also mirrored' if self._flip else ''
         what = f'{len(self._split):,} images of {self._dataset.name}/{self._split_name}{mirrored}'
         if distributed.is_main():
-            self._check_writable()
+            make_writable(self.path.parent, 'another config.data.dir, or evaluate.reference')
+            remove_unfinished(self.path.parent)
             print(f'Making reference statistics of {what}, this once.', flush=True)
         reference = quality.measure_split(
             self._split,
@@ -143,9 +142,19 @@ class DataReference:
             self._mesh,
             batch_size=self._batch_size,
             flip=self._flip,
+            before_batch=before_batch,
         )
         metadata = {**wanted, 'version': tarflow_jax.__version__}
         if distributed.is_main():
             reference = dataclasses.replace(reference, metadata=metadata)
             references.write(self.path, reference)
             say(f'{self.path}: reference statistics of {what}.')
+
+
+def _name_of(source: str) -> str:
+    """A data set or a split in a file's name: train[5%:] is train_5pct_to, train[:5%] another."""
+    if source.endswith('.npz'):
+        digest = hashlib.sha256(str(Path(source).expanduser().resolve()).encode()).hexdigest()
+        return f'{_name_of(Path(source).stem)}-{digest[:8]}'
+    words = source.replace(':', '_to_').replace('%', 'pct')
+    return re.sub(r'(?:[^\w-]|_)+', '_', words).strip('_')

@@ -158,7 +158,14 @@ def _in_order(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def measure_split(
-    split, num_levels: int, features: Features, mesh, *, batch_size: int, flip: bool
+    split,
+    num_levels: int,
+    features: Features,
+    mesh,
+    *,
+    batch_size: int,
+    flip: bool,
+    before_batch: Callable[[], object] = lambda: None,
 ) -> Reference:
     """Statistics of a split, every image exactly once.
 
@@ -170,6 +177,7 @@ def measure_split(
       batch_size: images at a time; does not change the result.
       flip: whether every image counts a second time, mirrored left to right. It is what random
         flips, of which the published statistics are made, come to on average.
+      before_batch: is called before each batch; what it raises ends the pass.
 
     Returns:
       A reference without metadata. Features are kept of at most `KEPT_ROWS` images, evenly spread.
@@ -178,7 +186,7 @@ def measure_split(
     chosen = np.arange(min(KEPT_ROWS, num_images)) * num_images // min(KEPT_ROWS, num_images)
 
     def batches() -> Iterator[Batch]:
-        for batch in scored_batches(split, mesh, batch_size):
+        for batch in scored_batches(split, mesh, batch_size, before_batch):
             images = to_8_bits(batch['image'], num_levels)
             index = distributed.fetch(batch['index'])
             yield Batch(images, index, batch['mask'])
@@ -198,7 +206,13 @@ def _mirror(images):
     return images[:, :, ::-1]
 
 
-def completed(reference: Reference, names: Iterable[str], features: Features, mesh) -> Reference:
+def completed(
+    reference: Reference,
+    names: Iterable[str],
+    features: Features,
+    mesh,
+    before_batch: Callable[[], object] = lambda: None,
+) -> Reference:
     """A reference from a file of others, with features of the images in it if they are needed.
 
     Raises:
@@ -212,7 +226,8 @@ def completed(reference: Reference, names: Iterable[str], features: Features, me
         else:
             split = ArraySplit(reference.images, np.full(len(reference.images), -1, np.int32))
             only = features.only(FAMILIES['inception'])
-            measured = measure_split(split, 256, only, mesh, batch_size=64, flip=False)
+            how = dict(batch_size=64, flip=False, before_batch=before_batch)
+            measured = measure_split(split, 256, only, mesh, **how)
             reference = dataclasses.replace(reference, rows=measured.rows)
     if missing:
         raise InputError(

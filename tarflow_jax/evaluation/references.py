@@ -12,12 +12,14 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.moments import Gaussian, gaussian_of_sums
 from tarflow_jax.files import json_text, sha256_of, write_atomically
 from tarflow_jax.formats import torchfile
+from tarflow_jax.formats.npz import NpzArrays
 
 # Keys of mean and covariance, as pytorch-fid, EDM and ADM name them, by the features they are of.
 KEYS = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s'), 'haar': ('mu_haar', 'sigma_haar')}
 SIZES = {'pool': 2048, 'spatial': 2023}
 # How torchmetrics and ADM prepare images; other files with mu and sigma do not tell.
 _THEIRS = {'preprocessing': 'torch-fidelity'}
+_ROUNDING = 1e-5  # of a covariance in float32, relative
 TORCHMETRICS = ('real_features_sum', 'real_features_cov_sum', 'real_features_num_samples')
 
 
@@ -62,7 +64,7 @@ def read(path: str | os.PathLike) -> Reference:
       InputError: there is no such file, or it is damaged, or none of these.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
             f'evaluate.reference={path}: there is no such file. Make statistics of the training '
             "images with --mode=prepare_fid, or leave evaluate.reference='' to have them made."
@@ -80,31 +82,40 @@ def read(path: str | os.PathLike) -> Reference:
 
 
 def _read_npz(path: Path) -> Reference:
-    with np.load(path) as arrays:
-        known = [key for keys in KEYS.values() for key in keys]
-        wanted = {'arr_0', 'metadata', *known}
-        found = {key: arrays[key] for key in arrays if key in wanted or key.startswith('features_')}
-    gaussians = {
-        name: _checked(path, name, found[mean], found[cov])
-        for name, (mean, cov) in KEYS.items()
-        if mean in found and cov in found
-    }
-    if not gaussians:
-        raise InputError(
-            f'{path} holds no statistics: it has no mu and sigma. Statistics of a data set are '
-            'made with --mode=prepare_fid.'
-        )
-    prefix = 'features_'
-    rows = {key.removeprefix(prefix): found[key] for key in found if key.startswith(prefix)}
+    with NpzArrays(path) as arrays:
+        held = arrays.headers
+        names = [name for name, keys in KEYS.items() if all(key in held for key in keys)]
+        if not names:
+            raise InputError(
+                f'{path} holds no statistics: it has no mu and sigma. Statistics of a data set are '
+                'made with --mode=prepare_fid.'
+            )
+        gaussians = {
+            name: _checked(path, name, *map(arrays.__getitem__, KEYS[name])) for name in names
+        }
+        rows = {name: arrays[key] for name in names if (key := f'features_{name}') in held}
+        metadata = _metadata(arrays['metadata']) if 'metadata' in held else {}
+        images = arrays['arr_0'] if 'arr_0' in held else None
+    for gaussian in gaussians.values():
+        _check_covariance(path, gaussian.cov)
     for name, features in rows.items():
         if features.ndim != 2 or features.shape[1] != len(gaussians[name].mean):
-            raise ValueError(f'{prefix}{name} has the shape {features.shape}')
-    is_adm = 'mu_s' in found and 'metadata' not in found
-    metadata = json.loads(str(found['metadata'])) if 'metadata' in found else {}
-    return Reference(gaussians, rows, _THEIRS if is_adm else metadata, found.get('arr_0'))
+            raise ValueError(f'features_{name} has the shape {features.shape}')
+        _check_finite(path, features)
+    if images is not None and (images.dtype != np.uint8 or images.ndim != 4):
+        raise ValueError(f'arr_0 is {images.dtype} {list(images.shape)}, not images of uint8 NHWC')
+    is_adm = 'mu_s' in held and 'metadata' not in held
+    return Reference(gaussians, rows, _THEIRS if is_adm else metadata, images)
 
 
-def _checked(path, name, mean, cov) -> Gaussian:
+def _metadata(text: np.ndarray) -> dict[str, Any]:
+    metadata = json.loads(str(text))
+    if not isinstance(metadata, dict):
+        raise ValueError(f'its metadata is {type(metadata).__name__}, not settings by name')
+    return metadata
+
+
+def _checked(path: Path, name: str, mean: np.ndarray, cov: np.ndarray) -> Gaussian:
     size = SIZES.get(name, mean.size)
     numbers = all(np.issubdtype(array.dtype, np.floating) for array in (mean, cov))
     if mean.shape != (size,) or cov.shape != (size, size) or not numbers:
@@ -113,9 +124,27 @@ def _checked(path, name, mean, cov) -> Gaussian:
             f'Inception network have ({size},) and ({size}, {size}). Make them with '
             '--mode=prepare_fid.'
         )
-    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-        raise InputError(f'{path} holds statistics that are not finite; make them anew.')
+    _check_finite(path, mean, cov)
     return Gaussian(mean.astype(np.float64), cov.astype(np.float64))
+
+
+def _check_finite(path: Path, *arrays: np.ndarray) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise InputError(f'{path} holds statistics that are not finite; make them anew.')
+
+
+def _check_covariance(path: Path, cov: np.ndarray) -> None:
+    """Raises InputError unless, but for rounding, it is symmetric and no variance is below 0."""
+    largest = np.abs(cov).max(initial=0)
+    if np.abs(cov - cov.T).max(initial=0) > _ROUNDING * largest:
+        raise InputError(f'{path} holds a covariance that is not symmetric; make it anew.')
+    rounding = max(_ROUNDING * np.trace(np.abs(cov)), np.finfo(np.float64).tiny)
+    try:
+        np.linalg.cholesky(cov + rounding * np.eye(len(cov)))
+    except np.linalg.LinAlgError:
+        raise InputError(
+            f'{path} holds a covariance with variances below 0; make it anew.'
+        ) from None
 
 
 def _read_torchmetrics(path: Path) -> Reference:
@@ -130,6 +159,8 @@ def _read_torchmetrics(path: Path) -> Reference:
     total, products, count = (np.asarray(by_end[name], np.float64) for name in TORCHMETRICS)
     _checked(path, 'pool', total, products)
     gaussian = gaussian_of_sums(int(count), total, products)
+    _check_finite(path, *gaussian)
+    _check_covariance(path, gaussian.cov)
     return Reference({'pool': gaussian}, metadata=_THEIRS)
 
 

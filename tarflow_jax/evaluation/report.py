@@ -1,10 +1,13 @@
 """`--mode=evaluate`: from a config to figures, and to a file that tells what they are of."""
 
+import datetime
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
+from typing import Any
+
+from absl import logging
 
 import tarflow_jax
 from tarflow_jax import experiment
@@ -14,22 +17,29 @@ from tarflow_jax.evaluation.metrics import OF_SAMPLES, OF_SPLITS, metric_names, 
 from tarflow_jax.evaluation.of_samples import OfSamples
 from tarflow_jax.evaluation.of_splits import OfSplits
 from tarflow_jax.evaluation.subject import Subject
-from tarflow_jax.files import json_text, write_json
+from tarflow_jax.files import json_text, make_writable, remove_unfinished, write_json
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import LABELS
+from tarflow_jax.stopping import Stop
 
 REPORT_FILE = 'evaluation.json'
 HISTORY_FILE = 'evaluations.jsonl'  # those before
+_UNFINISHED = 'unfinished'  # a key of the report: metrics still to come
+_DECISIVE = ('version', 'config_sha256', 'params_sha256')  # keys of what the scores depend on
 
 
-def evaluate(config, workdir: Path, checkpoint: str | None = None) -> None:
+def evaluate(config, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
     """Computes `config.evaluate.metrics`, prints them and writes `workdir/evaluation.json`.
+
+    What an interrupted evaluation has scored and drawn is taken over, if it is of the same
+    parameters and config.
 
     Args:
       config: see `configs/base.py`.
       workdir: of a training run, whose newest checkpoint is evaluated unless another is given.
       checkpoint: see `tarflow_jax.load`.
+      stop: hears the signals.
 
     Raises:
       InputError: something was asked that cannot be; nothing was drawn, and nothing written but
@@ -40,52 +50,92 @@ def evaluate(config, workdir: Path, checkpoint: str | None = None) -> None:
     names = metric_names(config)
     of_splits = [name for name in names if name in OF_SPLITS]
     of_samples = [name for name in names if name in OF_SAMPLES]
-    subject = Subject(config, workdir)
-    needs_params = of_splits or not config.evaluate.samples
-    which = subject.load(checkpoint) if needs_params else {}
+    subject = Subject(config, workdir, stop)
+    if of_splits or not config.evaluate.samples:
+        subject.load(checkpoint)
+    if distributed.is_main():
+        prepare_workdir(workdir)
     parts: list[OfSplits | OfSamples] = []
     if of_splits:
         parts.append(OfSplits(subject, of_splits))
     if of_samples:
         parts.append(OfSamples(subject, of_samples))
-    digest = hashlib.sha256(json_text(config.to_dict()).encode()).hexdigest()
-    about = {'version': tarflow_jax.__version__, 'config_sha256': digest, **which}
-    if distributed.is_main():
-        keep_previous(workdir)
+    about = {
+        'version': tarflow_jax.__version__,
+        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'config_sha256': hashlib.sha256(json_text(config.to_dict()).encode()).hexdigest(),
+        **subject.loaded,
+    }
+    done = distributed.of_main(_take_over(workdir, about) if distributed.is_main() else None)
     scores: dict[str, float] = {}
-    for part in parts:
+    for number, part in enumerate(parts):
         with rules.on(subject.mesh):
-            found = part.scores()
+            found = part.scores(done)
         if distributed.is_main():
             scores |= found
             about |= part.details()
+            remaining = [name for later in parts[number + 1 :] for name in later.names]
+            unfinished = {_UNFINISHED: remaining} if remaining else {}
             # After each part: the next one may take hours, and be stopped.
-            write_json(workdir / REPORT_FILE, {**scores, **about})
+            write_json(workdir / REPORT_FILE, {**scores, **about, **unfinished})
             for name, value in found.items():
                 print(f'{name:32} {value:.4f}', flush=True)
+    for part in parts:
+        part.finish()
     if distributed.is_main():
         print(f'in {format_duration(time.perf_counter() - start)}: {workdir / REPORT_FILE}')
 
 
-def keep_previous(workdir: Path) -> None:
-    """Adds the last evaluation to the lines of `evaluations.jsonl`, so that none is lost.
+def prepare_workdir(workdir: Path) -> None:
+    """Makes sure, before anything is computed, that an evaluation can be written.
 
     Raises:
-      InputError: the workdir cannot be written to, which had better be known now.
+      InputError: the workdir cannot be written to, or holds a damaged evaluation.
     """
+    make_writable(workdir)
+    remove_unfinished(workdir)
+    _read_last(workdir)
+
+
+def _read_last(workdir: Path) -> dict[str, Any] | None:
+    """The last evaluation; None if there is none."""
+    path = workdir / REPORT_FILE
+    if not path.exists():
+        return None
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not os.access(workdir, os.W_OK):
-            raise PermissionError('no permission to write')
-        if (workdir / REPORT_FILE).exists():
-            last = json.loads((workdir / REPORT_FILE).read_text())
-            with open(workdir / HISTORY_FILE, 'a', encoding='utf-8') as history:
-                history.write(json_text(last) + '\n')
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f'an evaluation cannot be written to {workdir} ({error}): give a --workdir that is a '
-            f'folder in which you may write, without a damaged {REPORT_FILE}.'
-        ) from error
+        last = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(last, dict):
+            raise ValueError('it is no JSON object')
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f'{path} is damaged: {error}. Move it away, or mend it.') from error
+    return last
+
+
+def _take_over(workdir: Path, about: dict[str, Any]) -> dict[str, float]:
+    """The scores of an interrupted evaluation of the same; any other goes into the history."""
+    last = _read_last(workdir)
+    if last is None:
+        return {}
+    if last.get(_UNFINISHED):
+        changed = [key for key in _DECISIVE if last.get(key) != about.get(key)]
+        if not changed:
+            return {key: value for key, value in last.items() if '/' in key}
+        logging.warning(
+            'The scores of the interrupted evaluation in %s are computed anew: %s changed.',
+            *(workdir / REPORT_FILE, ', '.join(changed)),
+        )
+    _append_once(workdir / HISTORY_FILE, json_text(last))
+    return {}
+
+
+def _append_once(path: Path, line: str) -> None:
+    """Adds a line to a file of lines, unless it is the last one; one that was cut stays alone."""
+    content = path.read_bytes() if path.exists() else b''
+    if content.splitlines()[-1:] == [line.encode()]:
+        return
+    was_cut = content and not content.endswith(b'\n')
+    with open(path, 'ab') as file:
+        file.write((b'\n' if was_cut else b'') + line.encode() + b'\n')
 
 
 def check_keys(config) -> None:

@@ -123,9 +123,11 @@ class FlowBlock(nn.Module):
         return named(h_BTD, ('batch', 'tokens', 'width'))
 
     def _class_embedding(self, labels_B):
-        """A row of the class table [B, D], or the mean of the table where the label is -1."""
+        """A row of the class table [B, D]; its mean where the label is -1, NaN for no class."""
         one_hot_BC = jax.nn.one_hot(labels_B, self.num_classes)
+        is_class_B = (labels_B >= -1) & (labels_B < self.num_classes)
         weights_BC = jnp.where(labels_B[:, None] < 0, 1 / self.num_classes, one_hot_BC)
+        weights_BC = jnp.where(is_class_B[:, None], weights_BC, jnp.nan)
         return jnp.matmul(weights_BC, self.class_embed, precision=PRECISION)
 
     def _head(self, h_BTD):

@@ -1,6 +1,8 @@
 """TarFlow: a chain of autoregressive blocks of alternating direction (Zhai et al., 2412.06329)."""
 
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,23 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.flow import patches
 from tarflow_jax.flow.attention import IMPLEMENTATIONS, SPLASH_BLOCKS
 from tarflow_jax.flow.block import REMAT_POLICIES, FlowBlock
+from tarflow_jax.values import Choice, Flag, ImageShape, Whole, refuse
 
+# Lowest and highest values, and words where 'at least' does not say enough.
+SIZES = {
+    'patch_size': (1, 2**20, ''),
+    'width': (1, 2**20, ''),
+    'num_blocks': (1, 2**20, ''),
+    'layers_per_block': (1, 2**20, ''),
+    'num_classes': (0, 2**24, 'must be at least 0 (for none)'),
+    'head_dim': (1, 2**20, ''),
+}
 CHOICES = {
     'dtype': ('float32', 'bfloat16'),
     'attention': tuple(IMPLEMENTATIONS),
     'remat': tuple(REMAT_POLICIES),
 }
+PRIORS = ('tracked', 'standard')
 
 
 class TarFlow(nn.Module):
@@ -36,8 +49,9 @@ class TarFlow(nn.Module):
       head_dim: features of one attention head.
       volume_preserving: shifts only, no scales; the prior's variance is then tracked in training
         and kept as `params['prior_var']` [H, W, C].
-      dtype: 'float32' or 'bfloat16', what the transformer layers compute in. Parameters, the
-        residual stream, shifts, scales and log-determinants are float32 always.
+      dtype: 'float32' or 'bfloat16', or the type of that name (`jnp.bfloat16`), what the
+        transformer layers compute in; kept as a name. Parameters, the residual stream, shifts,
+        scales and log-determinants are float32 always.
       attention: 'xla' on any device, 'cudnn' for bfloat16 on NVIDIA GPUs, 'splash' on TPUs; what
         runs over whole images, while sampling attends token by token.
       remat: what the gradient keeps of each layer: 'none' of it is computed again, all but the
@@ -60,9 +74,20 @@ class TarFlow(nn.Module):
     unroll: bool = False
 
     def __post_init__(self):
-        self.image_shape = tuple(self.image_shape)
+        self._check_types()
         check_sizes(self)
         super().__post_init__()
+
+    def _check_types(self):
+        """Makes every attribute what its annotation says, or raises InputError."""
+        self.image_shape = ImageShape().check('image_shape', self.image_shape)
+        for name, (low, high, words) in SIZES.items():
+            setattr(self, name, Whole(low, high, words).check(name, getattr(self, name)))
+        for name in ('volume_preserving', 'unroll'):
+            setattr(self, name, Flag().check(name, getattr(self, name)))
+        self.dtype = _name_of_type(self.dtype)
+        for name, allowed in CHOICES.items():
+            Choice(allowed).check(name, getattr(self, name))
 
     def setup(self):
         self.blocks = self.block()
@@ -82,9 +107,10 @@ class TarFlow(nn.Module):
         """Maps images to latents.
 
         Args:
-          images: float [B, H, W, C], data pixels in [-1, 1].
+          images: float [B, H, W, C], data pixels in [-1, 1]; computed with as float32.
           labels: int [B] in [0, num_classes), -1 for an image without one; None for none at all.
-            An unconditional model ignores them.
+            An unconditional model ignores them. Where `jit` traces them, so that they cannot be
+            checked, the results of an image whose label is out of range are NaN.
 
         Returns:
           latents [B, H, W, C] and log_det [B] = log|det d latents / d images| in nats, float32.
@@ -100,8 +126,8 @@ class TarFlow(nn.Module):
 
     def _chain(self, images, labels):
         """Output tokens of the last block, of every block, and every block's log_det."""
-        check_images(images, self.image_shape)
-        x_BTP = patches.patchify(jnp.asarray(images, jnp.float32), self.patch_size)
+        images = as_images(images, self.image_shape)
+        x_BTP = patches.patchify(images, self.patch_size)
         labels_B = as_labels(labels, len(images), self.num_classes)
 
         def apply_block(block, x_BTP, labels_B):
@@ -127,6 +153,7 @@ class TarFlow(nn.Module):
         drawn from, and 1 with prior='standard', the one every model is trained with. They differ
         for a volume-preserving model only.
         """
+        Choice(PRIORS).check('prior', prior)
         latents, log_det = self.forward(images, labels)
         variance = self.prior_var[None] if self.volume_preserving and prior == 'tracked' else 1.0
         return normal_log_prob(latents, variance) + log_det
@@ -170,10 +197,13 @@ def as_labels(labels, batch: int, num_classes: int) -> jax.Array:
     """Labels as int32 [batch], all -1 for None; concrete ones are checked against `num_classes`."""
     if labels is None:
         return jnp.full((batch,), -1, jnp.int32)
+    labels = _as_array('labels', labels)
     if labels.shape != (batch,):
         raise InputError(
             f'labels must have the shape ({batch},), one an image; got {labels.shape}.'
         )
+    if not jnp.issubdtype(labels.dtype, jnp.integer) and batch:
+        refuse('labels', 'must be whole numbers', labels)
     if num_classes and not isinstance(labels, jax.core.Tracer):
         values = np.asarray(labels)
         wrong = values[(values < -1) | (values >= num_classes)]
@@ -185,32 +215,91 @@ def as_labels(labels, batch: int, num_classes: int) -> jax.Array:
     return jnp.asarray(labels, jnp.int32)
 
 
-def check_images(images, image_shape):
-    """Raises InputError unless images are [B, *image_shape]."""
+def as_images(images, image_shape, name: str = 'images') -> jax.Array:
+    """Images, or noise of their shape, as float32 [B, *image_shape].
+
+    Raises:
+      InputError: they are of another shape, or whole numbers, which are hardly in [-1, 1].
+    """
+    images = _as_array(name, images)
     if images.ndim != 4 or images.shape[1:] != image_shape:
         height, width, channels = image_shape
         raise InputError(
-            f'the model takes images of shape [batch, {height}, {width}, {channels}]; '
+            f'the model takes {name} of shape [batch, {height}, {width}, {channels}]; '
             f'got {list(images.shape)}.'
         )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        way_out = 'Of levels 0..255, take images / 127.5 - 1.' if name == 'images' else ''
+        raise InputError(
+            f'{name} must be floating-point numbers; got {images.dtype}. {way_out}'.rstrip()
+        )
+    return jnp.asarray(images, jnp.float32)
+
+
+def check_params(model, params) -> None:
+    """Raises InputError unless `model` is a flow and `params` have the shapes of its own."""
+    _check_model(model)
+    needed, given = _param_shapes(model), _shapes(params)
+    if given == needed:
+        return
+    differences = [
+        f'{name} is {given.get(name, "missing")}, not {needed.get(name, "among them")}'
+        for name in sorted({*needed, *given}, key=lambda name: name not in given)
+        if given.get(name) != needed.get(name)
+    ]
+    raise InputError(
+        f'params are not those of the model: {"; ".join(differences[:3])}. Give both as `load` '
+        'returns them.'
+    )
+
+
+def _check_model(model) -> None:
+    if not isinstance(model, TarFlow):
+        refuse('model', 'must be a TarFlow', model)
+
+
+@functools.lru_cache(maxsize=64)
+def _param_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return _shapes(jax.eval_shape(model.init_params, jax.random.key(0)))
+
+
+def _shapes(params) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
+    return {name(path): getattr(leaf, 'shape', ()) for path, leaf in leaves}
+
+
+def _as_array(name: str, value):
+    """Arrays as they are, traced ones too; lists, and numbers, as NumPy arrays."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return value
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # lists of unequal lengths
+        array = np.array(None)
+    if array.dtype.kind not in 'biufcV':  # V has bfloat16
+        refuse(name, 'must be an array of numbers', value)
+    return array
+
+
+def _name_of_type(dtype) -> Any:
+    """'bfloat16' of `jnp.bfloat16`, of its NumPy type, and of itself."""
+    if isinstance(dtype, str) or dtype is None:
+        return dtype
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        return dtype
 
 
 def check_sizes(model: TarFlow):
     """Raises InputError, before anything is built, for sizes that do not fit together."""
-    for name in ('patch_size', 'width', 'num_blocks', 'layers_per_block', 'head_dim'):
-        if getattr(model, name) < 1:
-            raise InputError(f'{name} must be at least 1; got {getattr(model, name)}.')
     patches.grid_shape(model.image_shape, model.patch_size)
     if model.width % model.head_dim:
         raise InputError(
             f'width must be a multiple of head_dim; got width={model.width}, '
             f'head_dim={model.head_dim}.'
         )
-    for name, allowed in CHOICES.items():
-        if getattr(model, name) not in allowed:
-            raise InputError(
-                f'{name} must be one of {", ".join(allowed)}; got {getattr(model, name)!r}.'
-            )
     check_attention(model)
 
 

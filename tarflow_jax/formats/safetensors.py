@@ -6,6 +6,7 @@ type, shape and place), the bytes of the tensors in row-major order.
 
 import json
 import math
+import mmap
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from tarflow_jax.errors import InputError
+from tarflow_jax.files import open_regular
 
 _DTYPES = {
     'F64': np.float64,
@@ -28,6 +30,10 @@ _DTYPES = {
 }
 
 
+_MOST_HEADER_BYTES = 2**24  # of a hundred thousand tensors
+_MOST_AXES = 32
+
+
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a file by name, as read-only arrays that are read where they are used.
 
@@ -36,28 +42,32 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     try:
-        data = np.memmap(path, np.uint8, mode='r')
-        header_end = 8 + int.from_bytes(data[:8].tobytes(), 'little')
-        if header_end > len(data):
-            raise ValueError(f'its header would be longer than its {len(data)} bytes')
-        header = json.loads(data[8:header_end].tobytes())
+        with open_regular(path) as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        header_end = 8 + int.from_bytes(data[:8], 'little')
+        if header_end > min(len(data), _MOST_HEADER_BYTES):
+            raise ValueError(
+                f'its header would end at byte {header_end:,} of {len(data):,}; at most '
+                f'{_MOST_HEADER_BYTES:,} are read'
+            )
+        header = json.loads(bytes(data[8:header_end]))
         header.pop('__metadata__', None)
         return {name: _tensor(data[header_end:], **entry) for name, entry in header.items()}
     except FileNotFoundError:
         raise InputError(f'{path} does not exist.') from None
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    except Exception as error:  # JSON of a damaged header is nearly anything
         raise InputError(
             f'{path} is not a safetensors file that can be read: {error}. If it should be one, it '
             'is damaged: fetch it again.'
         ) from error
 
 
-def _tensor(data, dtype, shape, data_offsets) -> np.ndarray:
-    dtype = np.dtype(_DTYPES[dtype])
+def _tensor(data: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
     begin, end = data_offsets
-    length = math.prod(shape) * dtype.itemsize
-    if not 0 <= begin <= end <= len(data) or end - begin != length or min(shape, default=0) < 0:
-        raise ValueError(
-            f'a tensor of shape {shape} takes {length} bytes, not {begin} to {end} of {len(data)}'
-        )
-    return data[begin:end].view(dtype).reshape(shape)
+    if len(shape) > _MOST_AXES or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+        raise ValueError('a tensor has another shape than non-negative numbers of axes')
+    numbers = np.dtype(_DTYPES[dtype])
+    length = math.prod(shape) * numbers.itemsize
+    if not 0 <= begin <= end <= len(data) or end - begin != length:
+        raise ValueError(f'a tensor of shape {shape} does not lie at {begin} to {end}')
+    return np.frombuffer(data[begin:end], numbers).reshape(shape)

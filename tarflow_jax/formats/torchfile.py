@@ -1,14 +1,19 @@
 """Reads and writes the tensors of a PyTorch file without PyTorch, and without running anything."""
 
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.files import write_atomically
+from tarflow_jax.files import open_regular, write_atomically
 from tarflow_jax.formats import torchlegacy, torchzip
-from tarflow_jax.formats.torchpickle import STORAGES
+from tarflow_jax.formats.torchpickle import STORAGES, Tensor
+
+# Tensors may repeat elements and share storages, but not be a thousandfold of their file.
+_MOST_TIMES, _MOST_BYTES = 8, 2**30
 
 
 def read_state_dict(path) -> dict[str, np.ndarray]:
@@ -16,8 +21,7 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
 
     The arrays cannot be written to. Their bytes are checked here, and then stay in the file until
     they are used, so that a large file takes little memory; they are wrong if the file is meanwhile
-    written over in place (one that is replaced does no harm). Files of PyTorch before 1.6 are read
-    into memory.
+    written over in place (one that is replaced does no harm).
 
     Raises:
       InputError: no such file; not a file of `torch.save`; a damaged one; one that holds something
@@ -25,26 +29,39 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     try:
-        with open(path, 'rb') as file:
-            value = (torchlegacy if torchlegacy.is_legacy(file) else torchzip).read(file, path)
+        with open_regular(path) as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file_format = torchlegacy if torchlegacy.is_legacy(mapped) else torchzip
+        value, storages = file_format.read(mapped, path)
+        _check_state_dict(path, value)
+        _check_size(value, len(mapped))
+        return {name: tensor.array(storages[tensor.storage.key]) for name, tensor in value.items()}
     except FileNotFoundError:
         raise InputError(f'{path} does not exist.') from None
     except InputError:
         raise
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged file raises nearly anything
         raise InputError(
             f'{path} is not a checkpoint that can be read: {error}. Expected is a state dict as '
             'torch.save writes it; if it should be one, it is damaged: fetch it again.'
         ) from error
+
+
+def _check_state_dict(path: Path, value: Any) -> None:
     is_state_dict = isinstance(value, dict) and all(
-        isinstance(name, str) and isinstance(tensor, np.ndarray) for name, tensor in value.items()
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
     )
     if not is_state_dict:
         raise InputError(
             f'{path} holds a {type(value).__name__}, not a state dict (tensors by name). Save one '
             'with torch.save(model.state_dict(), path).'
         )
-    return value
+
+
+def _check_size(tensors: dict[str, Tensor], file_size: int) -> None:
+    num_bytes = sum(tensor.num_bytes for tensor in tensors.values())
+    if num_bytes > _MOST_TIMES * file_size + _MOST_BYTES:
+        raise ValueError(f'its tensors, {num_bytes} bytes, are far larger than it is')
 
 
 def write_state_dict(path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -5,74 +5,48 @@ about the machine, the object, the names of its storages), then the storages: of
 its elements, 8 bytes, and the elements.
 """
 
-import os
+import mmap
 import pickle
-from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
-import numpy as np
+from tarflow_jax.formats import torchpickle
+from tarflow_jax.formats.torchpickle import Storage
 
-from tarflow_jax.formats.torchpickle import TensorUnpickler
-
-_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+_MAGIC = 0x1950A86A20F9469CFC6C
+_START = pickle.dumps(_MAGIC, protocol=2)
 _VERSION = 1001
 
 
-def is_legacy(file: BufferedReader) -> bool:
-    """Whether a file begins as those of PyTorch before 1.6 do; it is read from the start after."""
-    start = file.read(len(_START))
-    file.seek(0)
-    return start == _START
+def is_legacy(mapped: mmap.mmap) -> bool:
+    """Whether a file begins as those of PyTorch before 1.6 do."""
+    return mapped[: len(_START)] == _START
 
 
-def read(file: BufferedReader, path: Path) -> Any:
-    """What was saved."""
-    if file.read(len(_START)) != _START or _Plain(file).load() != _VERSION:
+def read(mapped: mmap.mmap, path: Path) -> tuple[Any, dict[str, memoryview]]:
+    """What was saved, and the bytes of its storages by key, where they lie in the file."""
+    file = cast(IO[bytes], mapped)
+    (magic, _), (version, _), (machine, _) = (torchpickle.load(file, path) for _ in range(3))
+    if magic != _MAGIC or version != _VERSION:
         raise pickle.UnpicklingError('it does not begin as such a file does')
-    machine = _Plain(file).load()
-    if not machine['little_endian']:
+    if not isinstance(machine, dict) or machine.get('little_endian') is not True:
         raise pickle.UnpicklingError('its numbers are in big-endian order')
-    unpickler = _Unpickler(file, path)
-    value = unpickler.load()
-    unpickler.fill(_Plain(file).load())
-    return value
+    value, storages = torchpickle.load(file, path)
+    keys, _ = torchpickle.load(file, path)
+    is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not is_list or sorted(keys) != sorted(storages):
+        raise pickle.UnpicklingError('its storages are not those of its tensors')
+    return value, _parts(mapped, [storages[key] for key in keys])
 
 
-class _Plain(pickle.Unpickler):
-    """Of numbers, text, and lists and dictionaries of them."""
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f'its description asks for {module}.{name}')
-
-
-class _Unpickler(TensorUnpickler):
-    """Makes tensors of storages that are filled afterwards, as their bytes come after all names."""
-
-    def __init__(self, file: BufferedReader, path: Path):
-        super().__init__(file, path)
-        self._file = file
-        self._storages: dict[str, np.ndarray] = {}
-        self._bytes_left = os.fstat(file.fileno()).st_size
-
-    def persistent_load(self, storage_id):
-        _, dtype, key, _, length, view = storage_id
-        if view is not None:
-            raise pickle.UnpicklingError('a storage is a part of another')
-        if key not in self._storages:
-            self._bytes_left -= length * np.dtype(dtype).itemsize
-            if length < 0 or self._bytes_left < 0:
-                raise pickle.UnpicklingError('its storages would be longer than it is')
-            self._storages[key] = np.empty(length, dtype)
-        return self._storages[key]
-
-    def fill(self, keys: list[str]) -> None:
-        """Reads the storages, which lie in the order of these keys."""
-        if sorted(keys) != sorted(self._storages):
-            raise pickle.UnpicklingError('its storages are not those of its tensors')
-        for key in keys:
-            storage = self._storages[key]
-            length = int.from_bytes(self._file.read(8), 'little')
-            read = self._file.readinto(storage.view(np.uint8).data)
-            if length != len(storage) or read != storage.nbytes:
-                raise pickle.UnpicklingError('a storage is not as long as it should be')
+def _parts(mapped: mmap.mmap, storages: list[Storage]) -> dict[str, memoryview]:
+    """The bytes of storages that lie one after the other from the position of the file on."""
+    data, place = memoryview(mapped), mapped.tell()
+    parts = {}
+    for storage in storages:
+        start, end = place + 8, place + 8 + storage.num_bytes
+        if end > len(data) or int.from_bytes(data[place:start], 'little') != storage.length:
+            raise pickle.UnpicklingError('a storage is not as long as it should be')
+        parts[storage.key] = data[start:end]
+        place = end
+    return parts

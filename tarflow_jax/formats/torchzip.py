@@ -8,58 +8,56 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 
-from tarflow_jax.formats.torchpickle import STORAGES, TensorUnpickler
+from tarflow_jax.formats import torchpickle
+from tarflow_jax.formats.torchpickle import STORAGES
 
 _ALIGNMENT = 64  # bytes, as PyTorch aligns storages, so that they can be used where they are mapped
 
 
-def read(file: BinaryIO, path: Path) -> Any:
-    """What was saved; the bytes of tensors are checked, and then stay in the file until used."""
-    with zipfile.ZipFile(file) as archive:
-        return _Unpickler(_Parts(archive, file), path).load()
+def read(mapped: mmap.mmap, path: Path) -> tuple[Any, dict[str, memoryview]]:
+    """What was saved, and the bytes of its storages by key, checked where they lie in the file."""
+    with zipfile.ZipFile(cast(IO[bytes], mapped)) as archive:
+        parts = _Parts(archive, memoryview(mapped))
+    value, storages = torchpickle.load(io.BytesIO(parts['data.pkl']), path)
+    return value, {key: parts[f'data/{key}'] for key in storages}
 
 
 class _Parts:
-    """The parts of an archive, checked, and mapped into memory where they are not compressed."""
+    """The parts of an archive, checked, where they lie in the file."""
 
-    def __init__(self, archive: zipfile.ZipFile, file: BinaryIO):
-        pickles = [name for name in archive.namelist() if name.endswith('/data.pkl')]
+    def __init__(self, archive: zipfile.ZipFile, mapped: memoryview):
+        self._mapped = mapped
+        self._left = len(mapped)  # bytes that more parts may have, as no two overlap
+        self._infos = {info.filename: info for info in archive.infolist()}
+        pickles = [name for name in self._infos if name.endswith('/data.pkl')]
         if len(pickles) != 1:
             raise zipfile.BadZipFile('the archive holds no data.pkl')
-        self._archive = archive
         self._root = pickles[0].removesuffix('data.pkl')
-        self._mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        if f'{self._root}byteorder' in archive.namelist() and self['byteorder'] != b'little':
+        if f'{self._root}byteorder' in self._infos and self['byteorder'] != b'little':
             raise zipfile.BadZipFile('its numbers are in big-endian order')
 
-    def __getitem__(self, name: str) -> bytes | memoryview:
-        info = self._archive.getinfo(self._root + name)
-        if info.compress_type != zipfile.ZIP_STORED:  # by others; PyTorch never compresses
-            return self._archive.read(info)
-        header = self._mapped[info.header_offset :][:30]
-        start = info.header_offset + 30 + sum(struct.unpack('<26xHH', header))
+    def __getitem__(self, name: str) -> memoryview:
+        name = self._root + name
+        if name not in self._infos:
+            raise zipfile.BadZipFile(f'the archive holds no {name}')
+        info = self._infos[name]
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise zipfile.BadZipFile(
+                f'{name} is compressed, which PyTorch never does: pack the archive with zip -0'
+            )
+        start = max(info.header_offset, 0)
+        start += 30 + sum(struct.unpack('<26xHH', self._mapped[start : start + 30]))
         part = self._mapped[start : start + info.file_size]
+        self._left -= info.file_size
+        if self._left < 0:
+            raise zipfile.BadZipFile('its parts are longer than it is')
         if len(part) != info.file_size or zlib.crc32(part) != info.CRC:
-            raise zipfile.BadZipFile(f'{info.filename} is not what was written')
+            raise zipfile.BadZipFile(f'{name} is not what was written')
         return part
-
-
-class _Unpickler(TensorUnpickler):
-    def __init__(self, parts: _Parts, path: Path):
-        super().__init__(io.BytesIO(parts['data.pkl']), path)
-        self._parts = parts
-        self._storages = {}
-
-    def persistent_load(self, storage_id):
-        _, dtype, key, _, length = storage_id
-        if key not in self._storages:
-            self._storages[key] = self._parts[f'data/{key}']
-        data = self._storages[key]
-        return np.frombuffer(data, dtype, count=length) if length else np.empty(0, dtype)
 
 
 def write(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:

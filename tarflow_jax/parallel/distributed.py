@@ -289,6 +289,13 @@ def of_main(value: Any) -> Any:
     return _of_all(value if is_main() else None)[0]
 
 
+def array_of_main(array: np.ndarray) -> np.ndarray:
+    """The array of process 0 in every process; others give one of its shape and 32-bit type."""
+    if jax.process_count() == 1:
+        return array
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def check_same(description: dict[str, Any]) -> None:
     """Checks that every process has the same description; all of them must ask.
 

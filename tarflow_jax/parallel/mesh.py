@@ -74,3 +74,9 @@ def _fill_in(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
             'axis is a positive number, or one of them is -1 for the rest.'
         )
     return tuple(sizes.values())
+
+
+def shared_batch_size(batch_size: int, num_rows: int, mesh: Mesh) -> int:
+    """The size of the batches in which devices share rows evenly, the last one filled up."""
+    shares = batch_shares(mesh)
+    return -(-min(batch_size, num_rows) // shares) * shares

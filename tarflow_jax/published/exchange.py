@@ -18,8 +18,6 @@ from tarflow_jax.published.name import Name
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.objective import Noise
 
-CONVERTED_FROM = 'converted_from'  # in the config of a workdir: the file, and its SHA-256
-
 
 def to_workdir(
     source,
@@ -64,7 +62,7 @@ def to_workdir(
         'data': {'name': dataset or loading.dataset_of(source) or ''},
         'noise': dict(zip(('type', 'std'), noise, strict=True)),
         'train': {'ema_decay': 0.0},
-        CONVERTED_FROM: {'file': source.name, 'sha256': sha256_of(source)},
+        experiment.CONVERTED_FROM: {'file': source.name, 'sha256': sha256_of(source)},
     }
     with _new_workdir(workdir) as unfinished:
         checkpoints = Checkpoints(unfinished)

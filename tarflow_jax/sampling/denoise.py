@@ -3,10 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 
-from tarflow_jax.errors import InputError
-from tarflow_jax.flow.tarflow import TarFlow, as_labels, check_images
+from tarflow_jax.flow.tarflow import PRIORS, TarFlow, as_images, as_labels, check_params
+from tarflow_jax.values import Choice, Real
+
+NOISE_STD = Real(0, 10)  # pixels span a range of 2
 
 
 def denoise(model: TarFlow, params, images, labels=None, *, noise_std: float, prior='standard'):
@@ -17,18 +18,22 @@ def denoise(model: TarFlow, params, images, labels=None, *, noise_std: float, pr
       params: its parameters.
       images: float [B, H, W, C] as `sample` returns them.
       labels: int [B], -1 for no label; None for none at all.
-      noise_std: in units of pixels in [-1, 1], at least 0.
+      noise_std: in units of pixels in [-1, 1], from 0 to 10.
       prior: of a volume-preserving model's log p: 'standard' is the density it was trained with,
         as in the published step; 'tracked' has the prior variance its samples are drawn with.
 
     Returns:
       images [B, H, W, C], float32.
+
+    Raises:
+      InputError: shapes, labels, a noise or a prior that the model cannot serve.
     """
-    if not noise_std >= 0:
-        raise InputError(f'noise_std must be at least 0; got {noise_std}.')
-    check_images(images, model.image_shape)
+    check_params(model, params)
+    noise_std = NOISE_STD.check('noise_std', noise_std)
+    Choice(PRIORS).check('prior', prior)
+    images = as_images(images, model.image_shape)
     labels = as_labels(labels, len(images), model.num_classes)
-    return _denoise(model, params, images, labels, float(noise_std), prior)
+    return _denoise(model, params, images, labels, noise_std, prior)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -37,5 +42,4 @@ def _denoise(model, params, images, labels, noise_std, prior):
         log_prob = model.apply({'params': params}, x, labels, prior, method='log_prob')
         return log_prob.sum()
 
-    images = jnp.asarray(images, jnp.float32)
     return images + noise_std**2 * jax.grad(total_log_prob)(images)

@@ -1,7 +1,7 @@
 """Many samples, batch by batch."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from absl import logging
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import distributed
-from tarflow_jax.parallel.mesh import batch_shares
+from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.sampling.denoise import denoise
 from tarflow_jax.sampling.sequential import sample
 
@@ -72,10 +72,12 @@ def draw(
     num_samples: int,
     batch_size: int,
     seed: int,
+    first: int = 0,
     labels: str = 'even',
     denoise_std: float = 0.0,
     most_draws: int = MOST_DRAWS,
     must_be_finite: bool = True,
+    before_batch: Callable[[], object] = lambda: None,
     **how,
 ) -> Iterator[Drawn]:
     """Samples, in batches that stay on the devices.
@@ -86,26 +88,28 @@ def draw(
       mesh: the devices, of all processes, each of which has to run through all batches.
       num_samples: how many.
       batch_size: samples at a time; does not change them.
+      first: number of the first sample to draw; those before count as drawn.
       seed: of the noise. The noise of a sample depends on (seed, index of the sample) only.
       labels: 'even' or 'uniform', see `spread_labels`.
       denoise_std: of the noise that a score step removes from the samples; 0 for no such step.
       most_draws: how often the noise of a sample is drawn, with its label kept and the other rows
         untouched, until the sample is finite; 1 to take what comes.
       must_be_finite: whether a sample that never gets finite is an error, or a warning.
+      before_batch: is called before each batch; what it raises ends the drawing.
       **how: guidance and temperatures as of `sample`.
 
     Raises:
       RunError: a sample is not finite after all draws, of which there are several.
     """
-    shares = batch_shares(mesh)
-    batch_size = -(-min(batch_size, num_samples) // shares) * shares
-    num_batches = -(-num_samples // batch_size)
-    all_labels = spread_labels(labels, num_batches * batch_size, model.num_classes, seed)
+    batch_size = shared_batch_size(batch_size, num_samples, mesh)
+    num_rows = num_samples + batch_size
+    all_labels = spread_labels(labels, num_rows, model.num_classes, seed)
     if all_labels is None:
-        all_labels = np.full(num_batches * batch_size, -1, np.int32)
+        all_labels = np.full(num_rows, -1, np.int32)
     how = {**how, 'denoise_std': denoise_std}
     rows = distributed.local_rows(mesh, batch_size)
-    for start in range(0, num_samples, batch_size):
+    for start in range(first, num_samples, batch_size):
+        before_batch()
         index = np.arange(start, start + batch_size, dtype=np.int32)
         local = index[rows], all_labels[index][rows], np.zeros(len(rows), np.int32)
         placed = distributed.put_rows(local, mesh, batch_size, rows)

@@ -16,8 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from tarflow_jax.errors import InputError
+from tarflow_jax.values import Choice, Flag, Real
 
 GUIDED_PARTS = {'both': ('shift', 'log_scale'), 'scale': ('log_scale',), 'shift': ('shift',)}
+WEIGHT = Real(0, 1000)  # the paper's are below 4
+GUIDE = Choice(tuple(GUIDED_PARTS))
+ATTENTION_TEMPERATURE = Real(0, 1000, above=True)
 
 
 @functools.partial(
@@ -46,19 +50,17 @@ class Guidance:
     @classmethod
     def checked(cls, weight, guide, anneal, attention_temperature, *, num_classes) -> 'Guidance':
         """Guidance of a model with `num_classes`; refuses what could not change anything."""
-        if not weight >= 0:
-            raise InputError(f'guidance must be at least 0; got {weight}.')
-        if guide not in GUIDED_PARTS:
-            raise InputError(f'guide must be one of {sorted(GUIDED_PARTS)}; got {guide!r}.')
-        if not attention_temperature > 0:
-            raise InputError(f'attention_temperature must be above 0; got {attention_temperature}.')
-        if weight > 0 and not num_classes and attention_temperature == 1:
+        weight = WEIGHT.check('guidance', weight)
+        GUIDE.check('guide', guide)
+        anneal = Flag().check('anneal_guidance', anneal)
+        temperature = ATTENTION_TEMPERATURE.check('attention_temperature', attention_temperature)
+        if weight > 0 and not num_classes and temperature == 1:
             raise InputError(
                 f'guidance={weight} would change nothing: the model has no classes, and at '
                 'attention_temperature=1 the unguided pass equals the guided one. Set another '
                 'attention_temperature (0.3 to 1.5 are usual), or guidance=0.'
             )
-        return cls(float(weight), float(attention_temperature), guide, anneal, active=weight > 0)
+        return cls(weight, temperature, guide, anneal, active=weight > 0)
 
     def double(self, x, unguided):
         """Every row of the guided pass with its row of the unguided one; `x` without guidance.

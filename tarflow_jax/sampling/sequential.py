@@ -5,11 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from tarflow_jax.errors import InputError
 from tarflow_jax.flow.block import FlowBlock
-from tarflow_jax.flow.tarflow import TarFlow, as_labels, check_images
+from tarflow_jax.flow.tarflow import TarFlow, as_images, as_labels, check_params
 from tarflow_jax.parallel import rules
 from tarflow_jax.sampling.guidance import Guidance
+from tarflow_jax.values import Flag, Real
+
+PRIOR_TEMPERATURE = Real(0, 100)
 
 
 def sample(
@@ -34,7 +36,7 @@ def sample(
         volume-preserving model, by the standard deviation of its prior. Without guidance the
         result is then exactly the image whose latents these are.
       labels: int [B], -1 for no label; None for none at all.
-      guidance: weight of the guidance, 0 for none (twice the cost otherwise).
+      guidance: weight of the guidance, 0 for none (twice the cost otherwise), at most 1000.
       guide: what is guided, 'both', 'scale' or 'shift'.
       anneal_guidance: whether the weight grows linearly from token to token of each block.
       attention_temperature: temperature of the unguided pass's attention; guides without classes.
@@ -48,20 +50,20 @@ def sample(
     Raises:
       InputError: shapes, labels or guidance that the model cannot serve.
     """
+    check_params(model, params)
     how = Guidance.checked(
         guidance, guide, anneal_guidance, attention_temperature, num_classes=model.num_classes
     )
-    if not prior_temperature >= 0:
-        raise InputError(f'prior_temperature must be at least 0; got {prior_temperature}.')
-    check_images(noise, model.image_shape)
+    prior_temperature = PRIOR_TEMPERATURE.check('prior_temperature', prior_temperature)
+    Flag().check('return_sequence', return_sequence)
+    noise = as_images(noise, model.image_shape, 'noise')
     labels = as_labels(labels, len(noise), model.num_classes)
-    sequence = _sample(model, params, noise, labels, how, float(prior_temperature))
+    sequence = _sample(model, params, noise, labels, how, prior_temperature)
     return sequence if return_sequence else sequence[-1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sample(model, params, noise, labels, how, prior_temperature):
-    noise = jnp.asarray(noise, jnp.float32)
     latents = noise * prior_temperature
     if model.volume_preserving:
         latents = latents * jnp.sqrt(params['prior_var'])[None]

@@ -6,25 +6,38 @@ and a fingerprint of every array. The fingerprint is what notices a flipped bit:
 """
 
 import contextlib
-import functools
+import json
 import logging as python_logging
+import math
 import os
+import re
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
 from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.files import reason_of, write_json
 from tarflow_jax.parallel import distributed
 
 BEST_METRIC = 'test/nats_per_dim'
 FINGERPRINTS = 'fingerprints'
+STEP_ITEM = 'counters'  # the item that knows the step
+
+# Seconds before reading is tried again, after what does not prove that a checkpoint is damaged.
+RETRY_SECONDS = (0.5, 2.0, 5.0)
+LOOK_SECONDS = 0.5  # between two looks at a folder that another process may be removing
+MOST_LOOKS = 20
+
+# TensorStore's words for files that are not what was written.
+DAMAGE = ('DATA_LOSS', 'OUT_OF_RANGE', 'NOT_FOUND', 'INVALID_ARGUMENT', 'FAILED_PRECONDITION')
 
 # What asyncio logs of the other tasks of a read or write that failed.
 ECHOES = (
@@ -39,8 +52,8 @@ ECHOES = (
 class Checkpoints:
     """The checkpoints of one workdir: the newest few and the best.
 
-    Where there are several processes, all of them call every method, and each writes and reads
-    what its own devices hold.
+    Where there are several processes, all of them call every method. Process 0 says which
+    checkpoints there are, and each process writes and reads what its own devices hold.
 
     Args:
       workdir: the folder of the run.
@@ -50,85 +63,220 @@ class Checkpoints:
 
     def __init__(self, workdir, *, keep: int = 2, read_only: bool = False):
         self.folder = Path(workdir).absolute() / 'checkpoints'
-        _quiet_orbax()
-        policies = ocp.checkpoint_managers
-        best = policies.BestN(
-            get_metric_fn=_badness,
-            reverse=True,
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+        self._keep = keep
+        self._read_only = read_only
+        self._reader = _open_reader()
+        self._manager = None if read_only else self._open_manager()
+
+    def _open_manager(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            save_decision_policy=policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            best_fn=_badness,
-            best_mode='min',
+            save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
+            preservation_policy=self,
             cleanup_tmp_directories=True,
             create=False,  # but at the first save, so that a run that is refused leaves no trace
-            read_only=read_only,
+            lightweight_initialize=True,
         )
-        self._manager = _Manager(self.folder, options=options)
-        self._reader = self._manager if jax.process_count() == 1 else _open_alone(self.folder)
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    @property
+    def _writer(self) -> ocp.CheckpointManager:
+        assert self._manager, 'opened to be read only'
+        return self._manager
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, newest first."""
-        return sorted(self._manager.all_steps(), reverse=True)
+        """The steps of all checkpoints on disk, newest first."""
+        return distributed.of_main(self._list() if distributed.is_main() else None)
+
+    def _list(self) -> list[int]:
+        try:
+            names = os.listdir(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        steps = [int(name) for name in names if re.fullmatch('0|[1-9][0-9]{0,17}', name)]
+        return sorted((step for step in steps if self._at(step).is_dir()), reverse=True)
+
+    def _at(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def scores(self, step: int) -> dict[str, float] | None:
+        """The scores of a checkpoint; None if there are none that can be read."""
+        return distributed.of_main(self._read_scores(step) if distributed.is_main() else None)
+
+    def _read_scores(self, step: int) -> dict[str, float] | None:
+        try:
+            scores = json.loads((self._at(step) / 'metrics' / 'metrics').read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return scores if isinstance(scores, dict) and BEST_METRIC in scores else None
 
     def best_step(self) -> int | None:
-        return self._manager.best_step()
+        """The step whose `BEST_METRIC` is lowest; None if none has any."""
+        return distributed.of_main(self._best_of(self._list()) if distributed.is_main() else None)
 
-    def save(self, step: int, items: dict[str, Any], metrics: dict[str, float] | None = None):
+    def _best_of(self, steps: list[int]) -> int | None:
+        scores = {step: self._read_scores(step) for step in sorted(steps, reverse=True)}
+        scored = {step: _badness(values) for step, values in scores.items() if values}
+        return min(scored, key=scored.__getitem__, default=None)
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Orbax's preservation policy: the newest few and the best."""
+        del context
+        steps = sorted(checkpoint.step for checkpoint in checkpoints)
+        kept = {*steps[-self._keep :], self._best_of(steps)}
+        return [checkpoint.step in kept for checkpoint in checkpoints]
+
+    def save(self, step: int, items: dict[str, Any]):
         """Starts saving named trees of arrays.
+
+        Checkpoints of this step and later ones are of a run that has gone back since: they are set
+        aside.
 
         Raises:
           RunError: this save, or the one before it, failed.
         """
+        self.wait()
+        self.set_aside(newer_than=step - 1, because='abandoned')
         prints = {name: fingerprints(tree) for name, tree in items.items()}
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args = ocp.args.Composite(**trees, **{FINGERPRINTS: ocp.args.JsonSave(prints)})
         with self._failures():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._manager.save(step, args=args, metrics=metrics, force=True)
+            self._writer.save(step, args=args, force=True)
 
-    def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        """Named trees of arrays like the abstract ones in `items`, checked.
+    def attach(self, step: int, scores: dict[str, float]) -> None:
+        """Keeps scores with the checkpoint of a step, once that is on disk.
 
         Raises:
-          Damaged: the checkpoint cannot be read, or is not what was saved.
+          RunError: they cannot be written, or a save failed.
         """
-        trees = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
-        args = ocp.args.Composite(**trees, **{FINGERPRINTS: ocp.args.JsonRestore()})
-        restored: Any = None
-        error = None
-        try:
-            restored = self._reader.restore(step, args=args)
-        except Exception as reason:  # Orbax raises nearly anything at damaged files
-            error = reason
-        if not distributed.agree(error is None):
-            raise Damaged(_first_line(error) if error else 'says another process') from error
-        for name in items:
-            if fingerprints(restored[name]) != restored[FINGERPRINTS].get(name):
-                raise Damaged(f'the arrays of {name} are not those that were saved')
-        return {name: restored[name] for name in items}
+        self.wait()
+        if distributed.is_main():
+            with self._failures():
+                write_json(self._at(step) / 'metrics' / 'metrics', scores)
+        distributed.agree(True)  # the others see it done
 
-    def restore_newest(self, items: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    def restore(self, step: int, items: dict[str, Any], optional=()) -> dict[str, Any]:
+        """Named trees of arrays like the abstract ones in `items`, checked.
+
+        Args:
+          step: of the checkpoint.
+          items: abstract trees by name.
+          optional: names of items that are left out where they were not saved.
+
+        Raises:
+          Vanished: another process has removed the checkpoint meanwhile.
+          Damaged: the files, or the fingerprints of the arrays, are not what was saved.
+          RunError: the checkpoint could not be read, again and again; it may be sound.
+        """
+        try:
+            return self._restore(step, items, optional)
+        except Damaged as reason:
+            if self._read_only and distributed.of_main(self._is_vanishing(step)):
+                raise Vanished('another process removed it') from reason
+            raise
+
+    def _restore(self, step, items, optional) -> dict[str, Any]:
+        error: Exception | None = None
+        prints: dict[str, Any] = {}
+        restored: dict[str, Any] = {}
+        try:
+            prints = self._read_patiently(lambda: self._read_prints(step))
+            names = [name for name in items if name in prints or name not in optional]
+            restored = self._read_patiently(lambda: self._read(step, names, items))
+        except (Damaged, RunError) as reason:
+            error = reason
+        for kind in RunError, Damaged:
+            if not distributed.agree(not isinstance(error, kind)):
+                raise error if isinstance(error, kind) else kind('says another process')
+        differing = [name for name in restored if fingerprints(restored[name]) != prints.get(name)]
+        if not distributed.agree(not differing):
+            arrays = f'the arrays of {", ".join(differing)}' if differing else 'arrays elsewhere'
+            raise Damaged(f'{arrays} are not those that were saved')
+        if STEP_ITEM in restored and (held := int(restored[STEP_ITEM]['step'])) != step:
+            raise Damaged(f'it is that of step {held}, copied or renamed')
+        return restored
+
+    def _read_patiently(self, read) -> Any:
+        """Calls `read()`, again where what it raises may pass.
+
+        Raises:
+          Damaged: what it raises proves damage.
+          RunError: it never succeeds.
+        """
+        for seconds in (*RETRY_SECONDS, None):
+            try:
+                return read()
+            except Exception as error:
+                if _proves_damage(error):
+                    raise Damaged(_first_line(error)) from error
+                if seconds is None:
+                    raise RunError(
+                        f'reading a checkpoint in {self.folder} failed {len(RETRY_SECONDS) + 1} '
+                        f'times ({_first_line(error)}), which does not say that it is damaged: it '
+                        'was left as it is. Mend that and run the same command.'
+                    ) from error
+            time.sleep(seconds)
+
+    def _read_prints(self, step) -> dict[str, dict[str, int]]:
+        if not distributed.is_main() and not self._at(step).is_dir():
+            raise OSError(
+                f'process {jax.process_index()} does not see {self._at(step)}: do all hosts share '
+                'the workdir?'
+            )
+        prints = json.loads((self._at(step) / FINGERPRINTS / 'metadata').read_bytes())
+        if not isinstance(prints, dict):
+            raise ValueError(f'its {FINGERPRINTS} are no dictionary')
+        return prints
+
+    def _read(self, step, names, items) -> dict[str, Any]:
+        return {
+            name: self._reader.restore(
+                self._at(step) / name, args=ocp.args.StandardRestore(items[name])
+            )
+            for name in names
+        }
+
+    def _is_vanishing(self, step: int) -> bool:
+        """Whether a checkpoint is gone, or on its way."""
+        before = sorted(self._at(step).rglob('*'))
+        time.sleep(LOOK_SECONDS)
+        return not self._at(step).is_dir() or sorted(self._at(step).rglob('*')) != before
+
+    def restore_newest(
+        self, items: dict[str, Any], optional=(), older_than: float = math.inf
+    ) -> tuple[int, dict[str, Any]] | None:
         """The newest sound checkpoint and its step; None if there is no checkpoint at all.
 
         Damaged ones are named in a warning.
 
+        Args:
+          items: abstract trees by name.
+          optional: names of items that are left out where they were not saved.
+          older_than: the step before which to look.
+
         Raises:
           InputError: there are checkpoints, all damaged.
+          RunError: one could not be read, or they are removed faster than they can be read.
         """
-        damaged = {}
-        for step in self.steps():
+        damaged: list[int] = []
+        looks = 0
+        while steps := [n for n in self.steps() if n < older_than and n not in damaged]:
             try:
-                return step, self.restore(step, items)
+                return steps[0], self.restore(steps[0], items, optional)
+            except Vanished:
+                looks += 1
+                if looks == MOST_LOOKS:
+                    raise RunError(
+                        f'the checkpoints in {self.folder} are removed faster than they can be '
+                        'read, by the run that writes them: wait for its end, or raise its '
+                        'train.keep_checkpoints or train.checkpoint_every.'
+                    ) from None
             except Damaged as reason:
-                damaged[step] = reason
+                damaged.append(steps[0])
                 if distributed.is_main():
                     logging.warning(
                         'The checkpoint %s is damaged (%s); the one before it is used.',
-                        self.folder / str(step),
+                        self._at(steps[0]),
                         reason,
                     )
         if damaged:
@@ -138,25 +286,28 @@ class Checkpoints:
             )
         return None
 
-    def set_aside(self, newer_than: int) -> None:
-        """Renames damaged checkpoints, so that their steps can be saved again."""
-        for step in self.steps():
-            if step > newer_than and distributed.is_main():
-                names = (f'{step}.damaged{n}' for n in ['', *range(2, 1000)])
+    def set_aside(self, newer_than: int, because: str = 'damaged') -> None:
+        """Renames newer checkpoints, to `<step>.<because>`, so that their steps can be saved."""
+        newer = [step for step in self.steps() if step > newer_than]
+        if not newer:
+            return
+        if distributed.is_main():
+            for step in newer:
+                names = (f'{step}.{because}{n}' for n in ['', *range(2, 1000)])
                 free = next(name for name in names if not (self.folder / name).exists())
-                os.rename(self.folder / str(step), self.folder / free)
+                os.rename(self._at(step), self.folder / free)
         distributed.agree(True)  # the others see it done
-        self._manager.reload()
+        self._writer.reload()
 
     def check(self) -> None:
         """Raises RunError if the last save has failed by now; waits for nothing."""
-        if not self._manager.is_saving_in_progress():
+        if not self._writer.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
         """Returns once every save is on disk; raises RunError if one failed."""
         with self._failures():
-            self._manager.wait_until_finished()
+            self._writer.wait_until_finished()
 
     @contextlib.contextmanager
     def _failures(self):
@@ -164,60 +315,57 @@ class Checkpoints:
             yield
         except Exception as error:  # a full disk comes as OSError, ValueError or XlaRuntimeError
             raise RunError(
-                f'saving a checkpoint in {self.folder} failed: {_first_line(error)}. '
-                f'{self._last_good()} Mend that (is the disk full?) and run the same command.'
+                f'saving a checkpoint in {self.folder} failed: {reason_of(error)}. '
+                f'{self._last_good()} Mend that and run the same command.'
             ) from error
 
     def _last_good(self) -> str:
-        steps = [int(p.name) for p in self.folder.glob('*') if p.is_dir() and p.name.isdigit()]
+        steps = self._list()
         if not steps:
             return 'There is no earlier one.'
-        return f'The last good one, of step {max(steps)}, is untouched.'
+        return f'The last good one, of step {steps[0]}, is untouched.'
 
     def close(self) -> None:
-        if self._reader is not self._manager:
-            self._reader.close()
-        self._manager.close()
+        self._reader.close()
+        if self._manager:
+            self._manager.close()
 
 
-class _Manager(ocp.CheckpointManager):
-    """Orbax's, which gives up at the start if the metrics of any checkpoint are damaged."""
-
-    def metrics(self, step):
-        """The metrics saved with a step; None if there are none that can be read."""
-        try:
-            metrics = super().metrics(step)
-        except (OSError, ValueError):
-            metrics = None
-        return metrics if isinstance(metrics, dict) and BEST_METRIC in metrics else None
-
-
-def _open_alone(folder: Path) -> _Manager:
-    """A manager to read with that waits for no other process, which may find its part damaged."""
+def _open_reader() -> ocp.Checkpointer:
+    """A reader that waits for no other process, which may find its part damaged."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'reader{me}'
     )
-    options = ocp.CheckpointManagerOptions(
-        create=False,
-        best_fn=_badness,
-        best_mode='min',
-        read_only=True,
-        multiprocessing_options=alone,
-    )
-    return _Manager(folder, options=options)
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _proves_damage(error: Exception) -> bool:
+    """Whether an error of reading says that the files are not what was written."""
+    if isinstance(error, ValueError) and (status := re.match('([A-Z_]+): ', str(error))):
+        return status[1] in DAMAGE
+    missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    malformed = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+    return isinstance(error, (*missing, *malformed))
 
 
 class Damaged(Exception):
     """A checkpoint that cannot be trusted; the message says why."""
 
 
-@functools.cache
-def _quiet_orbax() -> None:
+class Vanished(Damaged):
+    """A checkpoint that was removed while it was read."""
+
+
+def quiet_orbax() -> Callable[[], None]:
     """Keeps Orbax's notes and echoes off the terminal; its errors are raised anyway.
 
     The notes are about its own options. The echoes are those of a read or write that failed: its
     other threads and coroutines find the event loop gone that started them, and say so one by one.
+
+    Returns:
+      What undoes it: a program needs no such thing, a library owes it to its caller.
     """
 
     def is_worth_showing(record: python_logging.LogRecord) -> bool:
@@ -232,11 +380,19 @@ def _quiet_orbax() -> None:
         if not is_of_coroutine and str(unraisable.exc_value) != 'Event loop is closed':
             shown_before(unraisable)
 
-    logging.get_absl_logger().addFilter(is_worth_showing)
-    python_logging.getLogger('asyncio').addFilter(is_no_echo)
+    undo = contextlib.ExitStack()
+    for logger, condition in (
+        (logging.get_absl_logger(), is_worth_showing),
+        (python_logging.getLogger('asyncio'), is_no_echo),
+    ):
+        logger.addFilter(condition)
+        undo.callback(logger.removeFilter, condition)
+    undo.enter_context(warnings.catch_warnings())
     never_awaited = r"coroutine '.*' was never awaited"
     warnings.filterwarnings('ignore', never_awaited, category=RuntimeWarning)
     shown_before, sys.unraisablehook = sys.unraisablehook, show
+    undo.callback(setattr, sys, 'unraisablehook', shown_before)
+    return undo.close
 
 
 def fingerprints(tree) -> dict[str, int]:
@@ -262,9 +418,9 @@ def _word_dtype(array):
     return jnp.float32 if jnp.issubdtype(array.dtype, jnp.floating) else jnp.uint32
 
 
-def _badness(metrics) -> float:
-    value = metrics[BEST_METRIC]
-    return value if np.isfinite(value) else np.inf
+def _badness(scores: dict[str, Any]) -> float:
+    value = scores[BEST_METRIC]
+    return value if isinstance(value, int | float) and math.isfinite(value) else math.inf
 
 
 def _first_line(error: Exception) -> str:

@@ -4,32 +4,43 @@ import collections
 import contextlib
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from tarflow_jax import experiment, imagefiles
 from tarflow_jax.data import pipeline
 from tarflow_jax.errors import RunError
 from tarflow_jax.evaluation import likelihood
-from tarflow_jax.files import workdir_lock
+from tarflow_jax.files import check_writable, json_text, reason_of, workdir_lock
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling.generate import generate
-from tarflow_jax.stopping import Stop
+from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training import state as states
 from tarflow_jax.training.checkpoint import Checkpoints
-from tarflow_jax.training.metrics import MetricsWriter
+from tarflow_jax.training.health import TOLERANCE
+from tarflow_jax.training.metrics import SCORES, MetricsWriter
 from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tarflow_jax.training.pace import Pace
 from tarflow_jax.training.progress import Progress
-from tarflow_jax.training.start import first_state
+from tarflow_jax.training.start import first_state, forget_losses, restarted
 from tarflow_jax.training.step import jit_train_step
 
 GRID_SAMPLES = 100  # at most, in a grid drawn during training
 
 
-def train(config, workdir, checkpoint=None) -> int:
+class Diverged(Exception):
+    """The losses say that the present parameters are not worth to go on with."""
+
+    def __init__(self, step: int, reason: str):
+        self.step = step
+        super().__init__(f'step {step}: the training has diverged ({reason})')
+
+
+def train(config, workdir, checkpoint, stop: Stop, *, allow_changes: bool = False) -> int:
     """Trains in `workdir` until the config's last step, from where an earlier run there stopped.
 
     Where there are several processes, each calls this with the same arguments; a signal to any of
@@ -38,36 +49,42 @@ def train(config, workdir, checkpoint=None) -> int:
     Args:
       config: see `configs/base.py`.
       workdir: gets config.json, metrics.jsonl, checkpoints/, samples/ and tensorboard/.
-      checkpoint: what a new run takes its first parameters from, see `tarflow_jax.load`.
+      checkpoint: what a new run takes its first parameters from, see `tarflow_jax.load`; or None.
+      stop: hears of signals.
+      allow_changes: whether a run may resume with another data set, noise, seed and the like.
 
     Returns:
       The exit status: 0 when trained to the end, 128 plus the number of a signal that stopped it.
 
     Raises:
       InputError: the config, the data and the workdir do not go together; nothing was done.
-      RunError: the run had to stop; its last good state is saved.
+      RunError: the run had to stop; its last sound state is saved.
     """
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(Stop())
         if distributed.is_main():
             stack.enter_context(workdir_lock(workdir))
         distributed.agree(True)  # nobody goes on unless the workdir is ours
-        run = Run(config, workdir)
+        run = Run(config, workdir, checkpoint, stop, allow_changes)
         try:
             with contextlib.closing(run.checkpoints):
-                return run.train(checkpoint, stop)
+                return run.train()
         except OSError as error:
             raise RunError(
-                f'writing in {workdir} failed: {error}. Mend that (is the disk full?) and run the '
-                'same command: it goes on from the last checkpoint.'
+                f'writing in {workdir} failed: {reason_of(error)}. Mend that and run the same '
+                'command: it goes on from the last checkpoint.'
             ) from error
 
 
 class Run:
     """What a training run is made of; raises InputError before any time is spent."""
 
-    def __init__(self, config, workdir):
+    def __init__(self, config, workdir, checkpoint, stop: Stop, allow_changes: bool):
+        experiment.check_keys(config)
         self.config = config
+        self.checkpoint = checkpoint
+        self.stop = stop
+        # The step that the run has gone back to, until it has saved another.
+        self.origin = math.inf
         self.workdir = Path(workdir)
         self.model = experiment.make_model(config)
         self.mesh = make_mesh(**config.mesh)
@@ -76,7 +93,6 @@ class Run:
         self.how_to_sample = experiment.how_to_sample(config, self.model)
         self.train_split = self.dataset.split(config.data.train_split)
         self.test_split = self.dataset.split(config.data.test_split)
-        experiment.check_keys(config)
         experiment.check_batch_size(
             config.train.batch_size,
             config.train.microbatches,
@@ -84,8 +100,7 @@ class Run:
             self.mesh,
         )
 
-        images = config.train.num_epochs * len(self.train_split)
-        self.total_steps = math.ceil(images / config.train.batch_size)
+        self.total_steps = experiment.count_steps(config, len(self.train_split))
         self.schedule = learning_rate_schedule(
             peak=config.optimizer.peak_learning_rate,
             floor=config.optimizer.final_learning_rate,
@@ -103,34 +118,126 @@ class Run:
         self.checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
         if self.checkpoints.steps():
             experiment.check_same_model(config, workdir)
+            if not allow_changes:
+                experiment.check_same_run(config, workdir)
 
-    def train(self, checkpoint, stop: Stop) -> int:
-        self.stop = stop
-        state = first_state(
-            self.config, self.model, self.optimizer, self.mesh, self.checkpoints, checkpoint
-        )
-        first_step = int(state.step)
-        if first_step >= self.total_steps:
+    def train(self) -> int:
+        self.check_same_run()
+        if self.checkpoint and self.checkpoints.steps() and distributed.is_main():
+            logging.warning(
+                '%s has checkpoints of its own, from which training resumes: --checkpoint=%s, from '
+                'which a new run takes its first parameters, is not read. To start from it, give '
+                'another --workdir.',
+                *(self.workdir, self.checkpoint),
+            )
+        self.data_changed = distributed.of_main(self.has_other_data())
+        state = self.first_state()
+        step = int(state.step)
+        distributed.check_same({'the step of the newest checkpoint': step})
+        if step >= self.total_steps and not self.unfinished_parts(step):
             say(
-                f'{self.workdir} is trained to step {first_step} of {self.total_steps} already; '
+                f'{self.workdir} is trained to step {step} of {self.total_steps} already; '
                 'raise train.num_epochs to go on.'
             )
             return 0
-        is_main = distributed.is_main()
-        if is_main:
+        if distributed.is_main():
+            self.check_folders()
             self.clear_away_unfinished()
             experiment.record_config(self.config, self.workdir)
-        self.writer = MetricsWriter(self.workdir, first_step or None, enabled=is_main)
-        self.progress = Progress(self.total_steps, first_step, enabled=is_main)
-        with self.writer, self.progress:
+        self.train_step = jit_train_step(
+            self.config,
+            self.model,
+            self.optimizer,
+            self.noise,
+            self.mesh,
+            rules.shardings(state, self.mesh),
+        )
+        self.pace = Pace(self.config.train.batch_size)
+        self.restarts = int(state.restarts)
+        self.progress = Progress(self.total_steps, step, enabled=distributed.is_main())
+        with self.progress, rules.on(self.mesh):
             self.describe(state)
-            with rules.on(self.mesh):
-                state = self.take_steps(state)
-            step = int(state.step)
-            if step not in self.checkpoints.steps():
-                self.save(step, state)
+            step = self.train_through(state)
             self.checkpoints.wait()
         return self.say_goodbye(step)
+
+    def check_same_run(self):
+        """Raises RunError unless all processes are of one run."""
+        config = self.config.to_dict()
+        del config['data']['dir']  # each host may have its own
+        splits = {'train': len(self.train_split), 'test': len(self.test_split)}
+        distributed.check_same({'config': config, 'images': splits})
+
+    def first_state(self, older_than: float = math.inf) -> states.TrainState:
+        state = first_state(
+            *(self.config, self.model, self.optimizer, self.mesh),
+            *(self.checkpoints, self.checkpoint, older_than),
+        )
+        return forget_losses(state, self.mesh) if self.data_changed else state
+
+    def has_other_data(self) -> bool:
+        """Whether the workdir's losses were those of other data or noise."""
+        if not self.checkpoints.steps():
+            return False
+        before, now = (
+            json_text([c.data.get('name'), c.data.get('train_split'), c.noise.to_dict()])
+            for c in (experiment.read_config(self.workdir), self.config)
+        )
+        return before != now
+
+    def check_folders(self):
+        """Raises InputError if something cannot be written that will be, perhaps in hours."""
+        for name in ('', 'checkpoints', 'samples', 'tensorboard'):
+            check_writable(self.workdir / name)
+
+    def train_through(self, state: states.TrainState) -> int:
+        """Trains to the end, or until told to stop; gives the step that is saved."""
+        while True:
+            try:
+                return self.attempt(state)
+            except Diverged as reason:
+                diverged = reason
+            del state  # there may be no room for two
+            state = self.go_back(diverged)
+
+    def attempt(self, state: states.TrainState) -> int:
+        """Trains from a state until the end, a signal or a divergence."""
+        step = int(state.step)
+        unfinished = self.unfinished_parts(step)
+        self.sound = True
+        self.writer = MetricsWriter(
+            self.workdir,
+            step or None,
+            redo_scores='evaluate' in unfinished,
+            enabled=distributed.is_main(),
+        )
+        with self.writer:
+            self.finish_pause(step, state, unfinished)
+            state = self.take_steps(state)
+            step = int(state.step)
+            if self.sound and step not in self.saved_steps():
+                self.save(step, state)
+        return step
+
+    def saved_steps(self) -> list[int]:
+        self.checkpoints.wait()
+        return self.checkpoints.steps()
+
+    def go_back(self, diverged: Diverged) -> states.TrainState:
+        """The last sound state, to go on from with another order of the data."""
+        self.checkpoints.wait()
+        if self.restarts >= self.config.train.max_restarts:
+            self.give_up(diverged)
+        self.restarts += 1
+        # A checkpoint that has led astray again may not be as sound as it looked.
+        state = self.first_state(older_than=self.origin)
+        self.origin = int(state.step)
+        where = f'the checkpoint of step {self.origin}' if self.origin else 'the beginning'
+        self.progress.say(
+            f'{diverged}. Back to {where}, with another order of the data '
+            f'({self.restarts} of at most {self.config.train.max_restarts} times)'
+        )
+        return restarted(state, self.restarts, self.mesh)
 
     def clear_away_unfinished(self):
         """Deletes the files that a killed run had begun to write."""
@@ -151,25 +258,17 @@ class Run:
     def take_steps(self, state: states.TrainState) -> states.TrainState:
         """Trains to the last step, or until told to stop."""
         first_step = int(state.step)
-        train_step = jit_train_step(
-            self.config,
-            self.model,
-            self.optimizer,
-            self.noise,
-            self.mesh,
-            rules.shardings(state, self.mesh),
-        )
         batch_size = self.config.train.batch_size
         rows = distributed.local_rows(self.mesh, batch_size)
         batches = pipeline.train_batches(
             self.train_split,
             batch_size=batch_size,
-            seed=self.config.seed,
+            seed=order_seed(self.config.seed, self.restarts),
             first_step=first_step,
             rows=rows,
             workers=self.config.data.workers,
         )
-        self.pace = Pace(batch_size)
+        self.pace.restart()
         self.skipped = int(state.skipped)
         unread = collections.deque()
         with contextlib.closing(batches):
@@ -177,24 +276,23 @@ class Run:
                 if self.stop.agreed:
                     break
                 batch = distributed.put_rows(next(batches), self.mesh, batch_size, rows)
-                state, report = train_step(state, batch, self.stop.received_on(self.mesh))
+                state, report = self.train_step(state, batch, self.stop.received_on(self.mesh))
                 unread.append((step, report))
                 if self.is_pause(step):
-                    self.read_all(unread, state)
+                    self.read_all(unread)
                     self.pause(step, state)
                 elif len(unread) > 1:
                     # Steps run ahead of what is read of them by one: the device never waits.
-                    self.read(*unread.popleft(), state)
-        self.read_all(unread, state)
+                    self.read(*unread.popleft())
+        self.read_all(unread)
         return state
 
-    def read_all(self, unread: collections.deque, state: states.TrainState):
+    def read_all(self, unread: collections.deque):
         while unread:
-            step, report = unread.popleft()
-            self.read(step, report, state)
+            self.read(*unread.popleft())
 
-    def read(self, step, report, state: states.TrainState):
-        """Takes note of a step: its metrics if they are due, and whether it was skipped."""
+    def read(self, step, report):
+        """Takes note of a step: its metrics if they are due, and what it says of the training."""
         report = jax.device_get(report)
         self.pace.step()
         self.stop.note(report['signal'])
@@ -204,8 +302,6 @@ class Run:
                 f'step {step}: the loss or its gradient is not finite; the step was skipped '
                 f'({self.skipped} so far)'
             )
-        if report['skipped_in_a_row'] >= self.config.train.max_skipped_in_a_row:
-            self.give_up(step, state)
         values = {
             'train/loss': report['loss'],
             'train/grad_norm': report['grad_norm'],
@@ -213,44 +309,81 @@ class Run:
         }
         if step % self.config.train.log_every == 0:
             # Costs as much as a small step: not for every one.
-            values['train/learning_rate'] = np.asarray(self.schedule(step - 1))
+            factor = self.config.train.restart_factor**self.restarts
+            values['train/learning_rate'] = np.asarray(self.schedule(step - 1)) * factor
             values['train/images_per_second'] = self.pace.images_per_second()
+            if self.restarts:
+                values['train/restarts'] = self.restarts
             self.writer.scalars(step, values)
             self.checkpoints.check()
         self.progress.update(step, values)
+        self.check_health(step, report)
 
-    def give_up(self, step, state: states.TrainState):
-        """Skipped steps changed nothing, so the present state is the last good one."""
-        self.save(int(state.step), state)
-        self.checkpoints.wait()
+    def check_health(self, step, report):
+        """Raises Diverged if the training is past mending."""
+        self.sound = bool(report['sound'])
+        if report['diverged']:
+            raise Diverged(step, f'most losses of late are {TOLERANCE:g} nats/dim above the best')
+        if report['skipped_in_a_row'] >= self.config.train.max_skipped_in_a_row:
+            skipped = int(report['skipped_in_a_row'])
+            raise Diverged(step, f'{skipped} steps in a row had no finite loss or gradient')
+
+    def give_up(self, diverged: Diverged):
+        steps = self.checkpoints.steps()
+        sound = f'{self.checkpoints.folder / str(steps[0])} is sound' if steps else 'none was saved'
         raise RunError(
-            f'{self.config.train.max_skipped_in_a_row} steps in a row, up to step {step}, had a '
-            f'loss or gradient that is not finite. The last good state is saved in '
-            f'{self.checkpoints.folder / str(int(state.step))}. Lower '
-            'optimizer.peak_learning_rate, set optimizer.clip_norm, or use model.dtype=float32, '
-            'and run again to go on from it.'
+            f'{diverged}, and so it has after each of {self.restarts} restarts '
+            f'(train.max_restarts). Of its checkpoints {sound}. Lower '
+            f'optimizer.peak_learning_rate, which is {self.config.optimizer.peak_learning_rate:g}, '
+            'to a third or less, or set optimizer.clip_norm or model.dtype=float32, and run the '
+            f'same command: it {"goes on from there" if steps else "begins anew"}.'
         )
 
     def is_pause(self, step) -> bool:
-        return any(self.is_due(step, what) for what in ('evaluate', 'sample', 'checkpoint'))
+        return any(self.is_due(step, part) for part in ('evaluate', 'sample', 'checkpoint'))
 
-    def is_due(self, step, what) -> bool:
-        return step % self.config.train[f'{what}_every'] == 0 or step == self.total_steps
+    def is_due(self, step, part) -> bool:
+        return step % self.config.train[f'{part}_every'] == 0 or step == self.total_steps
 
     def pause(self, step, state: states.TrainState):
-        """Scores, samples and saves, as far as each is due."""
-        metrics = None
-        if self.is_due(step, 'evaluate'):
-            metrics = self.evaluate(step, state)
-        if self.is_due(step, 'sample'):
-            self.sample(step, state)
-        if self.is_due(step, 'checkpoint') or metrics:
-            self.save(step, state, metrics)
+        """Saves, then scores and samples, as far as each is due: both may take long."""
+        if self.sound:
+            self.save(step, state)
+            due = [part for part in ('evaluate', 'sample') if self.is_due(step, part)]
+            self.finish_pause(step, state, due)
+        elif step == self.total_steps:
+            raise Diverged(step, f'its loss is {TOLERANCE:g} nats/dim above the best, or infinite')
+        else:
+            self.progress.say(f'step {step}: its loss is not sound; no checkpoint is made of it')
+
+    def unfinished_parts(self, step) -> list[str]:
+        """What is missing of the pause at a step that was saved: it may have been interrupted."""
+        parts = []
+        if step and self.is_due(step, 'evaluate') and self.checkpoints.scores(step) is None:
+            parts.append('evaluate')
+        if (
+            step
+            and self.is_due(step, 'sample')
+            and not distributed.of_main(self.picture(step).exists())
+        ):
+            parts.append('sample')
+        return parts
+
+    def picture(self, step) -> Path:
+        return self.workdir / 'samples' / f'step_{step:07d}.png'
+
+    def finish_pause(self, step, state: states.TrainState, parts: list[str]):
+        """Scores and samples a state that is saved, until a signal comes."""
+        with contextlib.suppress(Stopped):
+            if 'evaluate' in parts:
+                self.evaluate(step, state)
+            if 'sample' in parts:
+                self.sample(step, state)
         self.pace.restart()
 
-    def evaluate(self, step, state: states.TrainState) -> dict[str, float]:
+    def evaluate(self, step, state: states.TrainState):
         scores = likelihood.evaluate(
-            self.model,
+            likelihood.in_float32(self.model),
             state.sampling_params,
             self.test_split,
             self.noise,
@@ -258,29 +391,37 @@ class Run:
             batch_size=self.config.evaluate.batch_size,
             num_draws=self.config.train.evaluate_draws,
             seed=self.config.evaluate.seed,
+            before_batch=self.stop.check,
         )
-        metrics = {f'test/{name}': scores[name] for name in ('nats_per_dim', 'bits_per_dim')}
+        metrics = {f'{SCORES}{name}': scores[name] for name in ('nats_per_dim', 'bits_per_dim')}
         self.writer.scalars(step, metrics)
+        self.checkpoints.attach(step, metrics)  # last: it says that this part is done
         self.progress.evaluation(step, metrics)
-        return metrics
 
     def sample(self, step, state: states.TrainState):
-        how = {**self.how_to_sample}
-        how['num_samples'] = min(how['num_samples'], GRID_SAMPLES)
-        batches = generate(self.model, state.sampling_params, self.mesh, **how)
+        sampling: dict[str, Any] = {**self.how_to_sample, 'before_batch': self.stop.check}
+        sampling['num_samples'] = min(sampling['num_samples'], GRID_SAMPLES)
+        batches = generate(self.model, state.sampling_params, self.mesh, **sampling)
         images = np.concatenate([imagefiles.to_uint8(batch) for batch in batches])
         if not distributed.is_main():
             return
         grid = imagefiles.image_grid(images)
-        imagefiles.write_png(self.workdir / 'samples' / f'step_{step:07d}.png', grid)
         self.writer.image(step, 'samples', grid)
+        imagefiles.write_png(self.picture(step), grid)
 
-    def save(self, step, state: states.TrainState, metrics=None):
-        self.checkpoints.save(step, state.to_items(), metrics)
+    def save(self, step, state: states.TrainState):
+        self.checkpoints.save(step, state.to_items())
+        self.origin = math.inf
 
     def say_goodbye(self, step) -> int:
         where = self.checkpoints.folder / str(step)
-        if self.stop.agreed and step < self.total_steps:
+        if self.stop.agreed and not self.sound:
+            say(
+                f'Stopped by {self.stop.agreed.name} at step {step}, whose loss is not sound: it '
+                'is not saved. The same command goes on from the checkpoint before.'
+            )
+            return 128 + self.stop.agreed
+        if self.stop.agreed and (step < self.total_steps or self.unfinished_parts(step)):
             say(
                 f'Stopped by {self.stop.agreed.name} at step {step}. It is saved in {where}; '
                 'the same command goes on from there.'
@@ -292,6 +433,13 @@ class Run:
             f'{self.workdir / "samples"}.'
         )
         return 0
+
+
+def order_seed(seed: int, restarts: int) -> int:
+    """The seed of the order of the data, another one after each restart of a run."""
+    if not restarts:
+        return seed
+    return int(np.random.SeedSequence([seed, restarts]).generate_state(1, np.uint64)[0])
 
 
 def say(text: str) -> None:

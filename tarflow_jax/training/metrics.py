@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from absl import logging
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from tarflow_jax.files import json_text, write_atomically
 from tarflow_jax.imagefiles import encode_png
+
+SCORES = 'test/'  # begins the names of scores
 
 
 class MetricsWriter:
@@ -29,17 +32,23 @@ class MetricsWriter:
         recorded past it will be recorded again, so it goes: such lines leave the file, and
         TensorBoard is told to forget such events. None is a run from the beginning: the record
         starts empty.
+      redo_scores: whether the scores (`test/...`) of `resume_step` itself will be recorded again.
       enabled: False makes a writer that writes nothing, for all processes but the main one.
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, resume_step: int | None = None, enabled: bool = True
+        self,
+        workdir: str | os.PathLike,
+        resume_step: int | None = None,
+        *,
+        redo_scores: bool = False,
+        enabled: bool = True,
     ) -> None:
         self._lines = Path(workdir, 'metrics.jsonl')
         self._events = None
         if enabled:
             last_step = -1 if resume_step is None else resume_step
-            _forget_lines_after(last_step, self._lines)
+            _forget_lines_after(last_step, self._lines, redo_scores)
             self._events = _open_events(Path(workdir, 'tensorboard'), purge_step=last_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
@@ -88,19 +97,46 @@ class MetricsWriter:
             self._events.flush()
 
 
-def _forget_lines_after(last_step: int, path: Path) -> None:
-    """Keeps the lines of steps up to `last_step`, byte for byte, and drops those cut short."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    kept = b''.join(line + b'\n' for line in lines if _step_of(line) <= last_step)
-    write_atomically(path, lambda file: file.write(kept))
+def _forget_lines_after(last_step: int, path: Path, redo_scores: bool) -> None:
+    """Keeps the lines of steps up to `last_step`, byte for byte.
+
+    A last line that was cut short goes. Others that cannot be read are put aside: they may be all
+    that is left of a history.
+    """
+    content = path.read_bytes() if path.exists() else b''
+    lines = content.splitlines(keepends=True)
+    records = [(line, _read_line(line)) for line in lines]
+    if lines and records[-1][1] is None and not content.endswith(b'\n') and _is_cut(lines[-1]):
+        records.pop()
+
+    def is_kept(record: dict[str, Any]) -> bool:
+        is_redone = redo_scores and any(name.startswith(SCORES) for name in record)
+        return record['step'] < last_step + (not is_redone)
+
+    unreadable = b''.join(line for line, record in records if record is None)
+    if unreadable:
+        aside = path.with_name(f'{path.name}.unreadable')
+        with open(aside, 'ab') as file:
+            file.write(unreadable)
+        logging.warning('What is no line of metrics in %s is kept in %s.', path, aside)
+    kept = [line.rstrip(b'\r\n') + b'\n' for line, record in records if record and is_kept(record)]
+    write_atomically(path, lambda file: file.write(b''.join(kept)))
 
 
-def _step_of(line: bytes) -> float:
-    """The step of a line; infinity if the line was cut short."""
+def _is_cut(line: bytes) -> bool:
+    """Whether a line that cannot be read begins as a line of metrics does."""
+    return b'{"step": '.startswith(line[:9])
+
+
+def _read_line(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None if it is none."""
     try:
-        return json.loads(line)['step']
-    except ValueError:
-        return float('inf')
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(record, dict) and type(record.get('step')) is int:
+        return record
+    return None
 
 
 def _open_events(folder: Path, purge_step: int) -> EventsWriter:

@@ -27,8 +27,10 @@ class Noise:
 
     def __post_init__(self):
         if self.type not in NOISE_TYPES:
-            raise InputError(f'noise.type must be one of {NOISE_TYPES}; got {self.type!r}.')
-        if self.type == 'gaussian' and not self.std > 0:
+            raise InputError(
+                f'noise.type must be one of {", ".join(NOISE_TYPES)}; got {self.type!r}.'
+            )
+        if self.type == 'gaussian' and not 0 < self.std < math.inf:
             raise InputError(f'noise.std must be above 0 for gaussian noise; got {self.std}.')
 
     def add(self, key, levels):

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from tarflow_jax.errors import InputError
@@ -35,8 +36,11 @@ def make_optimizer(
     weight_decay: float,
     clip_norm: float,
     first_moment_dtype: str = 'float32',
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """AdamW with decoupled decay of the kernels (not of norms, biases or embeddings).
+
+    Its `update` takes the `step` of the run, from 0, which sets the learning rate. Adam's bias
+    correction counts updates, of which a skipped step makes none.
 
     Args:
       schedule: learning rate by step.
@@ -55,16 +59,29 @@ def make_optimizer(
             f'optimizer.first_moment_dtype must be one of {", ".join(FIRST_MOMENT_DTYPES)}; got '
             f'{first_moment_dtype!r}.'
         )
-    adamw = optax.adamw(
-        schedule,
-        b1,
-        b2,
-        weight_decay=weight_decay,
-        mask=_is_kernel,
-        mu_dtype=first_moment_dtype,
+    adamw = optax.chain(  # as optax.adamw, so that checkpoints fit
+        optax.scale_by_adam(b1, b2, mu_dtype=first_moment_dtype),
+        optax.add_decayed_weights(weight_decay, _is_kernel),
+        _scale_by_rate_of_step(schedule),
     )
     clip = optax.clip_by_global_norm(clip_norm or math.inf)
     return optax.chain(clip, adamw)  # always both: the state's shape does not hang on clip_norm
+
+
+def _scale_by_rate_of_step(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Scales by minus the learning rate; its state counts updates as optax's does, for nobody."""
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, **extra):
+        del params
+        rate = jnp.negative(schedule(extra['step']))
+        scaled = jax.tree.map(lambda u: rate.astype(u.dtype) * u, updates)
+        return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _is_kernel(params):

@@ -10,9 +10,10 @@ from flax import linen as nn
 
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import rules
-from tarflow_jax.training import objective
+from tarflow_jax.training import health, objective
 
 COUNTERS = ('step', 'window', 'skipped', 'skipped_in_a_row')
+HEALTH = 'health'  # an item that older checkpoints lack
 GATHER = ('layer', 'step')
 PRIOR_UPDATE_RATE = 0.1  # of the tracked prior variance, a step; that of the published models
 
@@ -29,6 +30,8 @@ class TrainState:
       window: sums over the steps since the last line of metrics was due.
       skipped: steps whose loss or gradient was not finite.
       skipped_in_a_row: those since the last good one.
+      health: that of the losses, see `training/health.py`.
+      restarts: how often the run has gone back to a checkpoint.
     """
 
     step: jax.Array
@@ -38,6 +41,8 @@ class TrainState:
     window: dict[str, jax.Array]
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    health: dict[str, jax.Array]
+    restarts: jax.Array
 
     @property
     def sampling_params(self):
@@ -47,16 +52,24 @@ class TrainState:
     def to_items(self) -> dict[str, Any]:
         """The state as the named trees that a checkpoint keeps apart."""
         counters = {name: getattr(self, name) for name in COUNTERS}
-        items = {'params': self.params, 'opt_state': self.opt_state, 'counters': counters}
+        items = {
+            'params': self.params,
+            'opt_state': self.opt_state,
+            'counters': counters,
+            HEALTH: {**self.health, 'restarts': self.restarts},
+        }
         return items if self.ema_params is None else {**items, 'ema_params': self.ema_params}
 
     @classmethod
     def from_items(cls, items) -> 'TrainState':
         """Inverts `to_items`."""
+        health = dict(items[HEALTH])
         return cls(
             params=items['params'],
             ema_params=items.get('ema_params'),
             opt_state=items['opt_state'],
+            restarts=health.pop('restarts'),
+            health=health,
             **items['counters'],
         )
 
@@ -72,6 +85,8 @@ def init_state(key, model: TarFlow, optimizer, *, ema: bool) -> TrainState:
         window={name: jnp.zeros(()) for name in ('loss', 'grad_norm', 'steps')},
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
+        health=health.init(),
+        restarts=jnp.zeros((), jnp.int32),
     )
 
 
@@ -87,6 +102,7 @@ def make_train_step(
     window_steps: int,
     microbatches: int = 1,
     gather: str = 'layer',
+    restart_factor: float = 1.0,
 ):
     """The function (state, batch) -> (state, report) that a run applies at every step.
 
@@ -95,7 +111,7 @@ def make_train_step(
     gradient is summed over as many equal parts of the batch, one after the other: less memory, the
     same step. Parameters that are split over devices are collected layer by layer as they are used
     (`gather` 'layer'), or all of them once a 'step', in the type they are used in: more memory,
-    fewer messages.
+    fewer messages. Every restart of the run multiplies the learning rate by `restart_factor`.
     """
 
     def loss_fn(params, images, labels):
@@ -106,6 +122,7 @@ def make_train_step(
         blocks = model.block().cast(params['blocks'])
         return rules.gathered({**params, 'blocks': blocks})
 
+    update = optax.with_extra_args_support(optimizer).update
     gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), microbatches)
 
     def train_step(state: TrainState, batch):
@@ -121,7 +138,9 @@ def make_train_step(
         (loss, latent_var), grads = gradient(params, images, labels)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = update(grads, state.opt_state, state.params, step=state.step)
+        if restart_factor != 1:
+            updates = jax.tree.map(lambda u: u * restart_factor**state.restarts, updates)
         params = optax.apply_updates(state.params, updates)
         if model.volume_preserving:
             params = track_prior(params, state.params['prior_var'], latent_var)
@@ -142,8 +161,10 @@ def make_train_step(
             ),
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+            health=health.follow(state.health, loss, finite, state.step),
+            restarts=state.restarts,
         )
-        return state, report(state)
+        return state, {**report(state), 'sound': health.is_sound(state.health, loss, finite)}
 
     return train_step
 
@@ -201,11 +222,13 @@ def add_to_window(state: TrainState, window_steps, finite, values):
 
 
 def report(state: TrainState):
-    """Means over the window, and the counts of skipped steps."""
+    """Means over the window, the counts of skipped steps, and whether the run has diverged."""
     totals = dict(state.window)
     steps = jnp.maximum(totals.pop('steps'), 1.0)
     return {
         **{name: total / steps for name, total in totals.items()},
         'skipped': state.skipped,
         'skipped_in_a_row': state.skipped_in_a_row,
+        'restarts': state.restarts,
+        'diverged': health.has_diverged(state.health),
     }

@@ -1,12 +1,17 @@
 import io
+import os
 import pathlib
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
+import PIL
 import pytest
 from image_trees import KINDS, SUFFIXES, as_pillow_sees, write_image
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from tarflow_jax.data.images import decode, resize_and_crop
+from tarflow_jax.data.images import FORMATS, MOST_PIXELS, decode, resize_and_crop
 
 
 def encoded(image, file_format, **options):
@@ -137,3 +142,110 @@ def test_floating_point_levels_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / 'levels.tiff')
     with pytest.raises(ValueError, match='floating-point'):
         decode(tmp_path / 'levels.tiff')
+
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+%%EOF
+"""
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """The names of programs that were started, of those that Pillow might start."""
+    for name in 'gs', 'gswin64c', 'djpeg', 'cjpeg', 'ppmtogif', 'netpbm':
+        program = tmp_path / 'bin' / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\ntouch {tmp_path}/started_$(basename "$0")\n')
+        program.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}/bin:{os.environ["PATH"]}')
+    monkeypatch.setattr(EpsImagePlugin, 'gs_binary', None)  # as at Pillow's start
+    return lambda: [path.name for path in tmp_path.glob('started_*')]
+
+
+def test_an_eps_starts_no_program(tmp_path, programs):
+    (tmp_path / 'cat.png').write_bytes(EPS)
+    with pytest.raises(PIL.UnidentifiedImageError):
+        decode(tmp_path / 'cat.png')
+    assert programs() == []
+
+    with pytest.raises(PIL.UnidentifiedImageError), Image.open(tmp_path / 'cat.png') as image:
+        image.load()  # so it would have
+    assert programs()
+
+
+@pytest.mark.parametrize('file_format', ['ICO', 'TGA', 'PCX', 'SGI', 'DDS', 'EPS', 'SPIDER'])
+def test_a_format_that_nobody_asked_for_is_refused(file_format):
+    mode = 'F' if file_format == 'SPIDER' else 'RGB'
+    data = encoded(Image.new(mode, (16, 16)), file_format)
+    with pytest.raises(PIL.UnidentifiedImageError):
+        decode(data)
+
+
+@pytest.mark.parametrize('file_format', FORMATS)
+def test_every_format_is_decoded(file_format):
+    """Smooth pixels, as some of the formats lose a little; the size of the first frame."""
+    image = Image.linear_gradient('L').convert('RGB').resize((40, 30))
+    pixels = np.asarray(decode(encoded(image, file_format)))
+    assert np.abs(pixels.astype(int) - np.asarray(image)).max() <= 8
+
+
+def png_of(width, height, *chunks):
+    """A PNG that claims a size and has no pixels to speak of."""
+    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    parts = [(b'IHDR', header), *chunks, (b'IDAT', zlib.compress(bytes(1000))), (b'IEND', b'')]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(
+        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+
+
+@pytest.mark.filterwarnings('ignore:Image size')  # Pillow warns of them, too
+def test_too_many_pixels_are_refused_before_they_are_decoded():
+    side = 9500
+    assert side**2 > MOST_PIXELS
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match='9500x9500 pixels, more than 89,478,485'):
+            decode(png_of(side, side))
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings('ignore:Image size')  # Pillow's, of the 100 million pixels
+@pytest.mark.parametrize('data', [png_of(2**31 - 1, 2**31 - 1), png_of(20_000, 20_000)])
+def test_pixels_beyond_pillows_own_bound_are_refused(data):
+    with pytest.raises(ValueError, match=r'DecompressionBomb|pixels'):
+        decode(data)
+
+
+@pytest.mark.parametrize('kind', [b'zTXt', b'iTXt', b'iCCP'])
+def test_text_that_unpacks_to_much_is_bounded(kind):
+    between = b'\x01\x00\x00\x00' if kind == b'iTXt' else b'\x00'
+    text = b'name\x00' + between + zlib.compress(bytes(50 * 2**20))
+    assert len(text) < 100_000
+    tracemalloc.start()
+    try:
+        with pytest.raises((OSError, ValueError)):
+            decode(png_of(8, 8, *[(kind, text)] * 2))
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+    """Each passes over all pixels, here 1,000 times of 10 bytes."""
+    data = encoded(Image.new('RGB', (64, 64)), 'JPEG', progressive=True)
+    scan = b'\xff\xda\x00\x08\x01\x01\x00\x00\x00\x00' + b'\x00'
+    assert decode(data).size == (64, 64)
+    with pytest.raises(ValueError, match=r'a JPEG of 1,0\d\d scans'):
+        decode(data[:-2] + scan * 1000 + data[-2:])
+    assert decode(data + np.random.default_rng(0).bytes(2**24)).size == (64, 64)  # a film after it
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'cat.png')
+    with pytest.raises(ValueError, match='it is no file, but a FIFO'):
+        decode(tmp_path / 'cat.png')

@@ -1,6 +1,8 @@
 import io
 import os
 import pickle
+import resource
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -132,6 +134,9 @@ def test_a_path_from_the_working_directory(file, monkeypatch):
         ({'arr_0': IMAGES, 'arr_1': LABELS + 0.5}, r'arr_1 is float64 \[30\]'),
         ({'arr_0': IMAGES, 'arr_1': LABELS.astype(str)}, 'arr_1 is <U21'),
         ({'arr_0': IMAGES, 'arr_1': np.ones((30, 7))}, 'not one-hot'),
+        ({'arr_0': IMAGES, 'arr_1': np.full(30, np.nan)}, r'arr_1 is float64 \[30\]'),
+        ({'arr_0': IMAGES, 'arr_1': np.full((30, 1), np.nan)}, 'not one-hot'),
+        ({'arr_0': IMAGES, 'arr_1': np.full((30, 2), 0.5)}, 'not one-hot'),
         ({'arr_0': IMAGES, 'arr_1': LABELS - 2}, '-2 to 4'),
         ({'arr_0': IMAGES, 'arr_1': LABELS + 2**40}, 'count from 0'),
     ],
@@ -186,13 +191,80 @@ def test_a_file_that_is_not_there(name):
         opened(name)
 
 
-def test_a_file_larger_than_the_memory(tmp_path):
+def archive_of(path, name, content, num_bytes):
+    """An archive whose only part claims so many bytes; those after its content are a hole."""
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr(name, content)
+        info = archive.infolist()[0]
+        info.file_size = info.compress_size = num_bytes
+        archive.start_dir += num_bytes - len(content)
+
+
+def header_of(shape, version=(1, 0)):
     header = io.BytesIO()
-    shape = (10**15, 6, 4, 3)
-    np.lib.format.write_array_header_1_0(
-        header, dict(descr='|u1', fortran_order=False, shape=shape)
-    )
+    description = dict(descr='|u1', fortran_order=False, shape=shape)
+    write = np.lib.format.write_array_header_1_0
+    (write if version == (1, 0) else np.lib.format.write_array_header_2_0)(header, description)
+    return header.getvalue()
+
+
+def test_a_file_larger_than_the_memory(tmp_path):
+    """The memory of this process is bounded, so that it is too little on any machine."""
+    header, num_images = header_of((2**36, 8, 8, 1)), 2**36
+    archive_of(tmp_path / 'images.npz', 'arr_0.npy', header, len(header) + num_images * 64)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**41, hard))
+    try:
+        with pytest.raises(InputError, match='does not fit in memory'):
+            opened(str(tmp_path / 'images.npz'))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    'content',
+    {
+        'more than the file': header_of((10**15, 6, 4, 3)),
+        'less than the file': header_of((1, 6, 4, 3)) + bytes(73),
+        'a size that overflows': header_of((2**32, 2**32, 2**32, 1)),
+        'a size below 0': header_of((-1, -72)) + bytes(72),
+        'a header of two gigabytes': b'\x93NUMPY\x02\x00' + b'\xff\xff\xff\x7f' + b' ' * 10**5,
+        'brackets in brackets': b'\x93NUMPY\x01\x00' + b'\xff\x7f' + b'(' * 0x7FFF,
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_an_array_that_is_not_what_it_says(tmp_path, content):
     with zipfile.ZipFile(tmp_path / 'images.npz', 'w') as archive:
-        archive.writestr('arr_0.npy', header.getvalue())
-    with pytest.raises(InputError, match='does not fit in memory'):
+        archive.writestr('arr_0.npy', content[1])
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match='cannot be read'):
+            opened(str(tmp_path / 'images.npz'))
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_archive_that_unpacks_to_much_is_refused(tmp_path):
+    """It says so itself, and is not believed to be an honest one of two gigabytes of zeros."""
+    header = header_of((2**25, 8, 8, 1))
+    with zipfile.ZipFile(tmp_path / 'images.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('arr_0.npy', header + bytes(2**20))
+        archive.infolist()[0].file_size = len(header) + 2**31
+    with pytest.raises(InputError, match=r'would unpack to .* more than 100 times the file'):
+        opened(str(tmp_path / 'images.npz'))
+
+
+@pytest.mark.parametrize('packing', [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_another_packing_is_refused(tmp_path, packing):
+    """A few bytes of these unpack to gigabytes; NumPy writes neither."""
+    with zipfile.ZipFile(tmp_path / 'images.npz', 'w', packing) as archive:
+        archive.writestr('arr_0.npy', header_of((1, 6, 4, 3)) + bytes(72))
+    with pytest.raises(InputError, match='packed in another way'):
+        opened(str(tmp_path / 'images.npz'))
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'images.npz')
+    with pytest.raises(InputError, match='it is no file, but a FIFO'):
         opened(str(tmp_path / 'images.npz'))

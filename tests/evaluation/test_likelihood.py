@@ -42,10 +42,9 @@ def nats_by_hand(params, split):
     return lambda seed, draw: float(mean_nats(seed, draw))
 
 
-def evaluate(params, split, mesh, *, noise=NOISE, batch_size=4, num_draws=1, seed=0):
-    return likelihood.evaluate(
-        MODEL, params, split, noise, mesh, batch_size=batch_size, num_draws=num_draws, seed=seed
-    )
+def evaluate(params, split, mesh, *, noise=NOISE, batch_size=4, num_draws=1, seed=0, **more):
+    how = dict(batch_size=batch_size, num_draws=num_draws, seed=seed, **more)
+    return likelihood.evaluate(MODEL, params, split, noise, mesh, **how)
 
 
 def test_every_image_counts_exactly_once(params, split, one_device):
@@ -138,3 +137,15 @@ def test_batches_and_devices_do_not_show(params, split, log_probs, batch_size, d
     scores = evaluate(params, split, mesh, noise=UNIFORM, batch_size=batch_size, num_draws=5)
     expected = UNIFORM.bits_per_dim(-log_probs.mean() / 16)
     assert scores['bits_per_dim'] == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_ends_a_pass_is_asked_before_every_batch(params, split, one_device):
+    calls = []
+    evaluate(params, split, one_device, before_batch=lambda: calls.append(None))
+    assert len(calls) == 4
+
+    def end():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(params, split, one_device, before_batch=end)

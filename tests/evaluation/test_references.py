@@ -1,6 +1,7 @@
 """Statistics in the files that users have; that they are right, test_distances.py shows."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -108,6 +109,57 @@ def test_what_was_made_otherwise_is_refused(our_file):
         references.check(found, {'preprocessing': 'torch-fidelity'}, (64, 64, 3))
     with pytest.raises(InputError, match=r'image_shape is \[64, 64, 3\] there, \[256, 256, 3\]'):
         references.check(found, {'preprocessing': 'clean-fid'}, (256, 256, 3))
+
+
+HAAR = dict(mu_haar=np.zeros(2), sigma_haar=np.eye(2))
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'sigma_haar': -np.eye(2)}, 'variances below 0'),
+        ({'sigma_haar': np.array([[1.0, 2.0], [2.0, 1.0]])}, 'variances below 0'),
+        ({'sigma_haar': np.array([[1.0, 0.5], [0.0, 1.0]])}, 'not symmetric'),
+        ({'sigma_haar': np.array([[1.0, np.nan], [np.nan, 1.0]])}, 'not finite'),
+        ({'mu_haar': np.array([0.0, np.inf])}, 'not finite'),
+        ({'features_haar': np.full((3, 2), np.nan)}, 'not finite'),
+        ({'features_haar': np.zeros((3, 5))}, r'features_haar has the shape \(3, 5\)'),
+        ({'metadata': 'null'}, 'its metadata is NoneType, not settings by name'),
+        ({'metadata': '[1]'}, 'its metadata is list'),
+        ({'metadata': '[' * 200_000}, 'cannot be read'),
+        ({'metadata': 3}, 'its metadata is int'),
+        ({'arr_0': np.zeros((3, 5))}, r'arr_0 is float64 \[3, 5\]'),
+        ({'mu_haar': np.array(['a', 'b'])}, 'holds statistics of shape'),
+        ({'mu_haar': np.array([{}, {}])}, 'mu_haar is of type object'),
+    ],
+    ids=str,
+)
+def test_statistics_of_nothing_are_refused(tmp_path, change, words):
+    np.savez(tmp_path / 'x.npz', **(HAAR | change))
+    with pytest.raises(InputError, match=words):
+        references.read(tmp_path / 'x.npz')
+
+
+@pytest.mark.parametrize(
+    'cov',
+    [np.zeros((2, 2)), np.full((2, 2), 0.1, np.float32), np.array([[1.0, 1 + 1e-7], [1.0, 1.0]])],
+    ids=['none', 'singular', 'rounded'],
+)
+def test_a_covariance_of_few_samples_is_one(tmp_path, cov):
+    np.savez(tmp_path / 'x.npz', **(HAAR | {'sigma_haar': cov}))
+    assert_same(references.read(tmp_path / 'x.npz').gaussians['haar'], Gaussian(np.zeros(2), cov))
+
+
+def test_features_of_another_kind_are_passed_over(tmp_path):
+    np.savez(tmp_path / 'x.npz', **HAAR, features_pool=np.zeros((3, 5)), features_x=np.zeros(3))
+    assert references.read(tmp_path / 'x.npz').rows == {}
+
+
+@pytest.mark.parametrize('name', ['x.npz', 'x.pth'])
+def test_a_fifo_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match='it is no file, but a FIFO'):
+        references.read(tmp_path / name)
 
 
 def test_files_that_are_no_statistics(tmp_path, golden_dir):

@@ -1,12 +1,13 @@
 """`--mode=evaluate` of samples, and `--mode=prepare_fid`, by the command line."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
 import pytest
 from golden.inception import recipe
-from runs import TIMEOUT, files_in
+from runs import TIMEOUT, files_in, wait_for
 
 from tarflow_jax.evaluation import inception_weights, references
 from tarflow_jax.formats import torchfile
@@ -116,7 +117,7 @@ def test_every_metric_of_inception(runs, whole, weights, tmp_path):
         '--config.sample.batch_size=8',
     ]
     made = runs.run(tmp_path, '--mode=prepare_fid', *flags).out
-    path = runs.data_dir / 'references' / 'digits-test_8-torch-fidelity.npz'
+    path = runs.data_dir / 'references' / 'digits-test_to_8-torch-fidelity.npz'
     images = '8 images of digits/test[:8]'
     assert made == (
         f'Making reference statistics of {images}, this once.\n'
@@ -208,17 +209,94 @@ def test_an_evaluation_keeps_the_one_before(runs, whole, tmp_path):
     assert json.loads(line) == before
 
 
-def test_likelihoods_are_kept_when_sampling_is_stopped(runs, whole, tmp_path):
-    """As soon as the file of the samples is opened."""
-    metrics = f'{HAAR},bits_per_dim'
-    result = runs.run(
-        *(tmp_path, '--mode=evaluate', f'--checkpoint={whole[0]}', metrics),
-        at=('open', '.evaluated.npz.', 1, signal.SIGINT),
-        status=130,
+STOPPED = 'error: stopped by {}. The same command resumes.\n'
+
+
+def unfinished_in(workdir):
+    return [path.name for path in workdir.rglob('*.unfinished')]
+
+
+def test_an_interrupted_evaluation_resumes_and_gives_the_same(runs, whole, tmp_path):
+    """Stopped in the splits, then before and among the samples, killed as their file is made."""
+    flags = [
+        *('--mode=evaluate', f'--checkpoint={whole[0]}', f'{HAAR},bits_per_dim'),
+        *('--config.evaluate.splits=test,train', '--config.evaluate.num_samples=3000'),
+    ]
+    never, workdir = tmp_path / 'never', tmp_path / 'stopped'
+    runs.run(never, *flags)
+    expected = read(never)
+
+    moment = 'open', 'digits-train-haar.npz', 1, signal.SIGTERM
+    result = runs.run(workdir, *flags, status=143, at=moment)
+    assert (result.out, result.err) == ('', STOPPED.format('SIGTERM'))
+    assert not (workdir / 'evaluation.json').exists()
+
+    moment = 'os.rename', '.evaluation.json.', 1, signal.SIGHUP
+    result = runs.run(workdir, *flags, status=129, at=moment)
+    assert result.err == STOPPED.format('SIGHUP')
+    assert read(workdir)['unfinished'] == ['haar_frechet', 'haar_precision', 'haar_recall']
+    scores = {key: value for key, value in expected.items() if '/' in key}
+    assert read(workdir).items() >= scores.items()
+
+    running = runs.start(workdir, *flags)
+    wait_for(lambda: 'of 3,000 samples; about' in running.out)
+    running.signal(signal.SIGINT)
+    result = running.wait()
+    assert (result.status, result.err) == (130, STOPPED.format('SIGINT'))
+    (folder,) = (workdir / 'samples').iterdir()
+    count = sum(len(np.load(part)) for part in folder.glob('*.npy'))
+    assert 0 < count < 3000
+    two = shutil.copytree(workdir, tmp_path / 'two')
+
+    moment = 'os.rename', '.evaluated.npz.', 1, signal.SIGKILL
+    result = runs.run(workdir, *flags, status=-signal.SIGKILL, at=moment)
+    assert result.out.startswith(f'{count:,} samples are drawn already.\n')
+    assert len(unfinished_in(workdir)) == 1
+
+    result = runs.run(workdir, *flags)
+    assert result.out.startswith('3,000 samples are drawn already.\n')
+    assert read(workdir).pop('date') >= expected.pop('date')
+    assert read(workdir).items() >= expected.items()
+    assert read(workdir).keys() == {*expected, 'date'}
+    content = (workdir / 'samples' / 'evaluated.npz').read_bytes()
+    assert content == (never / 'samples' / 'evaluated.npz').read_bytes()
+    assert [str(path) for path in files_in(workdir)] == [
+        *('evaluation.json', 'samples/evaluated.npz')
+    ]
+
+    main, second = runs.run_many(2, two, *flags)
+    assert main.out.startswith(f'{count:,} samples are drawn already.\n')
+    assert main.err == second.out == second.err == ''
+    for name in 'haar_frechet', 'haar_recall', 'test/bits_per_dim':
+        assert read(two)[name] == pytest.approx(expected[name], rel=1e-4)
+    assert [str(path) for path in files_in(two)] == ['evaluation.json', 'samples/evaluated.npz']
+
+
+def test_samples_and_scores_of_another_evaluation_are_not_taken_over(runs, whole, tmp_path):
+    """Of other samples, that is: those of fewer or larger batches are the same."""
+    flags = ['--mode=evaluate', f'--checkpoint={whole[0]}', f'{HAAR},bits_per_dim', FEW]
+    moment = 'os.rename', '/samples/.evaluated.npz.', 1, signal.SIGTERM
+    result = runs.run(tmp_path, *flags, status=143, at=moment)
+    assert result.err == STOPPED.format('SIGTERM')
+    assert not unfinished_in(tmp_path)
+    before = read(tmp_path)
+
+    result = runs.run(tmp_path, *flags, '--config.sample.seed=1')
+    assert 'already' not in result.out
+    assert (
+        f'evaluation in {tmp_path}/evaluation.json are computed anew: config_sha256' in result.err
     )
-    assert result.err == 'error: interrupted. The same command starts over.\n'
-    assert read(tmp_path)['test/bits_per_dim'] > 0
-    assert [path.name for path in (tmp_path / 'samples').iterdir()] == []
+    (line,) = (tmp_path / 'evaluations.jsonl').read_text().splitlines()
+    assert json.loads(line) == before
+    assert len(list((tmp_path / 'samples').glob('drawn-*'))) == 1
+
+    result = runs.run(
+        tmp_path,
+        *(*flags, HAAR, '--config.sample.batch_size=40', '--config.evaluate.num_samples=240'),
+    )
+    assert '200 samples are drawn already.\n' in result.out
+    assert read(tmp_path)['samples']['num_samples'] == 240
+    assert not list((tmp_path / 'samples').glob('drawn-*'))
 
 
 def test_images_without_labels_are_no_test_of_a_classifier(runs, whole, tmp_path):

@@ -1,6 +1,7 @@
 """The chain: what makes it a normalizing flow, and its labels, directions and precisions."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -185,7 +186,25 @@ def test_log_prob_is_the_density_of_the_latents_plus_log_det(random_params, rand
         (dict(head_dim=0), 'head_dim must be at least 1; got 0'),
         (dict(num_blocks=0), 'num_blocks must be at least 1; got 0'),
         (dict(layers_per_block=-1), 'layers_per_block must be at least 1; got -1'),
+        (dict(patch_size=2.0), 'patch_size must be a whole number; got 2.0'),
+        (dict(width='8'), "width must be a whole number; got '8'"),
+        (dict(width=10**400), 'width must be at most 1048576; got a number of many digits'),
+        (dict(num_classes=-1), r'num_classes must be at least 0 \(for none\); got -1'),
+        (dict(num_classes=None), 'num_classes must be a whole number; got None'),
+        (dict(num_blocks=True), 'num_blocks must be a whole number; got True'),
+        (dict(image_shape='4,4,1'), "must be three positive whole numbers, .*; got '4,4,1'"),
+        (dict(image_shape=(4.0, 4.0, 1.0)), r'whole numbers, .*; got \(4.0, 4.0, 1.0\)'),
+        (dict(image_shape=('4', '4', '1')), r"whole numbers, .*; got \('4', '4', '1'\)"),
+        (dict(image_shape=(4, 4)), r'whole numbers, .*; got \(4, 4\)'),
+        (dict(image_shape=None), 'whole numbers, .*; got None'),
+        (dict(image_shape=(4, 4, 2**40)), 'of at most 1048576; got'),
+        (dict(volume_preserving='no'), "volume_preserving must be True or False; got 'no'"),
+        (dict(unroll=1), 'unroll must be True or False; got 1'),
         (dict(dtype='float16'), "dtype must be one of float32, bfloat16; got 'float16'"),
+        (dict(dtype=jnp.float16), "dtype must be one of float32, bfloat16; got 'float16'"),
+        (dict(dtype=None), 'dtype must be one of float32, bfloat16; got None'),
+        (dict(dtype=('f', 'g', 'h')), 'dtype must be one of float32, bfloat16; got '),
+        (dict(remat=False), 'remat must be one of none, dots, full; got False'),
         (dict(remat='some'), "remat must be one of none, dots, full; got 'some'"),
         (dict(attention='flash'), "attention must be one of xla, cudnn, splash; got 'flash'"),
         (dict(attention='splash'), 'takes a multiple of 128 tokens; the 4 patches'),
@@ -206,10 +225,65 @@ def test_sizes_that_do_not_fit_together_are_refused_at_once(change, message):
         ((2, 4, 4, 1), [[0], [1]], r'got \(2, 1\)'),
         ((2, 4, 4, 1), [0, 3], r'0\.\.2, or be -1 for no label; got \[3\]'),
         ((2, 4, 4, 1), [-2, 0], r'got \[-2\]'),
+        ((2, 4, 4, 1), np.array([0, 3]), r'0\.\.2, or be -1 for no label; got \[3\]'),
+        ((2, 4, 4, 1), 3, r'shape \(2,\), one an image; got \(\)'),
+        ((2, 4, 4, 1), [0, 0.7], r'labels must be whole numbers; got array\(\[0. , 0.7\]'),
+        ((2, 4, 4, 1), [0, math.nan], 'labels must be whole numbers'),
+        ((2, 4, 4, 1), [True, False], 'labels must be whole numbers'),
+        ((2, 4, 4, 1), ['cat', 'dog'], r"labels must be an array of numbers; got \['cat', 'dog'\]"),
+        ((2, 4, 4, 1), [[0], [1, 2]], 'labels must be an array of numbers'),
+        ((2, 4, 4, 1), [10**30, 0], 'labels must be an array of numbers'),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_refused(random_params, images, labels, message):
     params = random_params(CONDITIONAL)
-    labels = None if labels is None else np.array(labels)
     with pytest.raises(InputError, match=message):
         CONDITIONAL.apply({'params': params}, np.zeros(images, np.float32), labels)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.int32, bool, np.complex64])
+def test_images_that_are_no_floating_point_numbers_are_refused(random_params, dtype):
+    params = random_params(CONDITIONAL)
+    with pytest.raises(InputError, match=r'floating-point numbers; got .*/ 127.5 - 1\.'):
+        CONDITIONAL.apply({'params': params}, np.zeros((2, 4, 4, 1), dtype))
+
+
+@pytest.mark.parametrize('method', [None, 'log_prob'])
+def test_lists_and_other_floats_are_what_they_say(random_params, random_batch, method):
+    params = random_params(CONDITIONAL)
+    images, labels = random_batch(CONDITIONAL)
+    expected = apply(CONDITIONAL, params, images, labels, method=method)
+    for same in (images.astype(np.float64), images.tolist()):
+        result = CONDITIONAL.apply({'params': params}, same, labels.tolist(), method=method)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), result, expected)
+
+
+def test_a_label_that_nobody_could_check_gives_nothing_that_looks_right(
+    random_params, random_batch
+):
+    params = random_params(CONDITIONAL)
+    images, _ = random_batch(CONDITIONAL)
+    log_prob = apply(CONDITIONAL, params, images, np.array([-2, -1, 2, 3]), method='log_prob')
+    np.testing.assert_array_equal(np.isnan(log_prob), [True, False, False, True])
+
+
+def test_a_prior_that_there_is_not_is_refused(random_params, random_batch):
+    images, _ = random_batch(VOLUME_PRESERVING)
+    params = {'params': random_params(VOLUME_PRESERVING)}
+    with pytest.raises(InputError, match="prior must be one of tracked, standard; got 'trackd'"):
+        VOLUME_PRESERVING.apply(params, images, prior='trackd', method='log_prob')
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.dtype('bfloat16'), 'bfloat16'])
+def test_a_dtype_is_a_name_or_a_type(dtype):
+    model = CONDITIONAL.clone(dtype=dtype)
+    assert model == CONDITIONAL.clone(dtype='bfloat16')
+    assert model.dtype == 'bfloat16'
+
+
+def test_sizes_are_numbers_of_any_library():
+    model = TarFlow(
+        **{**SIZES, 'image_shape': np.array([4, 4, 1]), 'width': np.int64(8)}, num_blocks=2
+    )
+    assert model == UNCONDITIONAL
+    assert hash(model) == hash(UNCONDITIONAL)

@@ -1,5 +1,7 @@
 import json
+import os
 import struct
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -48,10 +50,15 @@ def test_tensors_are_read(tmp_path):
         {'shape': [2, 4]},
         {'shape': [-2, -3]},
         {'shape': 'six'},
+        {'shape': [2.0, 3.0]},
+        {'shape': [2, 3] + [1] * 40},
+        {'shape': [2**70, 0], 'data_offsets': [0, 0]},
+        {'shape': [int('9' * 4000)] * 2000},
+        {'data_offsets': [None, 24]},
         {'dtype': 'F8_E4M3'},
         {'more': 1},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:60],
 )
 def test_a_tensor_that_does_not_fit_is_refused(tmp_path, change):
     path = write(tmp_path / 'x.safetensors', {'matrix': ENTRY | change})
@@ -59,7 +66,11 @@ def test_a_tensor_that_does_not_fit_is_refused(tmp_path, change):
         safetensors.read(path)
 
 
-@pytest.mark.parametrize('header', [b'[]', b'{"a": 1}', b'\xff\xfe', b'{', b''])
+@pytest.mark.parametrize(
+    'header',
+    [b'[]', b'null', b'{"a": 1}', b'{"a": null}', b'\xff\xfe', b'{', b'', b'[' * 200_000],
+    ids=lambda header: header[:10],
+)
 def test_another_header_is_refused(tmp_path, header):
     with pytest.raises(InputError, match='is not a safetensors file'):
         safetensors.read(write(tmp_path / 'x.safetensors', header))
@@ -72,6 +83,25 @@ def test_a_truncated_file_is_refused(tmp_path):
         path.write_bytes(data[:length])
         with pytest.raises(InputError, match='damaged: fetch it again'):
             safetensors.read(path)
+
+
+def test_a_header_of_gigabytes_is_refused_unread(tmp_path):
+    path = tmp_path / 'x.safetensors'
+    path.write_bytes(struct.pack('<Q', 2**31))
+    os.truncate(path, 2**32)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match='at most 16,777,216 are read'):
+            safetensors.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'x.safetensors')
+    with pytest.raises(InputError, match='it is no file, but a FIFO'):
+        safetensors.read(tmp_path / 'x.safetensors')
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -3,12 +3,16 @@
 What is written here comes back, and holds nothing but what `torch.load` takes for tensors.
 """
 
+import copy
 import hashlib
 import os
+import pathlib
 import pickle
 import pickletools
 import resource
+import socket
 import struct
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -183,14 +187,161 @@ def test_big_endian_numbers_are_refused(write):
         read_state_dict(path)
 
 
-def test_a_compressed_archive_is_read(write):
+def test_a_compressed_archive_is_refused(write):
+    """PyTorch writes none, and one of a few kilobytes may hold gigabytes."""
     path = write(GOOD, **{'0': np.arange(4, dtype=np.float32)})
     with zipfile.ZipFile(path) as stored:
         parts = {name: stored.read(name) for name in stored.namelist()}
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         for name, data in parts.items():
             archive.writestr(name, data)
-    np.testing.assert_array_equal(read_state_dict(path)['weight'], [[0, 1], [2, 3]])
+    with pytest.raises(InputError, match='is compressed, which PyTorch never does'):
+        read_state_dict(path)
+
+
+def put(index):
+    return b'q' + bytes([index])
+
+
+def get(index):
+    return b'h' + bytes([index])
+
+
+REBUILD = name_of('torch._utils', '_rebuild_tensor_v2')
+DIMS, STEPS = sequence(integer(2), integer(2)), sequence(integer(2), integer(1))
+FIRST = tensor('FloatStorage', '0', 4, (2**30,), (0,)) + put(1)
+
+
+def rebuilt(storage=b'h\x01', offset=b'K\x00', size=DIMS, stride=STEPS):
+    """A pickle that makes a tensor `b` of anything, by default after and of a tensor `a`."""
+    call = REBUILD + sequence(storage, offset, size, stride, b'\x89', b'}') + b'R'
+    return dictionary(a=FIRST, b=call)
+
+
+STORED = stored('FloatStorage', '0', 4)
+LONGER = b'\x8a\x09' + bytes(8) + b'\x01'  # 2**64
+
+
+@pytest.mark.parametrize(
+    'value',
+    {
+        'a tensor as the storage': rebuilt(
+            size=sequence(integer(2**20)), stride=sequence(b'K\x01')
+        ),
+        'a class as the storage': rebuilt(name_of('torch', 'FloatStorage')),
+        'a tuple as the storage': rebuilt(sequence(integer(1), integer(2))),
+        'an offset below 0': rebuilt(STORED, integer(-1)),
+        'an offset of a fraction': rebuilt(STORED, b'G' + struct.pack('>d', 0.5)),
+        'an offset of True': rebuilt(STORED, b'\x88'),
+        'an offset of 2**64': rebuilt(STORED, LONGER),
+        'a size of 2**64': rebuilt(STORED, size=sequence(LONGER, LONGER)),
+        'a size below 0': rebuilt(STORED, size=sequence(integer(-1), integer(-4))),
+        'a size that is a tensor': rebuilt(STORED, size=get(1)),
+        'sizes without strides': rebuilt(STORED, stride=b')'),
+        'a stride below 0': rebuilt(STORED, stride=sequence(integer(-1), integer(1))),
+        'strides of 2**64': rebuilt(STORED, stride=sequence(LONGER, LONGER)),
+        'elements beyond all memory': rebuilt(
+            STORED, size=sequence(*[integer(2**30)] * 9), stride=sequence(*[integer(0)] * 9)
+        ),
+        'axes without an end': rebuilt(
+            STORED, size=sequence(*[integer(1)] * 33), stride=sequence(*[integer(0)] * 33)
+        ),
+        'an array made of a list': rebuilt(
+            name_of('torch', 'FloatStorage') + sequence(b']') + b'R'
+        ),
+        'an item set in a tensor': dictionary(a=FIRST + integer(0) + integer(7) + b's'),
+        'items set in a tensor': dictionary(a=FIRST + b'(' + integer(0) + integer(7) + b'u'),
+        'a tensor with another state': dictionary(a=FIRST + sequence(b'K\x01') + b'b'),
+        'a call of a call': dictionary(a=FIRST + b')R'),
+        'a storage of another kind': rebuilt(
+            sequence(text('storage'), REBUILD, text('0'), text('cpu'), integer(4)) + b'Q'
+        ),
+        'a storage of two types': dictionary(a=FIRST, b=tensor('LongStorage', '0', 2, (2,), (1,))),
+        'a storage of a length below 0': rebuilt(stored('FloatStorage', '0', -4)),
+        'a parameter of a storage': dictionary(
+            a=name_of('torch._utils', '_rebuild_parameter') + sequence(STORED, b'\x89') + b'R'
+        ),
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_what_is_no_view_of_a_storage_is_refused(write, value):
+    path = write(value[1], **{'0': np.arange(4, dtype=np.float32)})
+    with pytest.raises(InputError, match='can be read'):
+        read_state_dict(path)
+
+
+def doubling(start, double):
+    """Sixty-two times twice as large as before, in a few bytes."""
+    return start + b''.join(double(index) for index in range(2, 64))
+
+
+BOMBS = {
+    'a name that takes years to hash': b'}'
+    + doubling(b')', lambda index: put(index) + get(index) + b'\x86')
+    + b'K\x01s',
+    'an array of lists of lists': dictionary(
+        a=name_of('torch', 'FloatStorage')
+        + doubling(b'(]', lambda i: put(i) + b'0](' + get(i) + get(i) + b'e')
+        + b'tR'
+    ),
+    'a memory of four billion places': dictionary(a=b'K\x01r' + b'\xff\xff\xff\x7f'),
+    'operations without an end': dictionary(a=b']' * 600_000),
+    'a dictionary of dictionaries': b''.join(
+        [name_of('collections', 'OrderedDict'), sequence(dictionary(a=FIRST)), b'R']
+    ),
+    'a number of a gigabyte': b'\x8b' + struct.pack('<I', 2**30),
+    'a text of a gigabyte': b'X' + struct.pack('<I', 2**30),
+    'a text of all memory': b'\x8d' + struct.pack('<Q', 2**62),
+    'brackets within brackets': b'(' * 400_000 + b't' * 400_000,
+}
+
+
+@pytest.mark.parametrize('value', BOMBS.values(), ids=BOMBS)
+def test_a_pickle_that_takes_all_time_or_memory_is_refused(write, value):
+    path = write(value, **{'0': np.arange(4, dtype=np.float32)})
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError):
+            read_state_dict(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pickle_of_protocol_4_is_read(write):
+    """As torch.save(..., pickle_protocol=4) writes text and names."""
+    names = b'\x8c\x0ctorch._utils\x94\x8c\x12_rebuild_tensor_v2\x94\x93'
+    value = b'\x95' + bytes(8) + GOOD.replace(REBUILD, names)
+    tensors = read_state_dict(write(value, **{'0': np.arange(4, dtype=np.float32)}))
+    np.testing.assert_array_equal(tensors['weight'], [[0, 1], [2, 3]])
+
+
+def test_parts_of_an_archive_that_overlap_are_refused(write):
+    """Else a thousand names of one part would take the time of a file a thousand times as large."""
+    weights = {f'w{key}': tensor('FloatStorage', str(key), 2**16, (4,), (1,)) for key in range(9)}
+    path = write(dictionary(**weights), **{'0': np.zeros(2**16, np.float32)})
+    with zipfile.ZipFile(path, 'a') as archive:
+        first = archive.getinfo('model/data/0')
+        for key in range(1, 9):
+            info = copy.copy(first)
+            info.filename = f'model/data/{key}'
+            archive.filelist.append(info)
+            archive.NameToInfo[info.filename] = info
+        archive.writestr('more', b'')
+    with pytest.raises(InputError, match='its parts are longer than it is'):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize('kind', ['fifo', 'socket', 'device'])
+def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
+    path = pathlib.Path('/dev/zero') if kind == 'device' else tmp_path / 'model.pth'
+    if kind == 'fifo':
+        os.mkfifo(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == 'socket':
+            listener.bind(str(path))
+        with pytest.raises(InputError, match='it is no file, but a FIFO, a socket'):
+            read_state_dict(path)
 
 
 def test_tensors_outlive_a_file_that_is_replaced(write):

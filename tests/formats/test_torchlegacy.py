@@ -82,8 +82,8 @@ def test_a_file_of_one_vector_is_read(write):
     ('value', 'keys', 'storages', 'why'),
     [
         (tensor(size=5), KEYS, STORAGE, 'beyond its storage'),
-        (tensor(length=2**30), KEYS, STORAGE, 'longer than it is'),
-        (tensor(length=-1), KEYS, STORAGE, 'longer than it is'),
+        (tensor(length=2**30), KEYS, STORAGE, 'not as long as it should be'),
+        (tensor(length=-1), KEYS, STORAGE, 'a size below 0'),
         (tensor(length=3, size=3), KEYS, STORAGE, 'not as long as it should be'),
         (tensor(), KEYS, STORAGE[:-1], 'not as long as it should be'),
         (tensor(), pickle.dumps(['8'], 2), STORAGE, 'not those of its tensors'),

@@ -71,7 +71,21 @@ def test_the_prior_decides_which_density_a_volume_preserving_model_climbs(
     np.testing.assert_allclose(climb(prior='tracked'), tracked, atol=1e-6)
 
 
-@pytest.mark.parametrize('noise_std', [-0.1, float('nan')])
-def test_a_noise_that_cannot_be_is_refused(random_params, noise_std):
-    with pytest.raises(InputError, match=f'at least 0; got {noise_std}'):
-        denoise(MODEL, random_params(MODEL), np.zeros((1, 4, 4, 1)), noise_std=noise_std)
+@pytest.mark.parametrize(
+    ('how', 'message'),
+    [
+        (dict(noise_std=-0.1), 'noise_std must be at least 0; got -0.1'),
+        (dict(noise_std=float('nan')), 'noise_std must be at least 0; got nan'),
+        (dict(noise_std=float('inf')), 'noise_std must be at most 10; got inf'),
+        (dict(noise_std=[0.1]), r'noise_std must be a number; got \[0.1\]'),
+        (dict(prior='trackd'), "prior must be one of tracked, standard; got 'trackd'"),
+        (dict(prior=None), 'prior must be one of tracked, standard; got None'),
+        (dict(images=np.zeros((1, 4, 4, 1), np.uint8)), 'take images / 127.5 - 1'),
+        (dict(labels=[3]), r'lie in 0\.\.2, or be -1 for no label; got \[3\]'),
+        (dict(params=None), 'params are not those of the model'),
+    ],
+)
+def test_what_cannot_be_is_refused(random_params, how, message):
+    sound = dict(params=random_params(MODEL), images=np.zeros((1, 4, 4, 1)), noise_std=0.1)
+    with pytest.raises(InputError, match=message):
+        denoise(MODEL, **{**sound, **how})

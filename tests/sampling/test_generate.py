@@ -132,3 +132,11 @@ def test_samples_that_never_get_finite(wild_params, one_device):
         RunError, match=r'not finite after 2 draws of its noise. Lower sample\.guid'
     ):
         list(draw(MODEL, wild_params, one_device, most_draws=2, **how))
+
+
+def test_what_ends_the_drawing_is_asked_before_every_batch(params, one_device):
+    calls = []
+    how = dict(num_samples=NUM_SAMPLES, batch_size=4, seed=0)
+    batches = generate(MODEL, params, one_device, before_batch=lambda: calls.append(None), **how)
+    for number, _ in enumerate(batches, start=1):
+        assert len(calls) == number

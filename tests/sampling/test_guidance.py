@@ -99,8 +99,16 @@ def test_annealing_lets_the_weight_grow_from_token_to_token(anneal):
     [
         (3, dict(guidance=-1), 'guidance must be at least 0; got -1'),
         (3, dict(guidance=float('nan')), 'guidance must be at least 0; got nan'),
-        (3, dict(guide='scales'), r"one of \['both', 'scale', 'shift'\]; got 'scales'"),
+        (3, dict(guidance=float('inf')), 'guidance must be at most 1000; got inf'),
+        (3, dict(guidance=1e30), r'guidance must be at most 1000; got 1e\+30'),
+        (3, dict(guidance='1'), "guidance must be a number; got '1'"),
+        (3, dict(guidance=True), 'guidance must be a number; got True'),
+        (3, dict(guide='scales'), "one of both, scale, shift; got 'scales'"),
+        (3, dict(guide=None), 'one of both, scale, shift; got None'),
+        (3, dict(anneal_guidance='no'), "anneal_guidance must be True or False; got 'no'"),
         (3, dict(guidance=1, attention_temperature=0), 'must be above 0; got 0'),
+        (3, dict(attention_temperature=1e-45), 'must be above 0; got 1e-45'),
+        (3, dict(attention_temperature=float('inf')), 'must be at most 1000; got inf'),
         (0, dict(guidance=1.5), 'guidance=1.5 would change nothing: the model has no classes'),
     ],
 )

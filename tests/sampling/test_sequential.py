@@ -76,9 +76,33 @@ def test_other_inputs_do_not_compile_again(params, random_batch, caplog):
         ((2, 4, 4, 1), [0, 1, 2], {}, r'shape \(2,\), one an image; got \(3,\)'),
         ((2, 4, 4, 1), None, dict(prior_temperature=-1), 'at least 0; got -1'),
         ((2, 4, 4, 1), None, dict(prior_temperature=float('nan')), 'at least 0; got nan'),
+        ((2, 4, 4, 1), None, dict(prior_temperature=float('inf')), 'at most 100; got inf'),
+        ((2, 4, 4, 1), None, dict(return_sequence='no'), "must be True or False; got 'no'"),
+        ((2, 4, 4, 1), None, dict(noise=[[1], [1, 2]]), 'noise must be an array of numbers'),
+        ((2, 4, 4, 1), None, dict(noise=None), 'noise must be an array of numbers; got None'),
+        ((2, 4, 4, 1), None, dict(noise=np.zeros((2, 4, 4, 1), int)), 'noise must be floating'),
+        ((2, 4, 4, 1), None, dict(model='digits'), "model must be a TarFlow; got 'digits'"),
+        ((2, 4, 4, 1), None, dict(params={}), 'params are not those of the model: blocks'),
     ],
 )
 def test_what_the_model_cannot_serve_is_refused(params, noise, labels, how, message):
     labels = None if labels is None else np.array(labels)
+    sound = dict(model=MODEL, params=params, noise=np.zeros(noise, np.float32), labels=labels)
     with pytest.raises(InputError, match=message):
-        sample(MODEL, params, np.zeros(noise, np.float32), labels, **how)
+        sample(**{**sound, **how})
+
+
+def test_parameters_of_another_model_are_told(params, random_params):
+    other = random_params(MODEL.clone(width=16))
+    message = r'params are not those of the model: blocks/\S+ is \(2, .*, not \(2, .* `load`'
+    with pytest.raises(InputError, match=message):
+        sample(MODEL, other, np.zeros((1, 4, 4, 1)))
+    with pytest.raises(InputError, match='params/blocks/'):
+        sample(MODEL, {'params': params}, np.zeros((1, 4, 4, 1)))
+
+
+def test_lists_are_arrays(params, random_batch):
+    noise, labels = random_batch(MODEL)
+    images = sample(MODEL, params, noise, labels)
+    same = sample(MODEL, params, noise.tolist(), labels.tolist())
+    np.testing.assert_array_equal(same, images)

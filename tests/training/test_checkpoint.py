@@ -3,6 +3,9 @@
 import contextlib
 import resource
 import shutil
+import subprocess
+import sys
+import threading
 import time
 
 import jax
@@ -15,12 +18,22 @@ from damage import (
     delete_the_fingerprints,
     empty_the_folder,
     flip_a_bit,
+    list_the_fingerprints,
+    nest_the_fingerprints,
+    null_the_fingerprints,
+    rename_from_another_step,
     truncate_arrays,
 )
 from runs import files_in
 
 from tarflow_jax.errors import InputError, RunError
-from tarflow_jax.training.checkpoint import BEST_METRIC, Checkpoints, Damaged, fingerprints
+from tarflow_jax.training.checkpoint import (
+    BEST_METRIC,
+    RETRY_SECONDS,
+    Checkpoints,
+    Damaged,
+    fingerprints,
+)
 
 SHAPES = {'w': (40, 50), 'b': (7,)}
 
@@ -29,6 +42,13 @@ def items_of(step):
     rows = np.random.default_rng(step)
     params = {name: jnp.asarray(rows.normal(size=shape)) for name, shape in SHAPES.items()}
     return {'params': params, 'counters': {'step': jnp.asarray(step, jnp.int32)}}
+
+
+def save(checkpoints, step, nats=None):
+    checkpoints.save(step, items_of(step))
+    checkpoints.wait()
+    if nats is not None:
+        checkpoints.attach(step, {BEST_METRIC: nats})
 
 
 def abstract_items():
@@ -59,7 +79,7 @@ def saved(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('saved')
     with contextlib.closing(Checkpoints(workdir, keep=3)) as checkpoints:
         for step in 10, 20, 30:
-            checkpoints.save(step, items_of(step), {BEST_METRIC: step / 100})
+            save(checkpoints, step, step / 100)
     return workdir
 
 
@@ -76,6 +96,10 @@ DAMAGES = [
     delete_an_item,
     delete_the_fingerprints,
     break_the_fingerprints,
+    null_the_fingerprints,
+    list_the_fingerprints,
+    nest_the_fingerprints,
+    rename_from_another_step,
 ]
 
 
@@ -108,8 +132,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, opened):
     checkpoints = opened(tmp_path, keep=2)
     kept = []
     for step, nats in (1, 0.5), (2, 0.1), (3, 0.4), (4, None), (5, float('nan')), (6, 0.3):
-        checkpoints.save(step, items_of(step), None if nats is None else {BEST_METRIC: nats})
-        checkpoints.wait()
+        save(checkpoints, step, nats)
         kept.append(checkpoints.steps())
         assert checkpoints.best_step() == min(step, 2)
     assert kept == [[1], [2, 1], [3, 2], [4, 3, 2], [5, 4, 2], [6, 5, 2]]
@@ -127,6 +150,95 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_used(workdir, opened, c
     assert_are_of(20, items)
     (warning,) = caplog.messages
     assert f'{workdir}/checkpoints/30 is damaged' in warning
+
+
+def test_a_complete_checkpoint_from_elsewhere_is_used(workdir, tmp_path, opened):
+    with contextlib.closing(Checkpoints(tmp_path / 'other')) as other:
+        save(other, 40)
+    shutil.copytree(tmp_path / 'other' / 'checkpoints' / '40', workdir / 'checkpoints' / '40')
+    step, items = opened(workdir).restore_newest(abstract_items())
+    assert step == 40
+    assert_are_of(40, items)
+
+
+def test_a_copy_under_another_name_says_so(workdir, opened, caplog):
+    shutil.copytree(workdir / 'checkpoints' / '30', workdir / 'checkpoints' / '32')
+    step, _ = opened(workdir).restore_newest(abstract_items())
+    assert step == 30
+    assert '32 is damaged (it is that of step 30, copied or renamed)' in caplog.text
+
+
+@contextlib.contextmanager
+def no_more_open_files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_may_pass_is_tried_again(saved, opened):
+    checkpoints = opened(saved, read_only=True)
+    checkpoints.restore(30, abstract_items())
+    with no_more_open_files() as lift:
+        threading.Timer(RETRY_SECONDS[0] / 2, lift).start()
+        assert_are_of(30, checkpoints.restore(30, abstract_items()))
+
+
+def test_what_does_not_pass_is_told_and_nothing_is_called_damaged(
+    workdir, opened, caplog, monkeypatch
+):
+    monkeypatch.setattr('tarflow_jax.training.checkpoint.RETRY_SECONDS', (0.01, 0.01))
+    checkpoints = opened(workdir)
+    before = files_in(workdir)
+    checkpoints.steps()
+    with (
+        no_more_open_files(),
+        pytest.raises(
+            RunError, match=r'failed 3 times \(OSError: \[Errno 24\] Too many open files'
+        ),
+    ):
+        checkpoints.restore(30, abstract_items())
+    assert files_in(workdir) == before
+    assert caplog.messages == []
+    assert_are_of(30, checkpoints.restore(30, abstract_items()))
+
+
+WRITE = """
+import contextlib, sys
+import jax.numpy as jnp
+from tarflow_jax.training.checkpoint import Checkpoints
+with contextlib.closing(Checkpoints(sys.argv[1], keep=1)) as checkpoints:
+    for step in range(31, 61):
+        params = {'w': jnp.full((40, 50), step, float), 'b': jnp.zeros(7)}
+        counters = {'step': jnp.asarray(step, jnp.int32)}
+        checkpoints.save(step, {'params': params, 'counters': counters})
+        checkpoints.wait()
+"""
+
+
+def test_what_is_removed_while_it_is_read_is_not_damaged(workdir, opened, caplog):
+    """The run beside keeps one checkpoint, and saves as fast as it can."""
+    writer = subprocess.Popen([sys.executable, '-c', WRITE, workdir])
+    seen = set()
+    while writer.poll() is None:
+        step, items = opened(workdir, read_only=True).restore_newest(abstract_items())
+        assert items['counters']['step'] == step
+        seen.add(step)
+    assert writer.returncode == 0
+    assert len(seen) > 3
+    assert caplog.messages == []
+
+
+def test_earlier_steps_of_a_run_that_went_back_set_later_ones_aside(workdir, opened):
+    checkpoints = opened(workdir)
+    save(checkpoints, 15)
+    assert checkpoints.steps() == [15, 10]
+    folders = sorted(path.name for path in (workdir / 'checkpoints').iterdir())
+    assert folders == ['10', '15', '20.abandoned', '30.abandoned']
+    assert_are_of(15, checkpoints.restore_newest(abstract_items())[1])
+    assert_are_of(10, checkpoints.restore_newest(abstract_items(), older_than=15)[1])
 
 
 def test_every_flipped_bit_changes_the_fingerprint():
@@ -151,8 +263,7 @@ def test_a_damaged_one_is_set_aside_and_its_step_can_be_saved_again(workdir, ope
         step, _ = checkpoints.restore_newest(abstract_items())
         checkpoints.set_aside(newer_than=step)
         assert checkpoints.steps() == [20, 10]
-        checkpoints.save(30, items_of(30), {BEST_METRIC: 0.3})
-        checkpoints.wait()
+        save(checkpoints, 30, 0.3)
         assert_are_of(30, checkpoints.restore(30, abstract_items()))
         folders = sorted(path.name for path in (workdir / 'checkpoints').iterdir())
         assert folders == ['10', '20', '30', *aside]
@@ -173,8 +284,7 @@ def test_damaged_metrics_do_not_hide_a_sound_checkpoint(workdir, opened, content
     checkpoints = opened(workdir, keep=3)
     assert checkpoints.best_step() == 20
     assert_are_of(10, checkpoints.restore(10, abstract_items()))
-    checkpoints.save(40, items_of(40), {BEST_METRIC: 0.4})
-    checkpoints.wait()
+    save(checkpoints, 40, 0.4)
     assert checkpoints.steps() == [40, 30, 20]
 
 

@@ -7,7 +7,14 @@ import signal
 import jax
 import numpy as np
 import pytest
-from runs import TOTAL_STEPS, arrays_in, metrics_in, steps_in, wait_until_held
+from runs import (
+    TOTAL_STEPS,
+    arrays_in,
+    assert_same_run,
+    metrics_in,
+    steps_in,
+    wait_until_held,
+)
 
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
@@ -15,6 +22,7 @@ from tarflow_jax.evaluation import likelihood
 from tarflow_jax.loading import load
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import make_mesh
+from tarflow_jax.stopping import Stop
 from tarflow_jax.training import loop
 from tarflow_jax.training.objective import Noise
 
@@ -120,26 +128,27 @@ def test_a_second_trainer_is_refused_and_ctrl_c_ends_the_first(runs, tmp_path):
     )
 
 
-def test_a_run_that_diverges_gives_up_with_its_last_good_state(runs, tmp_path):
+def test_a_run_that_diverges_from_the_first_step_gives_up_and_can_begin_anew(runs, whole, tmp_path):
     result = runs.run(
         tmp_path,
         '--config.optimizer.peak_learning_rate=1e30',
         '--config.optimizer.clip_norm=0',
         '--config.train.max_skipped_in_a_row=3',
+        '--config.train.max_restarts=1',
         status=1,
     )
     skips = [line for line in result.out.splitlines() if 'the step was skipped' in line]
-    assert [line.rpartition('(')[2] for line in skips] == [f'{n} so far)' for n in (1, 2, 3)]
-    step = steps_in(tmp_path)[-1]
+    assert [line.rpartition('(')[2] for line in skips] == [f'{n} so far)' for n in (1, 2, 3)] * 2
     assert result.err == (
-        f'error: 3 steps in a row, up to {skips[-1].partition(":")[0]}, had a loss or gradient '
-        f'that is not finite. The last good state is saved in {tmp_path}/checkpoints/{step}. Lower '
-        'optimizer.peak_learning_rate, set optimizer.clip_norm, or use model.dtype=float32, and '
-        'run again to go on from it.\n'
+        f'error: {skips[-1].partition(":")[0]}: the training has diverged (3 steps in a row had no '
+        'finite loss or gradient), and so it has after each of 1 restarts (train.max_restarts). Of '
+        'its checkpoints none was saved. Lower optimizer.peak_learning_rate, which is 1e+30, to a '
+        'third or less, or set optimizer.clip_norm or model.dtype=float32, and run the same '
+        'command: it begins anew.\n'
     )
-    arrays = arrays_in(runs, tmp_path, step)
-    assert arrays["['counters']['skipped']"] >= 3
-    assert all(np.isfinite(array).all() for array in arrays.values())
+    assert steps_in(tmp_path) == []
+    runs.run(tmp_path)
+    assert_same_run(runs, tmp_path, whole[0])
 
 
 def test_a_new_run_can_start_from_other_parameters(runs, golden_dir, tmp_path):
@@ -178,7 +187,7 @@ REFUSED = {
         "no split 'validation'; it has test (299 examples), train"
     ],
     ('data__dir', '/dev/null'): ["data_dir '/dev/null' is not a folder"],
-    ('noise__type', 'poisson'): ["('gaussian', 'uniform'); got 'poisson'"],
+    ('noise__type', 'poisson'): ["noise.type must be one of gaussian, uniform; got 'poisson'"],
     ('noise__std', 0.0): ['noise.std must be above 0', '0.0'],
     # Training.
     ('train__batch_size', 1499): ['1499', '1498 images', 'at most 1498'],
@@ -189,9 +198,9 @@ REFUSED = {
     ('train__batch_size', 60): ['60 cannot be shared evenly by the 8 devices', 'multiple of 8'],
     ('train__batch_size', 0): ['train.batch_size must be at least 1; got 0'],
     ('train__log_every', 0): ['train.log_every must be at least 1; got 0'],
-    ('train__num_epochs', 0.0): ['train.num_epochs must be a number above 0; got 0.0'],
-    ('train__num_epochs', math.inf): ['train.num_epochs must be a number above 0; got inf'],
-    ('train__num_epochs', math.nan): ['train.num_epochs must be a number above 0; got nan'],
+    ('train__num_epochs', 0.0): ['train.num_epochs must be above 0; got 0.0'],
+    ('train__num_epochs', math.inf): ['train.num_epochs must be at most 1e+09; got inf'],
+    ('train__num_epochs', math.nan): ['train.num_epochs must be above 0; got nan'],
     ('train__drop_label', 1.0): ['train.drop_label must lie in [0, 1); got 1.0'],
     ('optimizer__warmup_steps', 24): ['24 steps', 'optimizer.warmup_steps'],
     ('optimizer__clip_norm', -1.0): ['optimizer.clip_norm must be at least 0; got -1.0'],
@@ -199,7 +208,7 @@ REFUSED = {
     ('mesh__data', 3): ['data=3, fsdp=1, tensor=1', '8 device(s)', '-1 for the rest'],
     # What would only come up in the middle of the run.
     ('evaluate__batch_size', 0): ['evaluate.batch_size must be at least 1; got 0'],
-    ('sample__guide', 'colour'): ["['both', 'scale', 'shift']; got 'colour'"],
+    ('sample__guide', 'colour'): ["both, scale, shift; got 'colour'"],
     ('sample__guidance', -1.0): ['guidance must be at least 0; got -1.0'],
     ('sample__num_samples', 0): ['sample.num_samples must be at least 1; got 0'],
     ('sample__prior_temperature', -1.0): ['sample.prior_temperature must be at least 0'],
@@ -210,7 +219,7 @@ REFUSED = {
 def test_refused_before_anything_is_done(runs, tmp_path, key, value):
     config = runs.make_config(**{key: value})
     with pytest.raises(InputError) as refusal:
-        loop.train(config, tmp_path)
+        loop.train(config, tmp_path, None, Stop())
     for words in REFUSED[key, value]:
         assert words in str(refusal.value)
     assert [path.name for path in tmp_path.iterdir()] == ['.lock']

@@ -26,7 +26,7 @@ def first_update(gradients, *, weight_decay=0.0, clip_norm=0.0, **how):
         **how,
     )
     update = jax.jit(optimizer.update)
-    updates, state = update(gradients, optimizer.init(PARAMS), PARAMS)
+    updates, state = update(gradients, optimizer.init(PARAMS), PARAMS, step=0)
     return updates, state
 
 
@@ -84,6 +84,15 @@ def test_clipping_does_not_change_the_shape_of_the_state():
     _, clipped = first_update(gradients, clip_norm=1.0)
     _, free = first_update(gradients, clip_norm=0.0)
     assert jax.tree.structure(clipped) == jax.tree.structure(free)
+
+
+def test_the_state_is_that_of_optax():
+    """So that old checkpoints fit."""
+    kernels = {'proj_in': {'kernel': True, 'bias': False}, 'norm': False, 'pos_embed': False}
+    adamw = optax.adamw(optax.constant_schedule(0.1), mask=kernels)
+    expected = optax.chain(optax.clip_by_global_norm(1.0), adamw).init(PARAMS)
+    _, state = first_update(jax.tree.map(jnp.zeros_like, PARAMS))
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
 
 
 def test_a_first_moment_of_half_the_size():

@@ -1,5 +1,6 @@
 """A run that was stopped, however that happened, ends as if nothing had happened."""
 
+import json
 import shutil
 import signal
 
@@ -26,7 +27,7 @@ def flip_a_bit_that_matters(runs, workdir, step):
 
 
 def test_killed_again_and_again(runs, whole, tmp_path):
-    """In the middle of the first save; with a record ahead of the last; as one becomes final."""
+    """In the middle of the first save; of the score and the samples; as a save becomes final."""
 
     def run_until(event, text):
         runs.run(tmp_path, status=-signal.SIGKILL, at=(event, text, 1, signal.SIGKILL))
@@ -35,9 +36,11 @@ def test_killed_again_and_again(runs, whole, tmp_path):
     assert steps_in(tmp_path) == []
     assert list((tmp_path / 'checkpoints').glob('4.*'))
 
-    run_until('os.rename', 'step_0000016.png')
-    assert steps_in(tmp_path) == [4, 8, 12]
-    assert metrics_in(tmp_path)[-1]['step'] == 16
+    for unfinished in '16/metrics/.metrics', 'step_0000016.png':
+        run_until('os.rename', unfinished)
+        assert steps_in(tmp_path) == [4, 8, 12, 16]
+        assert [values['step'] for values in metrics_in(tmp_path)] == [5, 10, 15, 16]
+        assert not list((tmp_path / 'samples').glob('*.png'))
 
     run_until('os.rename', 'checkpoints/20.orbax-checkpoint-tmp')
     assert steps_in(tmp_path) == [4, 8, 12, 16]
@@ -73,7 +76,8 @@ def test_stopped_by_signals(runs, whole, tmp_path):
     # The fourth time it is the line of step 15, written while step 16 is under way.
     said = run_until(signal.SIGINT, 'open', 'metrics.jsonl', 4)
     assert said.startswith('Stopped by SIGINT at step 16.')
-    assert [values['step'] for values in metrics_in(tmp_path)] == [5, 10, 15, 16]
+    assert steps_in(tmp_path) == [6, 8, 12, 16]  # saved before the score, which was not made
+    assert [values['step'] for values in metrics_in(tmp_path)] == [5, 10, 15]
 
     runs.run(tmp_path)
     assert_same_run(runs, tmp_path, whole[0])
@@ -113,6 +117,24 @@ def test_nothing_but_damaged_checkpoints(runs, whole, tmp_path, mode):
     )
 
 
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(runs, whole, tmp_path):
+    """It knows of no health, and how many steps were skipped when its run gave up."""
+    workdir = shutil.copytree(whole[0], tmp_path / 'run')
+    for step in 16, 20, 24:
+        shutil.rmtree(workdir / 'checkpoints' / str(step))
+    shutil.rmtree(workdir / 'checkpoints' / '12' / 'health')
+    path = workdir / 'checkpoints' / '12' / 'fingerprints' / 'metadata'
+    prints = json.loads(path.read_text())
+    del prints['health']
+    path.write_text(json.dumps(prints))
+    result = runs.run(workdir)
+    assert result.err == ''
+    assert metrics_in(workdir) == metrics_in(whole[0])
+    arrays, expected = (arrays_in(runs, folder, 24) for folder in (workdir, whole[0]))
+    for name in arrays.keys() - {"['health']['best']", "['health']['recent']"}:
+        assert arrays[name].tobytes() == expected[name].tobytes(), name
+
+
 def test_a_full_disk_during_a_save(runs, whole, tmp_path):
     workdir = shutil.copytree(whole[0], tmp_path / 'run')
     for step in 16, 20, 24:
@@ -130,6 +152,45 @@ def test_a_full_disk_during_a_save(runs, whole, tmp_path):
     assert {name: array.tobytes() for name, array in arrays.items()} == {
         name: array.tobytes() for name, array in expected.items()
     }
+
+
+def test_a_folder_that_cannot_be_written_any_more_ends_the_run(runs, whole, tmp_path):
+    """The first save fails before Orbax has begun to write."""
+    checkpoints = tmp_path / 'checkpoints'
+    checkpoints.mkdir()
+    run = runs.start(tmp_path, mortal=True, at=('os.rename', 'config.json', 1, signal.SIGSTOP))
+    run.wait_until_paused()
+    checkpoints.chmod(0o500)
+    run.signal(signal.SIGCONT)
+    result = run.wait()
+    assert result.status == 1
+    assert result.err == (
+        f'error: saving a checkpoint in {checkpoints} failed: [Errno 13] Permission denied: '
+        f"'{checkpoints}/4.orbax-checkpoint-tmp'. There is no earlier one. Mend that and run the "
+        'same command.\n'
+    )
+    checkpoints.chmod(0o700)
+    runs.run(tmp_path)
+    assert_same_run(runs, tmp_path, whole[0])
+
+
+@pytest.mark.parametrize('name', ['checkpoints', 'samples', 'tensorboard'])
+@pytest.mark.parametrize('way', ['a file', 'no permission'])
+def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(runs, tmp_path, name, way):
+    folder = tmp_path / name
+    if way == 'a file':
+        folder.touch()
+        reason = 'something else has its place: move it away'
+    else:
+        folder.mkdir(0o500)
+        reason = 'Permission denied'
+    result = runs.run(tmp_path, status=2, mortal=True)
+    assert result.out == ''
+    assert result.err.startswith(f'error: {folder} cannot be written to: ')
+    assert reason in result.err
+    assert result.err.endswith('or give another --workdir.\n')
+    assert 'disk full' not in result.err
+    assert {path.name for path in tmp_path.iterdir()} == {'.lock', name}
 
 
 def test_a_full_disk_when_metrics_are_written(runs, whole, tmp_path):

@@ -113,6 +113,35 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
     assert reports[1]['loss'] == reports[2]['loss'] == reports[0]['loss']  # the mean of the finite
 
 
+def test_the_learning_rate_is_that_of_the_step_also_after_skipped_steps(
+    new_state, batch, broken_batch
+):
+    optimizer = make_optimizer(
+        lambda step: jnp.where(step == 3, 1e-2, 0.0), b1=0.9, b2=0.95, weight_decay=0, clip_norm=1.0
+    )
+    train_step = jax.jit(make_train_step(MODEL, optimizer, NOISE, **HOW))
+    batches = [batch, broken_batch, broken_batch, batch, batch]
+    (first, _, third, fourth, fifth), _ = take_steps(train_step, new_state, *batches)
+    assert_same(first.params, new_state.params)
+    assert_same(third.params, new_state.params)
+    changed = jax.tree.map(lambda a, b: (a != b).any(), fourth.params, new_state.params)
+    assert any(jax.tree.leaves(changed))
+    assert_same(fifth.params, fourth.params)
+    assert optax.tree.get_all_with_path(fifth.opt_state, 'count')[0][1] == 3  # Adam's updates
+
+
+def test_every_restart_multiplies_the_learning_rate(new_state, batch):
+    train_step = jit_train_step(restart_factor=0.5)
+    later = dataclasses.replace(new_state, restarts=jnp.int32(2))
+    (slow,), (report,) = take_steps(train_step, later, batch)
+    (fast,), _ = take_steps(train_step, new_state, batch)
+    assert report['restarts'] == 2
+    jax.tree.map(
+        lambda start, a, b: np.testing.assert_allclose(a - start, (b - start) / 4, atol=1e-7),
+        *(new_state.params, slow.params, fast.params),
+    )
+
+
 def test_the_moving_average_forgets_faster_at_first(train_step, new_state, batch):
     states, _ = take_steps(train_step, new_state, *[batch] * 3)
     ema = new_state.params

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from tarflow_jax.data.images import decode
 from tarflow_jax.errors import InputError
 
 # Only colour photographs of scenes. Of the two views of the motorcycle one is taken.
@@ -97,8 +98,8 @@ def load_photos(places: Sequence[tuple[str, str]]) -> list[Image.Image]:
     photos = []
     for package, file_name in places:
         try:
-            with (importlib.resources.files(package) / file_name).open('rb') as file:
-                photos.append(Image.open(file).convert('RGB'))
+            content = (importlib.resources.files(package) / file_name).read_bytes()
+            photos.append(decode(content))
         except (ModuleNotFoundError, FileNotFoundError) as error:
             raise InputError(
                 f"the data set '{Photos.name}' takes {file_name} from the package {package}, "

@@ -5,11 +5,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from PIL import Image
-
 from tarflow_jax.data.image_folder.tree import ImageTree
 from tarflow_jax.data.image_folder.unreadable import Unreadable
 from tarflow_jax.data.image_folder.workers import Workers, check_stop
+from tarflow_jax.data.images import open_image
 from tarflow_jax.errors import InputError
 
 _FILES_A_TASK = 512
@@ -73,9 +72,9 @@ def check_headers(task: HeaderTask) -> Headers:
     for path in task.paths:
         check_stop()
         try:
-            with warnings.catch_warnings(action='ignore'), Image.open(task.root / path) as image:
+            with warnings.catch_warnings(action='ignore'), open_image(task.root / path) as image:
                 side = min(image.size)
-        except Exception as error:  # decoders raise anything
+        except (OSError, ValueError) as error:
             unreadable.append(Unreadable.because(task.split, path, error))
             continue
         if side < task.size:

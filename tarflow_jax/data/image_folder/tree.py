@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import errno
 import hashlib
 import os
 import pathlib
@@ -27,7 +28,8 @@ _SHOWN = 5
 class ImageFile(NamedTuple):
     """A file that is an image by its extension; nothing of it has been read.
 
-    The path is relative to the tree's root, with '/'. A link to nowhere has a size of -1.
+    The path is relative to the tree's root, with '/'. A link to nowhere, or in a circle, has a
+    size of -1.
     """
 
     path: str
@@ -74,6 +76,8 @@ def read_tree(folder: str | os.PathLike[str]) -> ImageTree:
     Raises:
         InputError: if the folder is not there or cannot be read, or is no such tree.
     """
+    if not os.fspath(folder):
+        raise InputError('the folder of images has an empty name; give --folder=DIR.')
     root = pathlib.Path(folder).expanduser().absolute()
     if not root.is_dir():
         raise InputError(f"there is no folder '{root}'; give one with a folder for each class.")
@@ -126,7 +130,7 @@ class _Listing:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith('.'):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     self.folders.append(entry.name)
                 else:
                     self.files.append((entry.name, *_stat(entry)))
@@ -147,12 +151,28 @@ class _Listing:
             )
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if leads_nowhere(error):
+            return False
+        raise
+
+
 def _stat(entry: os.DirEntry[str]) -> tuple[int, int]:
     try:
         status = entry.stat()
-    except FileNotFoundError:  # a link to nowhere; it is named when it cannot be opened
-        return -1, 0
+    except OSError as error:
+        if leads_nowhere(error):  # it is named when it cannot be opened
+            return -1, 0
+        raise
     return status.st_size, status.st_mtime_ns
+
+
+def leads_nowhere(error: OSError) -> bool:
+    """Whether the error is that of a link to no file, or to itself in the end."""
+    return error.errno in (errno.ENOENT, errno.ELOOP)
 
 
 def _extension(name: str) -> str:

@@ -6,6 +6,7 @@ from typing import NamedTuple, Self
 
 import PIL
 
+from tarflow_jax.data.image_folder.tree import leads_nowhere
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_atomically
 
@@ -28,7 +29,7 @@ class Unreadable(NamedTuple):
             OSError: the error itself if the operating system's, of a disk, a network, a permission:
                 it may be mended, and says nothing of the image.
         """
-        if isinstance(error, OSError) and error.errno and not isinstance(error, FileNotFoundError):
+        if isinstance(error, OSError) and error.errno and not leads_nowhere(error):
             raise error
         if isinstance(error, PIL.UnidentifiedImageError):
             return cls(split, path, 'no image')

@@ -3,6 +3,7 @@ import pathlib
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -226,6 +227,23 @@ def test_too_many_unreadable_files(small_tree, tmp_path, only):
     (listed,) = tmp_path.glob('animals/*.half_prepared/unreadable.txt')
     assert listed.read_text().startswith(only)
     prepare(small_tree, tmp_path, max_unreadable=3)
+    assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == 40
+
+
+def test_what_is_no_file_is_not_waited_for(small_tree, tmp_path):
+    """A FIFO would keep its reader waiting for good, and a device would never end."""
+    os.mkfifo(small_tree / 'cat' / 'fifo.png')
+    (small_tree / 'cat' / 'zeros.png').symlink_to('/dev/zero')
+    (small_tree / 'dog' / 'circle.png').symlink_to('circle.png')
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(small_tree / 'dog' / 'socket.png'))
+        prepare(small_tree, tmp_path, max_unreadable=10)
+    lines = (tmp_path / 'animals' / '1.0.0' / 'unreadable.txt').read_text().splitlines()
+    no_file = 'it is no file, but a FIFO, a socket, a device or a folder'
+    assert [line for line in lines if line.endswith(no_file)] == [
+        f'{name}: {no_file}' for name in ('cat/fifo.png', 'cat/zeros.png', 'dog/socket.png')
+    ]
+    assert any(line.startswith('dog/circle.png: ') for line in lines)
     assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == 40
 
 

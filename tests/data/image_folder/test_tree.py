@@ -71,6 +71,19 @@ def test_links_are_followed_and_one_to_nowhere_is_seen(tmp_path):
     assert {file.path: file.size for file in tree.splits['train']} == {'a/1.png': 14, 'a/2.png': -1}
 
 
+def test_a_link_to_itself_is_one_to_nowhere(tmp_path):
+    touch(tmp_path, 'a/1.png')
+    (tmp_path / 'a' / '2.png').symlink_to('2.png')
+    assert {file.path: file.size for file in read_tree(tmp_path).splits['train']}['a/2.png'] == -1
+
+
+def test_a_folder_that_leads_back_ends(tmp_path):
+    touch(tmp_path, 'a/1.png')
+    (tmp_path / 'a' / 'up').symlink_to('..')
+    with pytest.raises(InputError, match='one level too high'):
+        read_tree(tmp_path)
+
+
 @pytest.mark.parametrize(
     ('paths', 'message'),
     [
@@ -101,6 +114,8 @@ def test_what_is_no_tree(tmp_path, paths, message):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match='the folder of images has an empty name'):
+        read_tree('')
     with pytest.raises(InputError, match=f"there is no folder '{tmp_path}/x'"):
         read_tree(tmp_path / 'x')
     touch(tmp_path, 'file')

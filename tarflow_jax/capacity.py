@@ -1,0 +1,37 @@
+"""What this machine can hold, of things whose number anybody may ask for."""
+
+import os
+import shutil
+from pathlib import Path
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.quantities import format_bytes
+
+_MOST = 2**31 - 2**20  # samples, which int32 counts, a last batch included
+
+
+def check_samples(
+    key: str, num_samples: int, *, memory_each: int, disk_each: int, folder: Path
+) -> None:
+    """Checks that so many samples fit the memory of this host and the disk of a folder.
+
+    Args:
+      key: of the config, for the message.
+      num_samples: how many.
+      memory_each: bytes of memory that each takes until the end.
+      disk_each: bytes of disk.
+      folder: that exists, for the files.
+
+    Raises:
+      InputError: they do not fit; it says how many do.
+    """
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    disk = shutil.disk_usage(folder).free
+    most = min(_MOST, memory // memory_each, disk // disk_each)
+    if num_samples > most:
+        raise InputError(
+            f'{key}={num_samples} is more than this machine holds: samples take '
+            f'{format_bytes(num_samples * memory_each)} of memory, of which there are '
+            f'{format_bytes(memory)}, and {format_bytes(num_samples * disk_each)} of disk, of '
+            f'which {format_bytes(disk)} are free for {folder}. Choose at most {most}.'
+        )

@@ -1,0 +1,125 @@
+"""The flag --config: a file with a `get_config()`, whose mistakes are told where they stand."""
+
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from tarflow_jax.errors import InputError
+
+EVERY_KEY = 'Every key stands in configs/base.py.'
+
+
+class ConfigFile(flags.ArgumentParser):
+    """Parses FILE, or FILE:VARIANT for `get_config(VARIANT)`."""
+
+    def parse(self, argument: str) -> ConfigDict | None:
+        """The config, locked; None for an empty path.
+
+        Raises:
+          InputError: there is no such file, or a mistake in it, or what it returns is no config.
+        """
+        if not argument:
+            return None
+        name, colon, variant = argument.partition(':')
+        file = Path(name).absolute()
+        if not file.is_file():
+            raise InputError(f'--config={argument}: there is no file {file}.')
+        if file.parent.name == 'configs' and str(file.parent.parent) not in sys.path:
+            # Lets an experiment say `from configs import base` wherever the command is run.
+            sys.path.insert(0, str(file.parent.parent))
+        try:
+            module = _execute(file)
+            config = _get_config(module, file, [variant] if colon else [])
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever the file itself raises
+            raise InputError(explain(error, file)) from error
+        if not isinstance(config, ConfigDict) or not config:
+            raise InputError(
+                f'{file}: get_config() returns {_kind(config)}; it must return a ConfigDict with '
+                'the keys of configs/base.py. Let it begin with config = base.get_config(), and '
+                'end with return config.'
+            )
+        return config.lock()
+
+
+def _execute(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location('config_file', file)
+    if spec is None or spec.loader is None:
+        raise InputError(f'--config={file} must be a Python file, with a name that ends in .py.')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _get_config(module: ModuleType, file: Path, arguments: list[str]):
+    function = getattr(module, 'get_config', None)
+    if not callable(function):
+        raise InputError(
+            f"{file} has no attribute 'get_config': it must define get_config(), which returns "
+            'the config. See configs/digits.py.'
+        )
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        given = f'the variant {arguments[0]!r}' if arguments else 'no variant'
+        raise InputError(
+            f'get_config{inspect.signature(function)} of {file} cannot be called with {given}, '
+            'which stands after a colon: --config=FILE:VARIANT.'
+        ) from None
+    return function(*arguments)
+
+
+def explain(error: BaseException, file: Path) -> str:
+    """A mistake in a config file, in a sentence or two, with its line."""
+    path, line = _place(error, file)
+    where = f'See line {line} of {path}.' if line else f'See {path}.'
+    if words := explain_key(str(error)):
+        return f'{words} {where}'
+    text = ' '.join(f'{type(error).__name__}: {error}'.rstrip(': ').split())
+    return f'the config file cannot be used: {sentence(text)} {where}'
+
+
+def explain_key(text: str) -> str | None:
+    """Says it if an error of ml_collections is about a key that there is not."""
+    # It quotes a message once for every error that it was wrapped in.
+    if odd := re.match(r"Could not parse '(.*?)': Syntax|.*Attempting to lookup: ([^\"]*)", text):
+        return f"there is no config key '{odd[1] or odd[2] or ''}'. {EVERY_KEY}"
+    unquoted = re.sub(r"""[\\"']+""", "'", text.replace('\\n', '\n'))
+    key = re.match(r"'?(?:Key ')?(\w+)'(?: does not exist|\n|$)", unquoted)
+    if not key:
+        return None
+    nearest = re.search(r"Did you mean '(\w+)'", unquoted)
+    hint = f"; did you mean '{nearest[1]}'?" if nearest else '.'
+    return f"there is no config key '{key[1]}'{hint} {EVERY_KEY}"
+
+
+def sentence(text: str) -> str:
+    """The text with a full stop, if it has no end of its own."""
+    return text if text.endswith(('.', '?')) else f'{text}.'
+
+
+def _place(error: BaseException, file: Path) -> tuple[str, int | None]:
+    """File and line of a mistake: the innermost of the config file's own, or of one beside it."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return error.filename, error.lineno
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).parent == file.parent:
+            return frame.filename, frame.lineno
+    return str(file), None
+
+
+def _kind(value) -> str:
+    if value is None:
+        return 'None'
+    if isinstance(value, ConfigDict):
+        return 'an empty ConfigDict'
+    return f'a {type(value).__name__}'

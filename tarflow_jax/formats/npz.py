@@ -1,0 +1,89 @@
+"""Reads the arrays of an `.npz` file: a zip archive of NumPy's `.npy` files.
+
+`numpy.load` takes what such a file says of itself as true: it allocates what a header claims, and
+unpacks kilobytes to gigabytes. Here sizes are compared with the file's before anything is read.
+"""
+
+import io
+import math
+import os
+import zipfile
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from tarflow_jax.files import open_regular
+
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # as NumPy writes
+_MOST_HEADER_BYTES = 2**16
+# Arrays may unpack to a hundredfold of their file and a gigabyte.
+_MOST_TIMES, _MOST_BYTES = 100, 2**30
+
+
+class Header(NamedTuple):
+    """What an array is, before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class NpzArrays:
+    """The arrays of a file by name, each read when it is asked for. A context manager.
+
+    Attributes:
+      headers: of all arrays, by their names.
+
+    Raises:
+      Exception: of nearly any kind, here or where an array is read: the file is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._file = open_regular(path)
+        try:
+            self._archive = zipfile.ZipFile(self._file)
+            self._left = _MOST_TIMES * os.fstat(self._file.fileno()).st_size + _MOST_BYTES
+            self._infos = {
+                info.filename.removesuffix('.npy'): info
+                for info in self._archive.infolist()
+                if info.filename.endswith('.npy')
+            }
+            self.headers = {name: self._header(name) for name in self._infos}
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def _header(self, name: str) -> Header:
+        info = self._infos[name]
+        if info.compress_type not in _PACKINGS:
+            raise zipfile.BadZipFile(f'{name} is packed in another way than NumPy does')
+        with self._archive.open(info) as member:
+            start = io.BytesIO(member.read(_MOST_HEADER_BYTES))
+        is_v1 = np.lib.format.read_magic(start) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if is_v1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(start)
+        if min(shape, default=0) < 0:
+            raise ValueError(f'{name} has the shape {shape}')
+        num_bytes = start.tell() + math.prod(shape) * dtype.itemsize
+        if num_bytes != info.file_size and not dtype.hasobject:
+            raise ValueError(f'{name} takes {num_bytes:,} bytes, and has {info.file_size:,}')
+        return Header(shape, dtype)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """An array of plain numbers or text; never an object."""
+        info, header = self._infos[name], self.headers[name]
+        if header.dtype.kind not in 'biufU':
+            raise ValueError(f'{name} is of type {header.dtype}')
+        self._left -= info.file_size
+        if self._left < 0:
+            raise ValueError(
+                f'{name} would unpack to {info.file_size:,} bytes, more than {_MOST_TIMES} times '
+                'the file'
+            )
+        with self._archive.open(info) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)

@@ -1,0 +1,154 @@
+"""Every key of a config with the values that it may have.
+
+One table for the config of a command line and for the `config.json` of a workdir.
+"""
+
+from collections.abc import Mapping
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.flow.tarflow import CHOICES, SIZES
+from tarflow_jax.sampling.denoise import NOISE_STD
+from tarflow_jax.sampling.generate import LABELS
+from tarflow_jax.sampling.guidance import ATTENTION_TEMPERATURE, GUIDE, WEIGHT
+from tarflow_jax.sampling.sequential import PRIOR_TEMPERATURE
+from tarflow_jax.training.objective import NOISE_TYPES
+from tarflow_jax.training.optimizer import FIRST_MOMENT_DTYPES
+from tarflow_jax.training.state import GATHER
+from tarflow_jax.values import MOST, Choice, Flag, ImageShape, Location, Real, Text, Texts, Whole
+
+SEED = Whole(0, MOST, f'must lie in 0..{MOST}')
+SHARE = Real(0, 1, below=True)
+COUNT = Whole(1)
+BATCH = Whole(1, 2**20)
+SAMPLES = Whole(1, 10**9)
+RATE = Real(0, 1e30)  # far more than makes sense, far less than float32 holds
+DEVICES = Whole(-1, 2**20)
+
+KEYS = {
+    'seed': SEED,
+    'model.image_shape': ImageShape(),
+    **{f'model.{name}': Whole(low, high, words) for name, (low, high, words) in SIZES.items()},
+    'model.volume_preserving': Flag(),
+    **{f'model.{name}': Choice(names) for name, names in CHOICES.items()},
+    'model.attention': Choice((*CHOICES['attention'], 'auto')),
+    'model.unroll': Flag(),
+    'data.name': Text(),
+    'data.dir': Location(),
+    'data.train_split': Text(),
+    'data.test_split': Text(),
+    'data.num_images': Whole(0, 10**12),
+    'data.workers': Whole(0, 1024),
+    'data.random_flip': Flag(),
+    'noise.type': Choice(NOISE_TYPES),
+    'noise.std': NOISE_STD,
+    'optimizer.peak_learning_rate': RATE,
+    'optimizer.final_learning_rate': RATE,
+    'optimizer.warmup_steps': Whole(0),
+    'optimizer.b1': SHARE,
+    'optimizer.b2': SHARE,
+    'optimizer.weight_decay': Real(0, 1000),
+    'optimizer.clip_norm': RATE,
+    'optimizer.first_moment_dtype': Choice(FIRST_MOMENT_DTYPES),
+    'train.num_epochs': Real(0, 1e9, above=True),
+    'train.batch_size': BATCH,
+    'train.microbatches': BATCH,
+    'train.gather': Choice(GATHER),
+    'train.drop_label': SHARE,
+    'train.ema_decay': SHARE,
+    'train.log_every': COUNT,
+    'train.evaluate_every': COUNT,
+    'train.evaluate_draws': COUNT,
+    'train.sample_every': COUNT,
+    'train.checkpoint_every': COUNT,
+    'train.keep_checkpoints': COUNT,
+    'train.max_skipped_in_a_row': COUNT,
+    'train.max_restarts': Whole(0, 1000),
+    'train.restart_factor': Real(0, 1, above=True),
+    'mesh.data': DEVICES,
+    'mesh.fsdp': DEVICES,
+    'mesh.tensor': DEVICES,
+    'sample.num_samples': SAMPLES,
+    'sample.labels': Choice(LABELS),
+    'sample.batch_size': BATCH,
+    'sample.guidance': WEIGHT,
+    'sample.guide': GUIDE,
+    'sample.anneal_guidance': Flag(),
+    'sample.attention_temperature': ATTENTION_TEMPERATURE,
+    'sample.prior_temperature': PRIOR_TEMPERATURE,
+    'sample.denoise': Flag(),
+    'sample.seed': SEED,
+    'evaluate.metrics': Texts(),
+    'evaluate.splits': Texts(),
+    'evaluate.batch_size': BATCH,
+    'evaluate.num_draws': COUNT,
+    'evaluate.seed': SEED,
+    'evaluate.num_samples': SAMPLES,
+    'evaluate.labels': Choice(LABELS),
+    'evaluate.quantization': Text(),
+    'evaluate.samples': Text(),
+    'evaluate.save_samples': Flag(),
+    'evaluate.preprocessing': Text(),
+    'evaluate.inception_weights': Text(),
+    'evaluate.reference': Text(),
+    'evaluate.reference_flip': Flag(),
+}
+
+
+# What a config.json must tell for its model to be loaded. What is not of the parameters may be
+# missing, as keys that came later are.
+_NEEDED = {
+    'model': (
+        *('image_shape', 'patch_size', 'width', 'num_blocks', 'layers_per_block', 'head_dim'),
+        *('num_classes', 'volume_preserving'),
+    ),
+    'train': ('ema_decay',),
+}
+_NEEDED_IF_THERE = {'noise': ('type', 'std'), 'data': ('name',)}
+
+
+def check_record(record) -> None:
+    """Raises InputError, saying what is wrong, unless a `config.json` has the form of a config.
+
+    Its values are checked as far as a model is loaded by them: a setting of a run that was once
+    allowed keeps no model from being read.
+    """
+    if not isinstance(record, Mapping):
+        raise InputError('it is no object of sections')
+    for section in dict.fromkeys(name.partition('.')[0] for name in KEYS if '.' in name):
+        needed = _NEEDED.get(section, ())
+        if section in record or needed:
+            needed = needed or _NEEDED_IF_THERE.get(section, ())
+            _check_section(section, record.get(section, {}), needed)
+
+
+def _check_section(section: str, values, needed: tuple[str, ...]) -> None:
+    if not isinstance(values, Mapping):
+        raise InputError(f'its section {section} is no object')
+    for key in needed:
+        if key not in values:
+            raise InputError(f'it has no {section}.{key}')
+    for key, value in values.items():
+        name = f'{section}.{key}'
+        is_read = section in ('model', 'noise') or key in needed
+        if is_read and name not in KEYS:
+            raise InputError(f'{name} is unknown to this version')
+        if is_read:
+            KEYS[name].check(name, value)
+        elif not _is_plain(value):
+            raise InputError(f'{name} is no value of a config')
+
+
+def _is_plain(value) -> bool:
+    items = value if isinstance(value, list | tuple) else [value]
+    return all(item is None or isinstance(item, str | int | float) for item in items)
+
+
+def flatten(config) -> dict:
+    """The values of a config by 'section.key'."""
+    flat = {}
+    for section, values in config.items():
+        if hasattr(values, 'items'):
+            flat |= {f'{section}.{key}': value for key, value in values.items()}
+        else:
+            flat[section] = values
+    return flat

@@ -1,0 +1,74 @@
+"""What a program owes to its terminal, which may close, and may send signals from the first moment.
+
+Imports nothing that takes time, so that all of it holds before anything else does.
+"""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from typing import TextIO
+
+# A closed terminal (SIGHUP) is as good a reason to save as a preempted machine.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def prepare() -> None:
+    """Prepares the process; must come before whatever takes time or opens files.
+
+    From then on a signal of `SIGNALS` ends the process with a line and status 128 plus its number,
+    and standard output and error take everything that is written, read or not.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, _leave)
+    _open_missing_streams()
+    sys.stdout, sys.stderr = (_patient(stream) for stream in (sys.stdout, sys.stderr))
+
+
+def _leave(number: int, _) -> None:
+    """Ends the process at once: an import that is under way would swallow an exception."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        name = signal.Signals(number).name
+        os.write(2, f'error: stopped by {name}. Run the same command again.\n'.encode())
+    os._exit(128 + number)
+
+
+def _open_missing_streams() -> None:
+    """Leads standard streams that were closed (`>&-`) nowhere.
+
+    Otherwise the next file that is opened gets the number of the stream, and what libraries print.
+    """
+    for descriptor, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
+            os.set_inheritable(descriptor, True)
+            mode = 'w' if descriptor else 'r'
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
+
+
+class _Patient(io.FileIO):
+    """A file that takes what it cannot write: its reader is gone, its terminal or its disk."""
+
+    def write(self, data) -> int:
+        try:
+            written = super().write(data)
+        except OSError:
+            return len(data)
+        return len(data) if written is None else written
+
+
+def _patient(stream: TextIO) -> TextIO:
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Patient(stream.fileno(), 'w', closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=getattr(stream, 'line_buffering', False),
+        write_through=getattr(stream, 'write_through', False),
+    )

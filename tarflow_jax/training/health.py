@@ -1,0 +1,37 @@
+"""Whether a training is sound: whether its losses are about as low as they have been.
+
+A diverging run does not end with its first number that is not finite: before, its parameters are
+finite and useless, and a checkpoint of them would take the place of a good one.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Above the best recent loss, in nats per dimension. An image of D dimensions is then exp(D) times
+# less likely; whole trainings gain little more than that.
+TOLERANCE = 1.0
+RECENT_STEPS = 20  # that the recent loss is about the mean of
+
+
+def init() -> dict[str, jax.Array]:
+    """The health of a run before its first step: the recent loss, and the lowest that was."""
+    return {'recent': jnp.zeros(()), 'best': jnp.full((), jnp.inf)}
+
+
+def follow(health: dict[str, jax.Array], loss, finite, step) -> dict[str, jax.Array]:
+    """The health after a step, of which a single loss, however high, does not make much."""
+    recent, best = health['recent'], health['best']
+    rate = jnp.maximum(1 / RECENT_STEPS, 1 / (step + 1.0))
+    moved = recent + rate * (jnp.minimum(loss, best + 2 * TOLERANCE) - recent)
+    recent = jnp.where(finite, jnp.where(jnp.isinf(best), loss, moved), recent)
+    return {'recent': recent, 'best': jnp.where(finite, jnp.minimum(best, recent), best)}
+
+
+def is_sound(health: dict[str, jax.Array], loss, finite) -> jax.Array:
+    """Whether a step's loss is such that the state after it may be kept."""
+    return finite & (loss <= health['best'] + TOLERANCE)
+
+
+def has_diverged(health: dict[str, jax.Array]) -> jax.Array:
+    """Whether most of the recent losses are far above the best."""
+    return health['recent'] > health['best'] + TOLERANCE

@@ -1,0 +1,170 @@
+"""The kinds of values that settings have; each checks a value and says what is allowed.
+
+Every `check(name, value)` returns the value as plain Python has it, or raises InputError.
+"""
+
+import dataclasses
+import math
+import operator
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from tarflow_jax.errors import InputError
+
+MOST = 2**31 - 1  # what devices count in
+_LONGEST = 80  # characters of a value that are shown
+_SMALLEST = float(np.finfo(np.float32).tiny)  # devices read less than that as zero
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A whole number from `low` to `high`; `words` replace those for what is too low."""
+
+    low: int
+    high: int = MOST
+    words: str = ''
+
+    def check(self, name: str, value) -> int:
+        if isinstance(value, bool | np.bool_) or not hasattr(value, '__index__'):
+            refuse(name, 'must be a whole number', value)
+        try:
+            number = operator.index(value)
+        except TypeError:  # an array of several, or one that `jit` traces
+            refuse(name, 'must be a whole number', value)
+        if number < self.low:
+            refuse(name, self.words or f'must be at least {self.low}', number)
+        if number > self.high:
+            refuse(name, self.words or f'must be at most {self.high}', number)
+        return number
+
+
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """A number from `low` to `high`, without the one if it lies `above`, the other if `below`."""
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+
+    def check(self, name: str, value) -> float:
+        number = _as_float(name, value)
+        if self.below and not self.low <= number < self.high:
+            refuse(name, f'must lie in [{self.low}, {self.high})', value)
+        smallest = self.low + _SMALLEST if self.above else self.low
+        if not number >= smallest:
+            at_least = 'must be above' if self.above else 'must be at least'
+            refuse(name, f'{at_least} {self.low}', value)
+        if number > self.high:
+            refuse(name, f'must be at most {self.high:g}', value)
+        return number
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of a few names."""
+
+    names: tuple[str, ...]
+
+    def check(self, name: str, value) -> str:
+        if not isinstance(value, str) or value not in self.names:
+            refuse(name, f'must be one of {", ".join(self.names)}', value)
+        return value
+
+
+class Flag:
+    """True or False, and nothing that merely counts as one of them."""
+
+    def check(self, name: str, value) -> bool:
+        if not isinstance(value, bool | np.bool_):
+            refuse(name, 'must be True or False', value)
+        return bool(value)
+
+
+class Text:
+    """A text, such as a name or a path, as JSON and every library can write it."""
+
+    def check(self, name: str, value) -> str:
+        if not isinstance(value, str) or '\0' in value:
+            refuse(name, 'must be a text', value)
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # the bytes of a file name that Python could not decode
+            words = 'must be a text in UTF-8 (with PYTHONUTF8=1 where the locale is another)'
+            refuse(name, words, value)
+        return value
+
+
+class Location:
+    """The path of a file or a folder, ~ being the home folder."""
+
+    def check(self, name: str, value) -> Path:
+        text = Text().check(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+        if not text.strip():
+            refuse(name, 'must be a path', text)
+        try:
+            return Path(text).expanduser()
+        except RuntimeError as error:  # a ~user that there is not
+            raise InputError(f'{name} {text} cannot be used: {error}') from error
+
+
+class Texts:
+    """Several texts."""
+
+    def check(self, name: str, value) -> tuple[str, ...]:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            refuse(name, "must be texts in parentheses, as ('test',)", value)
+        return tuple(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageShape:
+    """Height, width and channels."""
+
+    high: int = 2**20
+
+    def check(self, name: str, value) -> tuple[int, int, int]:
+        sides = list(value) if isinstance(value, list | tuple | np.ndarray) else []
+        side = Whole(1, self.high)
+        try:
+            height, width, channels = (side.check(name, number) for number in sides)
+        except ValueError:  # InputError is one, too
+            refuse(
+                name,
+                'must be three positive whole numbers, height, width and channels (8,8,1)'
+                + (f', of at most {self.high}' if _is_too_large(sides, self.high) else ''),
+                value,
+            )
+        return height, width, channels
+
+
+def refuse(name: str, words: str, value: Any) -> NoReturn:
+    """Raises InputError with what is allowed and what was given."""
+    raise InputError(f'{name} {words}; got {shown(value)}.')
+
+
+def shown(value) -> str:
+    """A value as a message shows it, cut if it is long."""
+    if isinstance(value, int) and abs(value) > 10**_LONGEST:
+        return 'a number of many digits'  # more than Python would print, perhaps
+    text = str(value) if isinstance(value, int | float | np.number) else repr(value)
+    text = ' '.join(text.split())
+    return text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'
+
+
+def _as_float(name: str, value) -> float:
+    if isinstance(value, bool | np.bool_ | str | bytes) or np.ndim(value) or value is None:
+        refuse(name, 'must be a number', value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):  # no number at all, or one that `jit` traces
+        refuse(name, 'must be a number', value)
+
+
+def _is_too_large(sides, high: int) -> bool:
+    return any(isinstance(side, int) and side > high for side in sides)
