@@ -198,11 +198,11 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
 
 def parse_flags(argv):
     """absl's parsing; a mistake in a flag, a key or a config file becomes an InputError."""
-    # Who the others are comes first, so that they hear of mistakes in the rest.
-    flags.FLAGS([argv[0], *filter(_PLACE_FLAG.match, argv)])
     if sum(argument.partition('=')[0] in ('-config', '--config') for argument in argv) > 1:
         raise InputError('--config is given twice: which of the files is meant?')
     try:
+        # Who the others are comes first, so that they hear of mistakes in the rest.
+        flags.FLAGS([argv[0], *filter(_PLACE_FLAG.match, argv)])
         remaining = flags.FLAGS(argv)
     except Exception as error:  # of absl, of ml_collections, or of the config file
         raise InputError(_explain(error)) from error
@@ -270,7 +270,7 @@ def run():
     distributed.wait_for_its_cause(status)
     print(f'{stack}error: {message}', file=sys.stderr)
     distributed.leave(status, message)
-    if MODE.value not in ('convert', 'plan'):
+    if flags.FLAGS.is_parsed() and MODE.value not in ('convert', 'plan'):
         distributed.leave_before_connecting(status, message, *place_flags())
     sys.stdout.flush()
     sys.stderr.flush()

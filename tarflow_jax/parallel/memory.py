@@ -3,10 +3,12 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from tarflow_jax.errors import InputError
+from tarflow_jax.quantities import format_bytes
 
 # The limit of a container, of both versions of control groups.
 _CGROUP_LIMITS = (
@@ -19,25 +21,26 @@ _ADVICE = (
 )
 
 
-def check_fits(trees: dict[str, object], mesh) -> None:
+def check_fits(trees: dict[str, Any]) -> None:
     """Checks that arrays fit into the memory of every device, before any is made.
 
     What a program needs beside them, such as activations, is not known here: see --mode=plan.
 
     Args:
-      trees: shapes with their shardings, by a name for messages.
-      mesh: the devices.
+      trees: shapes with their shardings, all over the same devices, by a name for messages.
 
     Raises:
       InputError: they do not fit.
     """
     sizes = {name: bytes_a_device(tree) for name, tree in trees.items()}
-    needed, limit = sum(sizes.values()), _limit_of_a_device(mesh.local_devices)
+    sharding = jax.tree.leaves(trees)[0].sharding
+    needed, limit = sum(sizes.values()), _limit_of_a_device(sharding.addressable_devices)
     if needed > limit:
-        parts = ', '.join(f'{name} {size / 2**30:,.1f} GiB' for name, size in sizes.items() if size)
+        parts = ', '.join(f'{name} {format_bytes(size)}' for name, size in sizes.items() if size)
         raise InputError(
-            f'the model does not fit into memory: {parts}, together {needed / 2**30:,.1f} GiB of '
-            f'the {limit / 2**30:,.1f} GiB that each of the {mesh.size} device(s) has. {_ADVICE}.'
+            f'the model does not fit into memory: {parts}, together {format_bytes(needed)} of the '
+            f'{format_bytes(limit)} that each of {len(sharding.device_set)} device(s) has. '
+            f'{_ADVICE}.'
         )
 
 
@@ -50,7 +53,7 @@ def bytes_a_device(tree) -> int:
 
 def _limit_of_a_device(devices) -> float:
     """The memory of a device; of CPU devices, an equal part of this machine's."""
-    of_device = devices[0].memory_stats() or {}
+    of_device = next(iter(devices)).memory_stats() or {}
     if 'bytes_limit' in of_device:
         return of_device['bytes_limit']
     return min(_host_limits()) / len(devices)
