@@ -3,8 +3,7 @@
 import contextlib
 import ctypes
 import glob
-
-import jax
+import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # names of malloc.h
 
@@ -13,7 +12,7 @@ _ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/kfd', '/dev/accel*', '/dev/vfio/[0-9
 
 def computes_here() -> bool:
     """Whether JAX's backend is the CPU, as far as can be known before JAX looks for devices."""
-    if platforms := jax.config.jax_platforms:
+    if platforms := os.environ.get('JAX_PLATFORMS'):
         return platforms.split(',')[0] == 'cpu'
     return not any(glob.glob(pattern) for pattern in _ACCELERATORS)
 

@@ -230,7 +230,9 @@ def _sampler(config, model, mesh, topology) -> dict:
     least = traffic.of_sampler(model, mesh, size, guided=config.sample.guidance > 0)
     if config.sample.denoise:
         least += traffic.of_gradient(model, mesh, size)
-    found = program.module and roofline.estimate(program.module, mesh, topology, least)
+    found = None
+    if program.module:
+        found = roofline.estimate(program.module, mesh, topology, least)
     return {
         'batch_size': size,
         'guidance': config.sample.guidance,
