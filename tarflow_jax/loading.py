@@ -9,7 +9,7 @@ from absl import logging
 from tarflow_jax import experiment
 from tarflow_jax.errors import InputError
 from tarflow_jax.formats import torchfile
-from tarflow_jax.parallel import rules
+from tarflow_jax.parallel import memory, rules
 from tarflow_jax.parallel.distributed import is_main
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
@@ -161,6 +161,7 @@ def _load_folder(path: Path, shardings):
     item = 'ema_params' if experiment.has_ema(config) else 'params'
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
     abstract = {item: rules.abstract(shapes, shardings(shapes))}
+    memory.check_fits({'parameters': abstract})
     with contextlib.ExitStack() as stack:
         stack.callback(quiet_orbax())
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, read_only=True)))
