@@ -1,4 +1,4 @@
-"""A small model of any images, to begin with: 900,000 parameters, in float32.
+"""A small model of any images, to begin with: about two million parameters, in float32.
 
     python -m tarflow_jax.main --config=configs/small.py --workdir=runs/small
     python -m tarflow_jax.main --config=configs/small.py:28x28x1 --workdir=runs/mnist --config.data.name=mnist --config.model.num_classes=10

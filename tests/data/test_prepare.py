@@ -82,7 +82,7 @@ def test_our_own_data_set(tmp_path, capsys):
     assert f'{NEXT}--config=configs/digits.py --workdir=runs/digits' in out
 
 
-def test_the_command_that_is_next_trains(runs, tmp_path, capsys, monkeypatch):
+def test_the_command_that_is_next_trains(tmp_path, capsys, monkeypatch):
     """Fewer images than a batch, in one split; the folder for data is that of the environment."""
     fill(tmp_path / 'images', 30)
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'data'))
