@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.files import json_text, workdir_lock, write_atomically, write_json
+from tarflow_jax.files import json_text, open_regular, workdir_lock, write_atomically, write_json
 
 HOLD_THE_LOCK = """
 import sys
@@ -139,3 +140,17 @@ def test_a_bucket_address_is_refused_rather_than_taken_for_a_folder(tmp_path, mo
     with pytest.raises(InputError, match='gs://bucket/run is an address'):
         workdir_lock('gs://bucket/run').__enter__()
     assert names_in(tmp_path) == []
+
+
+def test_a_read_allocates_no_more_than_there_is(tmp_path):
+    """A length in a damaged header of an image is read as it stands there."""
+    (tmp_path / 'file').write_bytes(bytes(100))
+    tracemalloc.start()
+    try:
+        with open_regular(tmp_path / 'file') as file:
+            assert [len(file.read(size)) for size in (60, 2**27, 2**62)] == [60, 40, 0]
+            file.seek(0)
+            assert len(file.read()) == 100
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
