@@ -297,8 +297,6 @@ def run():
     except KeyboardInterrupt:
         status, message = 130, 'interrupted. The same command starts over.'
     except Exception as error:
-        if not distributed.is_connected():
-            raise
         stack = traceback.format_exc()
         status, message = 1, f'{type(error).__name__}: {error}'
     distributed.wait_for_its_cause(status)
