@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = ''  # 'digits', 'photos/64', a prepared data set, or a file .npz
-    config.data.dir = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+    config.data.dir = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
     config.data.train_split = 'train'  # what is learned from
     config.data.test_split = 'test'  # what is scored during training
     config.data.num_images = 0  # in the training split, for plans made without the data; 0: unknown

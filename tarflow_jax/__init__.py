@@ -7,7 +7,8 @@
     images = tarflow_jax.denoise(model, params, images, labels, noise_std=0.1)
 
 Images are float32 [B, H, W, C] in [-1, 1]; noise and latents have the images' shape; labels are
-int32 [B], -1 for none, or None.
+int32 [B], -1 for none, or None. Lists and arrays of other libraries will do, and other floats, but
+no 8-bit images, which would have to be scaled first (images / 127.5 - 1).
 """
 
 import importlib

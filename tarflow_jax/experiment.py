@@ -153,8 +153,7 @@ def check_keys(config) -> None:
             f'optimizer.final_learning_rate {final} is above optimizer.peak_learning_rate {peak}, '
             'to which the rate rises before it falls: lower the one or raise the other.'
         )
-    if flat['noise.type'] == 'gaussian' and not flat['noise.std'] > 0:
-        raise InputError(f'noise.std must be above 0 for gaussian noise; got {flat["noise.std"]}.')
+    Noise(flat['noise.type'], flat['noise.std'], num_levels=256)  # refuses a std of no noise
 
 
 def check_section(config, section: str) -> None:

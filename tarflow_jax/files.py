@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
@@ -29,7 +30,15 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError('it is no file, but a FIFO, a socket, a device or a folder')
-    return open(path, 'rb')
+    return _BoundedReader(io.FileIO(path))
+
+
+class _BoundedReader(io.BufferedReader):
+    """Allocates no more for a read than the file has, whatever size a damaged header tells."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        num_bytes = os.fstat(self.fileno()).st_size
+        return super().read(-1 if size is None or size < 0 else min(size, num_bytes))
 
 
 @contextlib.contextmanager

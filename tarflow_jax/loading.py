@@ -9,11 +9,11 @@ from absl import logging
 from tarflow_jax import experiment
 from tarflow_jax.errors import InputError
 from tarflow_jax.formats import torchfile
-from tarflow_jax.parallel import rules
+from tarflow_jax.parallel import memory, rules
 from tarflow_jax.parallel.distributed import is_main
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
-from tarflow_jax.training.checkpoint import Checkpoints, Damaged, quiet_orbax
+from tarflow_jax.training.checkpoint import Checkpoints, Damaged, Vanished, quiet_orbax
 from tarflow_jax.values import ImageShape, Location, Whole
 
 
@@ -161,6 +161,7 @@ def _load_folder(path: Path, shardings):
     item = 'ema_params' if experiment.has_ema(config) else 'params'
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
     abstract = {item: rules.abstract(shapes, shardings(shapes))}
+    memory.check_fits({'parameters': abstract})
     with contextlib.ExitStack() as stack:
         stack.callback(quiet_orbax())
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, read_only=True)))
@@ -177,5 +178,7 @@ def _load_folder(path: Path, shardings):
 def _restore(checkpoints: Checkpoints, path: Path, abstract):
     try:
         return checkpoints.restore(int(path.name), abstract)
+    except Vanished as reason:
+        raise InputError(f'the checkpoint {path} is no longer there: {reason}.') from reason
     except Damaged as reason:
         raise InputError(f'the checkpoint {path} is damaged: {reason}.') from reason

@@ -3,6 +3,9 @@
     python -m tarflow_jax.main --config=FILE --workdir=DIR [--mode=MODE]
         [--checkpoint=PATH] [--topology=NAME,...] [--config.section.key=value ...]
 
+A training resumes from the newest checkpoint of its workdir; if the config now says another data
+set, noise, seed or batch, only with --allow_changes (`experiment.MEANING` has all of these keys).
+
 On several hosts the same command runs on each, with the workdir on a disk that all of them share:
 srun, mpirun and Kubernetes' TPU pods are noticed (`parallel/distributed.LAUNCHERS`), on TPU VMs add
 --distributed=on, and anywhere else say who is who:
@@ -94,7 +97,6 @@ LONGEST_MESSAGE = 500  # of absl, which repeats whole values
 
 # Flags that only some modes read.
 OF_MODES = {
-    'checkpoint': ('train', 'sample', 'evaluate', 'convert'),
     'allow_changes': ('train',),
     'topology': ('plan',),
     'search_batch': ('plan',),
@@ -116,9 +118,10 @@ def main(_) -> int:
         loading.existing_path(checkpoint)
     with Stop() as stop:
         with stop.at_once():
+            if config:
+                experiment.check_keys(config)
             if MODE.value == 'convert':
                 return convert(config, workdir, checkpoint)
-            experiment.check_keys(config)
             if MODE.value == 'plan':
                 how = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
                 return planning.plan(config, workdir, TOPOLOGY.value, **how)

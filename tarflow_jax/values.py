@@ -127,7 +127,7 @@ class ImageShape:
     high: int = 2**20
 
     def check(self, name: str, value) -> tuple[int, int, int]:
-        sides = list(value) if isinstance(value, list | tuple | np.ndarray) else []
+        sides = list(value) if isinstance(value, list | tuple) or np.ndim(value) == 1 else []
         side = Whole(1, self.high)
         try:
             height, width, channels = (side.check(name, number) for number in sides)
@@ -156,7 +156,8 @@ def shown(value) -> str:
 
 
 def _as_float(name: str, value) -> float:
-    if isinstance(value, bool | np.bool_ | str | bytes) or np.ndim(value) or value is None:
+    no_number = bool | np.bool_ | str | bytes | list | tuple | None
+    if isinstance(value, no_number) or np.ndim(value):
         refuse(name, 'must be a number', value)
     try:
         return float(value)

@@ -1,17 +1,21 @@
 """Every experiment builds, and every key is explained."""
 
 import importlib
+import math
 import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from runs import ROOT
 
 from configs import afhq256, base
 from tarflow_jax import experiment
 from tarflow_jax.errors import InputError
+from tarflow_jax.keys import KEYS
+from tarflow_jax.values import Real, Whole
 
 FILES = sorted((ROOT / 'configs').glob('*.py'))
 SHARED = ('base', 'paper')
@@ -64,6 +68,59 @@ def test_every_key_of_base_is_explained():
     explained = set(re.findall(r'^    config\.([\w.]+) = .+?  # \S+', source, re.MULTILINE))
     says_itself = {'data.dir'}  # its value is a name that speaks
     assert set(keys_of(base.get_config())) - explained - says_itself == set()
+
+
+def test_every_key_of_base_has_its_values():
+    assert set(KEYS) == set(keys_of(base.get_config()))
+
+
+ODD = (
+    *(None, True, -1, -(10**400), 10**400, 0.5, -1e300, math.nan, math.inf, -math.inf, 1j),
+    *(
+        '',
+        'x',
+        '\0',
+        '\udcff',
+        b'x',
+        (),
+        (8, 8),
+        ('8', '8', '1'),
+        [[]],
+        [[1], [1, 2]],
+        {},
+        object(),
+        np.zeros(3),
+    ),
+    *(np.float32('nan'), np.zeros((), 'U1')),
+)
+
+
+@pytest.mark.parametrize('name', KEYS)
+def test_no_value_of_a_key_is_a_surprise(name):
+    """It is taken as what it is, or refused in a sentence that names the key."""
+    refusals = [words for value in ODD if (words := refusal(name, value))]
+    assert len(refusals) >= len(ODD) - 4
+    for words in refusals:
+        assert re.fullmatch(rf'{name} (must|\S+ cannot) [^\n]{{1,300}}\.', words)
+
+
+def refusal(name, value):
+    try:
+        KEYS[name].check(name, value)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+# What would only come up after the first steps.
+NUMBERS = [name for name, kind in KEYS.items() if isinstance(kind, Whole | Real)]
+
+
+@pytest.mark.parametrize('name', NUMBERS)
+def test_no_number_is_without_end(name):
+    for value in math.nan, math.inf, -math.inf, 1e300, -1e300, 10**400, -(10**400):
+        with pytest.raises(InputError, match=f'{name} must '):
+            KEYS[name].check(name, value)
 
 
 # As published, in millions.

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.files import (
     json_text,
     open_atomically,
+    open_regular,
     remove_own_unfinished,
     remove_unfinished,
     workdir_lock,
@@ -174,3 +176,17 @@ def test_a_process_that_ends_outright_removes_what_it_had_begun(tmp_path):
         remove_own_unfinished()
         assert names_in(tmp_path) == []
         (tmp_path / f'.file.{os.getpid()}.unfinished').touch()
+
+
+def test_a_read_allocates_no_more_than_there_is(tmp_path):
+    """A length in a damaged header of an image is read as it stands there."""
+    (tmp_path / 'file').write_bytes(bytes(100))
+    tracemalloc.start()
+    try:
+        with open_regular(tmp_path / 'file') as file:
+            assert [len(file.read(size)) for size in (60, 2**27, 2**62)] == [60, 40, 0]
+            file.seek(0)
+            assert len(file.read()) == 100
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()

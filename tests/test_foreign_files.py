@@ -34,6 +34,7 @@ from tarflow_jax.data.npz import NpzFile
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import inception_weights, references
 from tarflow_jax.formats import safetensors, torchfile
+from tarflow_jax.published import convert
 
 CASES = int(os.environ.get('FOREIGN_FILES', 400))
 MOST_BYTES = 2**27  # that reading may take, beside 64 times the file
@@ -55,6 +56,11 @@ def of_safetensors(path):
 
 def of_weights(path):
     inception_weights.load(path)
+    return []
+
+
+def of_published(path):
+    convert.from_state_dict(torchfile.read_state_dict(path), patch_size=2)
     return []
 
 
@@ -146,6 +152,7 @@ def wholes():
         'safetensors': (of_safetensors, '.safetensors', [whole_safetensors()]),
         'weights.pth': (of_weights, '.pth', torch),
         'weights.safetensors': (of_weights, '.safetensors', [whole_safetensors()]),
+        'published': (of_published, '.pth', [(GOLDEN.parent / 'cond.pth').read_bytes()]),
         'data': (of_data, '.npz', data),
         'reference.npz': (of_reference, '.npz', statistics),
         'reference.pth': (of_reference, '.pth', torch),
@@ -314,6 +321,22 @@ PICKLED_LEGACY = st.builds(
     st.one_of(st.just([16]), st.lists(NUMBERS.map(lambda size: size % 2**63), max_size=2)),
 )
 
+
+def repickled(content, changes):
+    """A file of PyTorch with changes to its pickle, and a checksum that is right again."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    return zipped(
+        *(
+            (name, changed(part, changes) if name.endswith('data.pkl') else part)
+            for name, part in parts.items()
+        )
+    )
+
+
+REPICKLED = st.builds(repickled, st.just((GOLDEN / 'new.pth').read_bytes()), CHANGES)
+REPUBLISHED = st.builds(repickled, st.just((GOLDEN.parent / 'cond.pth').read_bytes()), CHANGES)
+
 # Headers of the other formats.
 
 JSON = st.recursive(
@@ -430,7 +453,8 @@ MADE_PNG = st.builds(
 )
 
 MADE = {
-    'torch': [PICKLED_ZIPS, PICKLED_ZIPS, PICKLED_LEGACY, PICKLED_LEGACY],
+    'torch': [PICKLED_ZIPS, PICKLED_LEGACY, REPICKLED],
+    'published': [REPUBLISHED],
     'safetensors': [MADE_SAFETENSORS, MADE_SAFETENSORS],
     'weights.pth': [PICKLED_ZIPS],
     'weights.safetensors': [MADE_SAFETENSORS],

@@ -217,6 +217,7 @@ REFUSED = {
     '--config.model.image_shape=': ['model.image_shape'],
     '--config.model.image_shape=()': ['model.image_shape must be three', 'got ()'],
     '--config.train.num_epochs=1e300': ['train.num_epochs must be at most 1e+09; got 1e+300'],
+    '--config.train.num_epochs=1e9': ['1e+09 would be 2.34e+10 steps; choose at most 9.17e+07.'],
     '--config.train.num_epochs=': ['--config.train.num_epochs=', 'float'],
     '--config.train.log_every=100000000000': ['train.log_every must be at most 2147483647'],
     '--config.sample.num_samples=1000000000000': ['num_samples must be at most 1000000000; got'],

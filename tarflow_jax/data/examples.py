@@ -69,8 +69,13 @@ class ExampleReader:
                 raise ValueError(f'an image of shape {image.shape} among {self.image_shape}')
             images[i] = image
             if self.num_classes:
-                labels[i] = values['label'].int64_list.value[0]
+                labels[i] = self._checked_label(values['label'].int64_list.value[0])
         return {'image': images, 'label': labels}
+
+    def _checked_label(self, label: int) -> int:
+        if not -1 <= label < self.num_classes:
+            raise ValueError(f'the label {label} among {self.num_classes} classes')
+        return label
 
 
 def checked_image(name: str, features: Features) -> tfds.features.FeatureConnector:

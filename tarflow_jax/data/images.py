@@ -14,9 +14,8 @@ from tarflow_jax.files import open_regular
 # Decoded within the process. Pillow opens whatever it can, whatever the file's name, and would
 # start Ghostscript for an EPS. (PPM is also PGM and PNM.)
 FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
-MOST_PIXELS = (
-    89_478_485  # as Pillow warns of; 4 bytes each, in five copies while they are converted
-)
+# More is what Pillow warns of. Each has 4 bytes, in five copies at most while it is converted.
+MOST_PIXELS = 89_478_485
 # A JPEG can pass over all its pixels in every scan of a few bytes; real ones have a dozen. What
 # follows the picture (a film, say) may look like more.
 _MOST_SCANS, _BYTES_A_SCAN = 500, 2**14

@@ -10,7 +10,6 @@ again.
 """
 
 import argparse
-import importlib.util
 import os
 import pathlib
 import shlex
@@ -26,19 +25,18 @@ from tarflow_jax.data import tfds_catalog
 from tarflow_jax.data.image_folder.display import PreparationDisplay
 from tarflow_jax.data.image_folder.prepare import prepare_image_folder
 from tarflow_jax.data.image_folder.unreadable import FILE_NAME
+from tarflow_jax.data.prepared import quiet_tfds, reading
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.quantities import format_bytes, format_duration
 
-_MOST_TOKENS_A_SIDE = 16
 _MOST_CLASSES_SHOWN = 10
-_SMALL_BATCH = 64
-_SMALL_MODEL = (  # to begin with; base.py's is the paper's, of hundreds of millions of parameters
-    '--config.model.width=128',
-    '--config.model.num_blocks=4',
-    '--config.model.layers_per_block=2',
-    '--config.model.dtype=float32',
-    '--config.optimizer.peak_learning_rate=1e-3',
-)
+_EXPERIMENTS = {
+    'digits': 'configs/digits.py',
+    'photos/64': 'configs/photos.py',
+    'photos/256': 'configs/photos.py:256',
+}
+_SMALL = 'configs/small.py'
+_SMALL_BATCH, _SMALL_SHARE = 64, 0.95  # of that config: images a step, of so many of the split
 _SIDE_OF_ANY = 64  # to suggest where images come in any size
 
 
@@ -76,10 +74,11 @@ def _prepare_folder(asked: argparse.Namespace) -> pathlib.Path:
 
 def describe(name: str, folder: pathlib.Path, data_dir: str, seconds: float) -> str:
     """What stands in a prepared folder, and the command that trains on it; a few lines."""
-    info = tfds.builder_from_directory(folder).info
-    shape = info.features['image'].shape
-    label = dict(info.features.items()).get('label')
-    splits = {split: info.splits[split].num_examples for split in info.splits}
+    with quiet_tfds(), reading(folder):
+        info = tfds.builder_from_directory(folder).info
+        shape = info.features['image'].shape
+        label = dict(info.features.items()).get('label')
+        splits = {split: info.splits[split].num_examples for split in info.splits}
     lines = [f'{name} is prepared in {folder}']
     lines += [f'  {split:10}  {count:,} images' for split, count in splits.items()]
     if label is not None:
@@ -106,67 +105,21 @@ def _class_names(label: tfds.features.ClassLabel) -> str:
 def _next_line(
     name: str, data_dir: str, shape: Sequence[int], num_classes: int, splits: dict[str, int]
 ) -> str:
-    """The command that trains: an experiment on this data set if there is one, or a small model."""
+    """The command that trains: our experiment on this data set if there is one, or a small one."""
     workdir = f'--workdir=runs/{name.replace("/", "_")}'
-    shape = tuple(side or _SIDE_OF_ANY for side in shape)
-    if config := _experiment(name, shape):
-        words = [f'--config={config}', workdir]
+    if name in _EXPERIMENTS:
+        words = [f'--config={_EXPERIMENTS[name]}', workdir]
     else:
-        batch_size = max(1, min(_SMALL_BATCH, splits.get('train', 1) // 10))
-        words = [
-            '--config=configs/base.py',
-            workdir,
-            f'--config.data.name={name}',
-            f'--config.model.image_shape={shape}',
-            f'--config.model.patch_size={suggested_patch_size(shape)}',
-            f'--config.model.num_classes={num_classes if num_classes > 1 else 0}',
-            *_SMALL_MODEL,
-            f'--config.train.batch_size={batch_size}',
-            '--config.optimizer.warmup_steps=100',
-            *_split_words(splits),
-        ]
+        sides = 'x'.join(str(side or _SIDE_OF_ANY) for side in shape)
+        words = [f'--config={_SMALL}:{sides}', workdir, f'--config.data.name={name}']
+        if num_classes > 1:
+            words.append(f'--config.model.num_classes={num_classes}')
+        num_images = int(splits.get('train', 0) * _SMALL_SHARE)
+        if num_images < _SMALL_BATCH:
+            words.append(f'--config.train.batch_size={max(1, num_images // 2)}')
     if data_dir != _default_data_dir():
         words.append(f'--config.data.dir={data_dir}')
     return shlex.join(['python', '-m', 'tarflow_jax.main', *words])
-
-
-def _experiment(name: str, shape: tuple[int, ...]) -> str | None:
-    """The file of configs/, if the command is run beside it, that is for such a data set."""
-    for file in sorted(pathlib.Path('configs').glob('*.py')):
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        if spec is None or spec.loader is None:
-            continue
-        module = importlib.util.module_from_spec(spec)
-        try:
-            sys.path.insert(0, str(pathlib.Path.cwd()))
-            spec.loader.exec_module(module)
-            config = module.get_config()
-        except Exception:  # somebody's file that is no experiment, or not yet
-            continue
-        finally:
-            sys.path.pop(0)
-        if config.data.name == name and tuple(config.model.image_shape) == shape:
-            return str(file)
-    return None
-
-
-def _split_words(splits: dict[str, int]) -> list[str]:
-    """Settings that take a part of the training images for tests where there are no others."""
-    if 'test' in splits:
-        return []
-    test = 'validation' if 'validation' in splits else 'train[:5%]'
-    train = [] if test in splits else ['--config.data.train_split=train[5%:]']
-    evaluated = f'--config.evaluate.splits=("{test}",)'
-    return [*train, f'--config.data.test_split={test}', evaluated]
-
-
-def suggested_patch_size(shape: Sequence[int]) -> int:
-    """The smallest that divides the sides and leaves few tokens."""
-    height, width, _ = shape
-    sizes = range(1, max(height, width) + 1)
-    divisors = [size for size in sizes if height % size == width % size == 0]
-    few = [size for size in divisors if max(height, width) <= size * _MOST_TOKENS_A_SIDE]
-    return (few or divisors)[0]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -189,6 +142,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add('--data_dir', metavar='DIR', default=_default_data_dir(), help='as config.data.dir')
     add('--manual_dir', metavar='DIR', help="files you downloaded for one of TFDS's data sets")
     asked = parser.parse_args(arguments)
+    for flag in ('folder', 'data_dir', 'manual_dir'):
+        if getattr(asked, flag) == '':
+            raise InputError(f'--{flag}= is empty; give the path of a folder.')
     of_folders = ('size', 'upscale', 'max_unreadable', 'workers')
     given = [f'--{name}' for name in of_folders if getattr(asked, name) not in (None, False)]
     if asked.folder is None and given:
@@ -207,7 +163,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _default_data_dir() -> str:
     """As in configs/base.py, which is no part of the package."""
-    return os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+    return os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
 
 
 def _num_cores() -> int:

@@ -29,8 +29,10 @@ def data_folder(data_dir: str | os.PathLike[str]) -> pathlib.Path:
     """The absolute path of a data folder, which need not be there yet.
 
     Raises:
-        InputError: if it is an address, or no folder that can be read.
+        InputError: if it is empty, an address, or no folder that can be read.
     """
+    if not os.fspath(data_dir):
+        raise InputError('data_dir is empty; give the path of a folder.')
     if '://' in os.fspath(data_dir):
         raise InputError(
             f"data_dir '{os.fspath(data_dir)}' is an address; data is read from a local folder. "

@@ -91,7 +91,7 @@ class RecordFolder:
             self._reader = ExampleReader(name, dict(info.features.items()), image_size)
             self.image_shape = self._reader.image_shape
             self.num_classes = self._reader.num_classes
-            self.num_levels: int = info.metadata.get('num_levels', 256)
+            self.num_levels = _checked_levels(info.metadata)
             self.splits: tfds.core.SplitDict = info.splits
 
     def open_split(self, spec: str) -> Split:
@@ -104,6 +104,13 @@ class RecordFolder:
                 return split.load()
             split.check_shards()
         return split
+
+
+def _checked_levels(metadata: Any) -> int:
+    levels = (metadata or {}).get('num_levels', 256)
+    if type(levels) is not int or not 2 <= levels <= 256:
+        raise ValueError(f'metadata.json has num_levels={levels!r}, not 2 to 256')
+    return levels
 
 
 def _check_format(folder: pathlib.Path, info: tfds.core.DatasetInfo) -> None:

@@ -21,6 +21,7 @@ from tarflow_jax.data.prepared import (
     data_folder,
     one_process,
     prepare_own,
+    prepared_folders,
 )
 from tarflow_jax.errors import InputError
 
@@ -64,6 +65,11 @@ def prepare(
     folder = pathlib.Path(builder.data_path)
     if folder.exists():
         return folder
+    if other := prepared_folders(root).get(name):
+        raise InputError(
+            f"another data set or version stands prepared as '{name}' in {other}, and either would "
+            f'be taken for the other. Delete or rename that folder, or give another --data_dir.'
+        )
     features = builder.info.features
     is_dict = isinstance(features, tfds.features.FeaturesDict)
     checked_image(name, dict(features.items()) if is_dict else {})

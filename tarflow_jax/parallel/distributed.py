@@ -102,8 +102,7 @@ def find_place(mode, coordinator, num_processes, process_id, timeout) -> Place |
     if timeout < 1:
         raise InputError(f'--coordinator_timeout must be at least 1 second; got {timeout}.')
     if _any_given(given):
-        check(given)
-        place = Place(coordinator, num_processes, process_id)
+        place = Place(*check(given))
     else:
         place = _ask_launcher(timeout)
     return place if place.num_processes > 1 else None
@@ -123,8 +122,8 @@ def launched() -> bool:
     return False
 
 
-def check(given: dict) -> None:
-    """Raises InputError unless all three flags are given and go together."""
+def check(given: dict) -> tuple[str, int, int]:
+    """The three flags; raises InputError unless all are given and go together."""
     missing = [f'--{name}' for name, value in given.items() if value is None]
     if missing:
         raise InputError(
@@ -144,10 +143,11 @@ def check(given: dict) -> None:
             f'--process_id must lie in 0..{given["num_processes"] - 1} for --num_processes='
             f'{given["num_processes"]}, another for every process; got {given["process_id"]}.'
         )
+    return given['coordinator'], given['num_processes'], given['process_id']
 
 
 def _ask_launcher(timeout: int) -> Place:
-    found = ClusterEnv.auto_detect_unset_distributed_params(
+    found: Any = ClusterEnv.auto_detect_unset_distributed_params(
         os.environ.get('JAX_COORDINATOR_ADDRESS'), None, None, None, None, timeout
     )
     missing = [f'the {name}' for name, value in zip(_NAMES, found, strict=False) if value is None]
@@ -221,11 +221,10 @@ def _address(coordinator: str) -> tuple[str, int]:
 
 def _listen(coordinator: str) -> socket.socket:
     _, port = _address(coordinator)
-    every_address = (
-        dict(family=socket.AF_INET6, dualstack_ipv6=True) if socket.has_dualstack_ipv6() else {}
-    )
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        return socket.create_server(('', port), backlog=1024, **every_address)
+        return socket.create_server(('', port), family=family, backlog=1024, dualstack_ipv6=both)
     except OSError as error:
         raise RunError(
             f'process 0 cannot listen at --coordinator={coordinator} ({error.strerror}): choose '

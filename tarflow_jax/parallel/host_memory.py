@@ -2,8 +2,19 @@
 
 import contextlib
 import ctypes
+import glob
+import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # names of malloc.h
+
+_ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/kfd', '/dev/accel*', '/dev/vfio/[0-9]*')
+
+
+def computes_here() -> bool:
+    """Whether JAX's backend is the CPU, as far as can be known before JAX looks for devices."""
+    if platforms := os.environ.get('JAX_PLATFORMS'):
+        return platforms.split(',')[0] == 'cpu'
+    return not any(glob.glob(pattern) for pattern in _ACCELERATORS)
 
 
 def keep_freed_memory() -> None:
@@ -11,8 +22,11 @@ def keep_freed_memory() -> None:
 
     XLA's CPU backend takes its scratch memory from malloc at every call. glibc maps blocks above
     32 MB afresh each time, and then the kernel clears every page again: without this, a training
-    step of the digits takes 1.7 times as long. Does nothing where there is no glibc.
+    step of the digits takes 1.7 times as long. Does nothing where there is no glibc, nor
+    where JAX computes on an accelerator: there, memory that was freed would only be lost to others.
     """
+    if not computes_here():
+        return
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL('libc.so.6').mallopt
         mallopt(_M_ARENA_MAX, 1)  # the arenas of other threads unmap what they no longer hold

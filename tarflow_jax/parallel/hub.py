@@ -92,10 +92,10 @@ class Hub:
         """Serves a process from its first message to its end."""
         self._num_awaited -= 1
         if num_processes != self._num_processes or process in self._came:
-            refusal = {'failed': [2, _not_ours(process, num_processes, self._num_processes)]}
-            _say(writer, refusal)
+            words = _not_ours(process, num_processes, self._num_processes)
+            _say(writer, {'failed': [2, words]})
             if len(self._came) < self._num_processes:  # else a run under way does not mind
-                self._fail(*refusal['failed'])
+                self._fail(2, words)
             return
         self._writers[process] = writer
         self._came.add(process)

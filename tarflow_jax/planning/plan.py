@@ -10,6 +10,7 @@ import jax
 from tarflow_jax import experiment
 from tarflow_jax.errors import RunError
 from tarflow_jax.files import write_json
+from tarflow_jax.parallel.memory import bytes_a_device
 from tarflow_jax.parallel.mesh import batch_shares, make_mesh
 from tarflow_jax.planning import flops, programs, report, roofline, topologies, traffic
 from tarflow_jax.planning.search import largest_batch
@@ -116,7 +117,7 @@ def _train(config, model, mesh, topology, program: programs.Program) -> tuple[di
     """What a plan says of the train step, and the seconds of one."""
     batch = config.train.batch_size
     _, state = programs.abstract_state(config, model, mesh)
-    state_bytes = sum(traffic.bytes_on_a_device(x) for x in jax.tree.leaves(state))
+    state_bytes = bytes_a_device(state)
     step_flops = batch * flops.train_flops(model)
     known = {
         'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
@@ -221,37 +222,26 @@ def _training(config, topology, step_seconds: float | None) -> dict:
 def _sampler(config, model, mesh, topology) -> dict:
     """What a plan says of the sampler and the score step after it."""
     size = programs.sample_batch_size(config, mesh)
-    lowered = programs.lower_sampler(config, model, mesh)
-    names = ('sampler', 'denoise')
-    parts = {
-        name: programs.compile_program(
-            lambda part=part: part, topology.chip.hbm_bytes, quick=topology.platform == 'tpu'
-        )
-        for name, part in zip(names, lowered, strict=True)
-        if part is not None
-    }
-    is_guided = config.sample.guidance > 0
-    least = {
-        'sampler': traffic.of_sampler(model, mesh, size, guided=is_guided),
-        'denoise': traffic.of_gradient(model, mesh, size),
-    }
-    found = {
-        name: roofline.estimate(part.module, mesh, topology, least[name])
-        for name, part in parts.items()
-        if part.module
-    }
-    complete = len(found) == len(parts)
-    seconds = sum(part.seconds for part in found.values()) if complete else None
-    peaks = [part.peak_bytes for part in parts.values() if part.peak_bytes is not None]
+    program = programs.compile_program(
+        lambda: programs.lower_sampler(config, model, mesh),
+        topology.chip.hbm_bytes,
+        quick=topology.platform == 'tpu',
+    )
+    least = traffic.of_sampler(model, mesh, size, guided=config.sample.guidance > 0)
+    if config.sample.denoise:
+        least += traffic.of_gradient(model, mesh, size)
+    found = None
+    if program.module:
+        found = roofline.estimate(program.module, mesh, topology, least)
     return {
         'batch_size': size,
         'guidance': config.sample.guidance,
-        'fits': all(part.fits for part in parts.values()),
-        'peak_hbm_bytes_per_device': max(peaks) if len(peaks) == len(parts) else None,
-        'message': next((p.message for p in parts.values() if p.message), None),
-        'roofline_batch_seconds': seconds,
-        'roofline_seconds_of_50000': seconds and math.ceil(SAMPLES / size) * seconds,
-        'bound_by': found['sampler'].bound_by if 'sampler' in found else None,
-        'roofline_terms_seconds': {name: part.terms for name, part in found.items()},
-        'compile_seconds': sum(part.compile_seconds for part in parts.values()),
+        'fits': program.fits,
+        'peak_hbm_bytes_per_device': program.peak_bytes,
+        'message': program.message or None,
+        'roofline_batch_seconds': found and found.seconds,
+        'roofline_seconds_of_50000': found and math.ceil(SAMPLES / size) * found.seconds,
+        'bound_by': found and found.bound_by,
+        'roofline_terms_seconds': found and found.terms,
+        'compile_seconds': program.compile_seconds,
     }

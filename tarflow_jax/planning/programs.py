@@ -13,9 +13,7 @@ from tarflow_jax.flow import TarFlow
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import batch_shares
 from tarflow_jax.planning import hlo
-from tarflow_jax.sampling.denoise import _denoise
-from tarflow_jax.sampling.guidance import Guidance
-from tarflow_jax.sampling.sequential import _sample
+from tarflow_jax.sampling.generate import draw_batch
 from tarflow_jax.training import loop
 from tarflow_jax.training import state as states
 from tarflow_jax.training.objective import Noise
@@ -95,28 +93,17 @@ def sample_batch_size(config, mesh) -> int:
 
 
 def lower_sampler(config, model: TarFlow, mesh):
-    """The sampler, traced; and the score step that removes noise, None if the config has none."""
+    """The program that draws a batch of samples, traced."""
     how = experiment.how_to_sample(config, model)
-    guidance = Guidance.checked(
-        how['guidance'],
-        how['guide'],
-        how['anneal_guidance'],
-        how['attention_temperature'],
-        num_classes=model.num_classes,
-    )
+    of_all = ('num_samples', 'batch_size', 'seed', 'labels')
+    of_a_batch = {key: value for key, value in how.items() if key not in of_all}
     params = place(jax.eval_shape(model.init_params, jax.random.key(0)), mesh)
     size = sample_batch_size(config, mesh)
-    over_batch = rules.batch_sharding(mesh)
-    images = _array((size, *model.image_shape), jnp.float32, over_batch)
-    labels = _array((size,), jnp.int32, over_batch)
-    std = how['denoise_std']
+    numbers = _array((size,), jnp.int32, rules.batch_sharding(mesh))
     with rules.on(mesh):
-        sampler = _sample.lower(
-            model, params, images, labels, guidance, float(how['prior_temperature'])
+        return draw_batch.lower(
+            *(model, params, how['seed'], numbers, numbers, numbers, tuple(of_a_batch.items()))
         )
-        if not std:
-            return sampler, None
-        return sampler, _denoise.lower(model, params, images, labels, float(std), 'standard')
 
 
 def _array(shape, dtype, sharding):

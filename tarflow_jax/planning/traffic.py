@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.flow.patches import grid_shape
+from tarflow_jax.parallel.memory import bytes_a_device
 from tarflow_jax.parallel.mesh import batch_shares
 
 FLOAT32 = 4
@@ -45,7 +46,7 @@ def of_state(state, mesh, microbatches: int = 1) -> float:
     tensor axis, is written and read in the type of the products (two bytes), read again by the
     backward pass, and its gradient written, summed and read (six more).
     """
-    own = sum(bytes_on_a_device(x) for x in jax.tree.leaves(state))
+    own = bytes_a_device(state)
     params = sum(x.size for x in jax.tree.leaves(state.params)) / mesh.shape['tensor']
     return 2 * own + 12 * params * microbatches
 
@@ -106,8 +107,3 @@ def of_sampler(model: TarFlow, mesh, batch_size: int, *, guided: bool) -> float:
 def num_tokens(model: TarFlow) -> int:
     """Patches of an image."""
     return math.prod(grid_shape(model.image_shape, model.patch_size))
-
-
-def bytes_on_a_device(x) -> int:
-    """Of an array that is laid over a mesh."""
-    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize

@@ -115,7 +115,9 @@ def infer_sizes(tensors) -> dict:
 
 def _count(tensors, pattern) -> int:
     numbers = {int(m[1]) for m in map(re.compile(pattern).match, tensors) if m}
-    return max(numbers, default=-1) + 1
+    if numbers != set(range(len(numbers))):  # or a name could ask for a million blocks
+        raise ValueError('its blocks or layers are not numbered one after the other')
+    return len(numbers)
 
 
 def infer_image_shape(num_tokens: int, token_dim: int, patch_size: int, source):

@@ -127,7 +127,7 @@ def draw(
 def _draw_finite(model, params, seed, placed, how, most_draws):
     """Samples, how many of them had to be drawn anew, and whether that did not help."""
     index, labels, attempts = placed
-    images, finite = _draw(model, params, seed, index, labels, attempts, tuple(how.items()))
+    images, finite = draw_batch(model, params, seed, index, labels, attempts, tuple(how.items()))
     num_redrawn = 0
     for _ in range(1, most_draws):
         bad = int((~distributed.fetch(finite)).sum())
@@ -135,7 +135,7 @@ def _draw_finite(model, params, seed, placed, how, most_draws):
             break
         num_redrawn += bad
         attempts = _try_again(finite, attempts)
-        anew = _draw(model, params, seed, index, labels, attempts, tuple(how.items()))
+        anew = draw_batch(model, params, seed, index, labels, attempts, tuple(how.items()))
         images, finite = _keep_finite(finite, images, *anew)
     return images, num_redrawn, most_draws > 1 and not distributed.fetch(finite).all()
 
@@ -151,7 +151,7 @@ def _keep_finite(finite, images, new_images, new_finite):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
-def _draw(model, params, seed, index, labels, attempts, how):
+def draw_batch(model, params, seed, index, labels, attempts, how):
     """One program, so that no process needs to see the arrays that all of them share."""
     how = dict(how)
     denoise_std = how.pop('denoise_std')

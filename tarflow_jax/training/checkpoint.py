@@ -3,6 +3,7 @@
 A checkpoint is a folder `checkpoints/<step>/` with the parameters, their moving average, the
 optimizer's state and the counters as separate items, so that sampling reads only what it needs,
 and a fingerprint of every array. The fingerprint is what notices a flipped bit: Orbax does not.
+Scores come later, into `checkpoints/<step>/metrics/metrics`: a state is safe before it is scored.
 """
 
 import contextlib
@@ -206,7 +207,8 @@ class Checkpoints:
         for seconds in (*RETRY_SECONDS, None):
             try:
                 return read()
-            except Exception as error:
+            except Exception as wrapped:
+                error = _cause(wrapped)
                 if _proves_damage(error):
                     raise Damaged(_first_line(error)) from error
                 if seconds is None:
@@ -341,7 +343,14 @@ def _open_reader() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _proves_damage(error: Exception) -> bool:
+def _cause(error: BaseException) -> BaseException:
+    """What Orbax has wrapped in an Exception that says where it was reading."""
+    while type(error) is Exception and error.__cause__:
+        error = error.__cause__
+    return error
+
+
+def _proves_damage(error: BaseException) -> bool:
     """Whether an error of reading says that the files are not what was written."""
     if isinstance(error, ValueError) and (status := re.match('([A-Z_]+): ', str(error))):
         return status[1] in DAMAGE
@@ -423,6 +432,6 @@ def _badness(scores: dict[str, Any]) -> float:
     return value if isinstance(value, int | float) and math.isfinite(value) else math.inf
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     line = str(error).strip().partition('\n')[0]
     return f'{type(error).__name__}: {line.partition(" See full TensorStore details")[0]}'

@@ -197,7 +197,7 @@ class Run:
             try:
                 return self.attempt(state)
             except Diverged as reason:
-                diverged = reason
+                diverged = reason.with_traceback(None)  # which holds on to the state
             del state  # there may be no room for two
             state = self.go_back(diverged)
 

@@ -6,10 +6,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from tarflow_jax.errors import InputError
 from tarflow_jax.flow.tarflow import TarFlow, normal_log_prob
+from tarflow_jax.values import Choice, Real
 
 NOISE_TYPES = ('gaussian', 'uniform')
+STD = Real(0, 10, above=True)  # of pixels, which span a range of 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +27,9 @@ class Noise:
     num_levels: int
 
     def __post_init__(self):
-        if self.type not in NOISE_TYPES:
-            raise InputError(
-                f'noise.type must be one of {", ".join(NOISE_TYPES)}; got {self.type!r}.'
-            )
-        if self.type == 'gaussian' and not 0 < self.std < math.inf:
-            raise InputError(f'noise.std must be above 0 for gaussian noise; got {self.std}.')
+        Choice(NOISE_TYPES).check('noise.type', self.type)
+        if self.type == 'gaussian':
+            STD.check('noise.std', self.std)
 
     def add(self, key, levels):
         """Levels (integers in [0, num_levels), [B, H, W, C]) as noisy pixels, float32."""

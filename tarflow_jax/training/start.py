@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarflow_jax import experiment, loading
-from tarflow_jax.parallel import distributed, rules
+from tarflow_jax.parallel import distributed, memory, rules
 from tarflow_jax.training import health
 from tarflow_jax.training import state as states
 from tarflow_jax.training.checkpoint import Checkpoints
@@ -42,8 +42,17 @@ def first_state(
     shapes = jax.eval_shape(init, key)
     shardings = rules.shardings(shapes, mesh)
 
+    abstract = rules.abstract(shapes, shardings)
+    memory.check_fits(
+        {
+            'parameters': abstract.params,
+            'gradients': abstract.params,
+            'optimizer': abstract.opt_state,
+            'moving average': abstract.ema_params,
+        }
+    )
     restored = checkpoints.restore_newest(
-        rules.abstract(shapes, shardings).to_items(),
+        abstract.to_items(),
         optional=(states.HEALTH,),
         older_than=older_than,
     )

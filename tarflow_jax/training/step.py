@@ -23,7 +23,7 @@ def jit_train_step(config, model, optimizer, noise, mesh, shardings):
         drop_label=config.train.drop_label,
         random_flip=config.data.random_flip,
         ema_decay=config.train.ema_decay,
-        window_steps=min(config.train.log_every, 2**31 - 1),  # compared with an int32
+        window_steps=config.train.log_every,
         microbatches=config.train.microbatches,
         gather=config.train.gather,
         restart_factor=config.train.restart_factor,

@@ -142,6 +142,27 @@ def test_an_image_of_another_shape_than_the_features_tell(tmp_path, prepare_some
         read_all(tmp_path)
 
 
+@pytest.mark.parametrize('label', [7, 2**40])
+def test_a_label_that_the_features_do_not_have(tmp_path, prepare_somebodys, label):
+    """Class 7 of 7 would be none of a model's, and pass under jit."""
+    features = {'image': tensor('bytes'), 'label': tfds.features.Scalar(np.int64)}
+    folder = prepare_somebodys(tmp_path, 'pixels', features, [{'image': COLOUR[0], 'label': label}])
+    features['label'] = tfds.features.ClassLabel(num_classes=7)
+    tfds.features.FeaturesDict(features).save_config(folder)
+    with pytest.raises(InputError, match=f'the label {label} among 7 classes'):
+        read_all(tmp_path)
+
+
+def test_a_picture_of_another_format_is_refused(tmp_path, prepare_somebodys):
+    """Whatever the name of its format, Pillow would open it."""
+    features = {'image': tfds.features.Image(shape=(6, 4, 3))}
+    prepare_somebodys(
+        tmp_path, 'pixels', features, [{'image': io.BytesIO(encoded(COLOUR[0], 'ICO'))}]
+    )
+    with pytest.raises(InputError, match='cannot identify image'):
+        read_all(tmp_path)
+
+
 @pytest.mark.parametrize(
     ('features', 'example', 'named'),
     [

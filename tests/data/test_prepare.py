@@ -1,3 +1,4 @@
+import importlib
 import os
 import pathlib
 import shlex
@@ -9,6 +10,8 @@ import time
 import pytest
 from image_trees import CLASSES, damage, fill
 
+from configs import small
+from tarflow_jax import experiment
 from tarflow_jax.data import prepare
 from tarflow_jax.data.image_folder.display import PreparationDisplay
 from tarflow_jax.data.sources import open_dataset
@@ -63,12 +66,11 @@ def test_a_folder_of_images(tmp_path):
     assert animals.image_shape == (16, 16, 3)
     assert animals.num_classes == len(CLASSES)
     assert len(animals.split('train')) == 300
-    words = shlex.split(out.splitlines()[-1])
-    assert words[:4] == ['python', '-m', 'tarflow_jax.main', '--config=configs/base.py']
-    assert '--config.model.image_shape=(16, 16, 3)' in words
-    assert '--config.data.test_split=validation' in words
-    assert '--config.evaluate.splits=("validation",)' in words
-    assert f'--config.data.dir={data_dir}' in words
+    assert shlex.split(out.splitlines()[-1]) == [
+        *('python', '-m', 'tarflow_jax.main', '--config=configs/small.py:16x16x3'),
+        *('--workdir=runs/animals', '--config.data.name=animals', '--config.model.num_classes=3'),
+        f'--config.data.dir={data_dir}',
+    ]
 
 
 def test_our_own_data_set(tmp_path, capsys):
@@ -80,21 +82,60 @@ def test_our_own_data_set(tmp_path, capsys):
     assert f'{NEXT}--config=configs/digits.py --workdir=runs/digits' in out
 
 
-def test_one_split_is_divided_for_training(images, tmp_path, capsys):
-    options = [f'--folder={images}', '--size=16', f'--data_dir={tmp_path}', '--workers=1']
-    prepare.main(['animals', *options])
+def test_the_command_that_is_next_trains(tmp_path, capsys, monkeypatch):
+    """Fewer images than a batch, in one split; the folder for data is that of the environment."""
+    fill(tmp_path / 'images', 30)
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'data'))
+    prepare.main(['animals', f'--folder={tmp_path}/images', '--size=16', '--workers=1'])
     words = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert '--config.data.train_split=train[5%:]' in words
-    assert '--config.data.test_split=train[:5%]' in words
+    assert words[3:] == [
+        *('--config=configs/small.py:16x16x3', '--workdir=runs/animals'),
+        *('--config.data.name=animals', '--config.model.num_classes=3'),
+        '--config.train.batch_size=14',
+    ]
+    config = small.get_config('16x16x3')
+    config.update_from_flattened_dict({'data.name': 'animals', 'model.num_classes': 3})
+    dataset = experiment.open_data(config, experiment.make_model(config))
+    assert len(dataset.split(config.data.train_split)) == 28
+    assert len(dataset.split(config.data.test_split)) == 2
+
+
+def test_no_file_of_the_folder_is_executed(tmp_path, monkeypatch, capsys):
+    """There may be configs of somebody else's, or files that are none, where the command is run."""
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'a.py').write_text(f'open("{tmp_path}/executed", "w")')
+    monkeypatch.chdir(tmp_path)
+    prepare.main(['digits', f'--data_dir={tmp_path}/data'])
+    assert f'{NEXT}--config=configs/digits.py' in capsys.readouterr().out
+    assert not (tmp_path / 'executed').exists()
+
+
+@pytest.mark.parametrize('name', prepare._EXPERIMENTS)
+def test_our_experiments_are_those_of_our_data(name):
+    stem, _, variant = prepare._EXPERIMENTS[name].partition('.py')
+    module = importlib.import_module(stem.replace('/', '.'))
+    assert module.get_config(*variant.split(':')[1:]).data.name == name
 
 
 @pytest.mark.parametrize(
     ('shape', 'patch_size'),
-    [((64, 64, 3), 4), ((256, 256, 3), 16), ((28, 28, 1), 2), ((48, 48, 3), 3), ((33, 66, 3), 11),
-     ((37, 37, 3), 37)],
-)  # fmt: skip
+    {
+        '64x64x3': 4,
+        '256x256x3': 16,
+        '28x28x1': 2,
+        '48x48x3': 3,
+        '33x66x3': 11,
+        '37x37x3': 37,
+    }.items(),
+)
 def test_patches_divide_the_image_into_few_tokens(shape, patch_size):
-    assert prepare.suggested_patch_size(shape) == patch_size
+    assert small.get_config(shape).model.patch_size == patch_size
+
+
+@pytest.mark.parametrize('shape', ['64', 'axbxc', '8x8x1x1', ''])
+def test_a_shape_that_is_none(shape):
+    with pytest.raises(ValueError, match=f"'{shape}' is no shape HEIGHTxWIDTHxCHANNELS"):
+        small.get_config(shape)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +147,10 @@ def test_patches_divide_the_image_into_few_tokens(shape, patch_size):
         (['animals', '--folder=/nowhere', '--size=x'], "invalid int value: 'x'"),
         (['digits', '--size=8', '--upscale'], '--size, --upscale can be given with --folder only'),
         (['animals', '--folder=/', '--size=8', '--manual_dir=/'], '--manual_dir is for TFDS'),
+        (['animals', '--folder=', '--size=8'], '--folder= is empty'),
+        (['digits', '--data_dir='], '--data_dir= is empty'),
+        (['mnist', '--manual_dir='], '--manual_dir= is empty'),
+        (['mnist', '--folder=/nowhere', '--size=8'], "'mnist' is the name of a data set of TFDS's"),
         (['digits', '--colour'], 'unrecognized arguments: --colour'),
     ],
 )

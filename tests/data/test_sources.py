@@ -177,6 +177,23 @@ def test_a_damaged_folder_is_named(prepared, tmp_path, file, length, in_memory_b
     assert str(folder) in str(error.value)
 
 
+@pytest.mark.parametrize('content', ['null', '[]', '3', '[' * 100_000, '\x00'], ids=lambda x: x[:4])
+@pytest.mark.parametrize('file', ['dataset_info.json', 'features.json', 'metadata.json'])
+def test_a_file_of_other_json_is_damage(prepared, tmp_path, file, content):
+    folder = shutil.copytree(prepared, tmp_path, dirs_exist_ok=True) / 'digits' / '1.0.0'
+    (folder / file).write_text(content)
+    with pytest.raises(InputError, match='Delete that folder'):
+        open_dataset('digits', tmp_path).split('train')
+
+
+@pytest.mark.parametrize('levels', ['null', '"17"', '0', '1', '257', '1e9', 'true', '[17]'])
+def test_levels_that_are_no_number_of_levels(prepared, tmp_path, levels):
+    folder = shutil.copytree(prepared, tmp_path, dirs_exist_ok=True) / 'digits' / '1.0.0'
+    (folder / 'metadata.json').write_text(f'{{"num_levels": {levels}}}')
+    with pytest.raises(InputError, match=r'num_levels=.*, not 2 to 256'):
+        open_dataset('digits', tmp_path)
+
+
 def test_a_flipped_bit_is_noticed(prepared, tmp_path):
     folder = shutil.copytree(prepared, tmp_path, dirs_exist_ok=True) / 'digits' / '1.0.0'
     with open(folder / TRAIN_RECORDS, 'r+b') as file:
@@ -355,5 +372,7 @@ def test_a_failing_write_leaves_nothing(tmp_path, name):
 
 @pytest.mark.parametrize('data_dir', ['/proc/data', '/dev/null', '/dev/null/data', 'gs://bucket/x'])
 def test_a_data_dir_that_cannot_be_used(data_dir):
+    with pytest.raises(InputError, match='data_dir is empty'):
+        open_dataset('digits', '')
     with pytest.raises(InputError, match=data_dir):
         open_dataset('digits', data_dir)

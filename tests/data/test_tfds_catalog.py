@@ -93,6 +93,13 @@ def test_a_variant_is_prepared_once_and_read(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.sort(greys), np.arange(5))
 
 
+def test_a_name_that_another_data_set_has_is_refused(tmp_path):
+    """As one of a folder of images may, from before such names were refused."""
+    (tmp_path / 'catalog_dots' / 'small' / '1.0.0').mkdir(parents=True)
+    with pytest.raises(InputError, match=r'another data set or version stands .*/small/1\.0\.0'):
+        prepare('catalog_dots/small', tmp_path)
+
+
 def test_what_a_killed_preparation_left_is_removed(tmp_path):
     leftover = tmp_path / 'catalog_dots' / 'small' / 'incomplete.ABCDEF_1.2.0'
     leftover.mkdir(parents=True)

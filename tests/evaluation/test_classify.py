@@ -90,3 +90,15 @@ def test_a_model_without_classes_cannot_classify(random_params, split, one_devic
         classify.evaluate(
             UNCONDITIONAL, params, split, NOISE, one_device, batch_size=4, num_draws=1, seed=0
         )
+
+
+def test_what_is_no_image_is_refused(random_params):
+    params = random_params(MODEL)
+    images = np.zeros((1, 4, 4, 1), np.uint8)
+    with pytest.raises(
+        InputError, match=r'got uint8\. Of levels 0\.\.255, take images / 127\.5 - 1'
+    ):
+        class_log_probs(MODEL, params, images)
+    with pytest.raises(InputError, match='params are not those of the model'):
+        class_log_probs(MODEL, {'params': params}, images)
+    assert class_log_probs(MODEL, params, images.astype(float).tolist()).shape == (1, 3)

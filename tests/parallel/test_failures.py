@@ -1,4 +1,7 @@
-"""One of four processes fails or is killed: all end soon, with its status and words."""
+"""One of four processes fails or is killed: all end soon, with its status and words.
+
+TARFLOW_JAX_PROCESSES=8 sets another number of them.
+"""
 
 import functools
 import os
@@ -12,6 +15,7 @@ from runs import free_port
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.parallel import distributed
 
+NUMBER = int(os.environ.get('TARFLOW_JAX_PROCESSES', 4))
 ODD = ValueError('an odd number')
 
 
@@ -27,8 +31,8 @@ def add_up(process, failing=(), end=None):
     return turn
 
 
-def end_of_four(runs, failing, end):
-    return runs.call_in_many(4, functools.partial(add_up, failing=failing, end=end))
+def end_of_many(runs, failing, end):
+    return runs.call_in_many(NUMBER, functools.partial(add_up, failing=failing, end=end))
 
 
 @pytest.mark.parametrize('process', [0, 2])
@@ -41,8 +45,8 @@ def end_of_four(runs, failing, end):
     ],
 )
 def test_all_end_as_the_one_that_failed(runs, process, error, status, words):
-    results = end_of_four(runs, [process], error)
-    assert [result.status for result in results] == [status] * 4
+    results = end_of_many(runs, [process], error)
+    assert [result.status for result in results] == [status] * NUMBER
     own = results.pop(process).err
     assert own.endswith(f'error: {words}\n')
     assert ('Traceback' in own) == (error is ODD)
@@ -50,8 +54,8 @@ def test_all_end_as_the_one_that_failed(runs, process, error, status, words):
 
 
 def test_where_several_fail_at_once_each_says_its_own(runs):
-    results = end_of_four(runs, [0, 2, 3], ODD)
-    assert [result.status for result in results] == [1] * 4
+    results = end_of_many(runs, [0, 2, 3], ODD)
+    assert [result.status for result in results] == [1] * NUMBER
     for process, result in enumerate(results):
         words = result.err.splitlines()[-1]
         assert words.startswith('error: ')
@@ -61,16 +65,16 @@ def test_where_several_fail_at_once_each_says_its_own(runs):
 
 @pytest.mark.parametrize('process', [0, 2])
 def test_all_end_where_one_is_killed(runs, process):
-    results = end_of_four(runs, [process], signal.SIGKILL)
+    results = end_of_many(runs, [process], signal.SIGKILL)
     assert results.pop(process).status == -signal.SIGKILL
-    assert [result.status for result in results] == [1] * 3
+    assert [result.status for result in results] == [1] * (NUMBER - 1)
     for result in results:
         assert result.err.startswith(f'error: process {process} ended without a word: it was kill')
         assert result.err.count('\n') == 1
 
 
 def test_one_that_stops_is_waited_for(runs):
-    running = runs.start_calls(4, functools.partial(stop_for_a_while, stopped=1))
+    running = runs.start_calls(NUMBER, functools.partial(stop_for_a_while, stopped=1))
     deadline = time.monotonic() + 30
     while running[1].out != 'stopping\n':
         assert time.monotonic() < deadline
@@ -78,7 +82,7 @@ def test_one_that_stops_is_waited_for(runs):
     time.sleep(1)
     running[1].signal(signal.SIGCONT)
     results = [run.wait() for run in running]
-    assert [(result.status, result.err) for result in results] == [(0, '')] * 4
+    assert [(result.status, result.err) for result in results] == [(0, '')] * NUMBER
 
 
 def stop_for_a_while(process, stopped):
@@ -98,15 +102,17 @@ def write_late(process, late):
 
 @pytest.mark.parametrize('late', [0, 3])
 def test_those_that_are_done_hear_of_one_that_fails_later(runs, late):
-    results = runs.call_in_many(4, functools.partial(write_late, late=late))
-    assert [result.status for result in results] == [1] * 4
+    results = runs.call_in_many(NUMBER, functools.partial(write_late, late=late))
+    assert [result.status for result in results] == [1] * NUMBER
     assert results[1].err == f'error: process {late} failed: No more.\n'
 
 
 @pytest.mark.parametrize('process', [0, 2])
 def test_a_mistake_in_the_flags_of_one_ends_all(runs, tmp_path, process):
-    results = [run.wait() for run in runs.start_many(4, tmp_path, own={process: ['--config.no=1']})]
-    assert [result.status for result in results] == [2] * 4
+    results = [
+        run.wait() for run in runs.start_many(NUMBER, tmp_path, own={process: ['--config.no=1']})
+    ]
+    assert [result.status for result in results] == [2] * NUMBER
     words = "there is no config key 'no'"
     assert results.pop(process).err.startswith(f'error: {words}')
     for result in results:

@@ -50,7 +50,7 @@ def test_every_topology_has_its_numbers(planned):
         sampler = plan['sampler']
         assert sampler['batch_size'] == 16
         assert sampler['fits'] is True
-        assert set(sampler['roofline_terms_seconds']) == {'sampler', 'denoise'}
+        assert sampler['bound_by'] in sampler['roofline_terms_seconds']
         assert plan['compile_seconds'] > plan['train_step_compile_seconds'] > 0
         assert f'{plan["topology"]}: {plan["devices"]} devices' in out
 
@@ -91,7 +91,8 @@ def test_the_whole_training(runs, tmp_path):
 
 
 def test_what_does_not_fit_is_planned_and_told(runs, tmp_path):
-    flags = ['--topology=v5e:2x2', '--config.train.batch_size=16777216', '--nosearch_batch']
+    flags = ['--topology=v5e:2x2', '--config.train.batch_size=1048576', '--nosearch_batch']
+    flags += ['--config.model.width=256']
     result = runs.run(tmp_path, '--mode=plan', *flags, status=1)
     assert 'DOES NOT FIT' in result.out
     assert result.err.startswith('error: The train step does not fit on v5e:2x2: it takes ')

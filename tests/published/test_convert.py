@@ -248,3 +248,9 @@ def test_other_floating_types_become_float32(tensors, dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
     kernel = tensors['blocks.0.proj_in.weight'].astype(dtype).astype(np.float32).T
     np.testing.assert_array_equal(params['blocks']['proj_in']['kernel'][0], kernel)
+
+
+@pytest.mark.parametrize('name', ['blocks.1000000000.x', 'blocks.0.attn_blocks.7.x'])
+def test_a_name_does_not_ask_for_a_million_blocks(tensors, name):
+    with pytest.raises(InputError, match='are not numbered one after the other'):
+        from_state_dict({**tensors, name: np.zeros(1, np.float32)}, **SHAPE)

@@ -62,14 +62,19 @@ def test_a_run_that_is_stopped_after_it_went_back_ends_as_if_it_had_not(runs, he
 
 
 def test_what_a_run_advises_that_gives_up_works(runs, tmp_path):
-    flags = (*FLAGS, '--config.train.max_restarts=1')
+    flags = (*FLAGS, '--config.train.max_restarts=2')
     result = runs.run(tmp_path, *flags, status=1)
     assert result.err.startswith('error: step ')
-    assert 'after each of 1 restarts (train.max_restarts)' in result.err
+    assert 'Back to the checkpoint of step 4, with another order of the data (1 of' in result.out
+    assert 'Back to the beginning, with another order of the data (2 of' in result.out
+    assert 'after each of 2 restarts (train.max_restarts)' in result.err
     assert f'Of its checkpoints {tmp_path}/checkpoints/4 is sound.' in result.err
     assert 'Lower optimizer.peak_learning_rate, which is 0.1, to a third or less' in result.err
     assert result.err.endswith('and run the same command: it goes on from there.\n')
     assert steps_in(tmp_path) == [4]
+    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == [
+        *('4', '4.abandoned')
+    ]
 
     result = runs.run(tmp_path, *flags, '--config.optimizer.peak_learning_rate=0.01')
     assert 'going on from the checkpoint of step 4' in result.out

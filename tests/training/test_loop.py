@@ -89,6 +89,27 @@ def test_the_last_score_is_that_of_the_saved_average(runs, whole):
     assert scores['bits_per_dim'] == pytest.approx(recorded['test/bits_per_dim'], abs=1e-5)
 
 
+def test_scores_are_float32_whatever_is_trained(runs, tmp_path):
+    """And intervals may be longer than any count of steps."""
+    flags = [f'--config.train.{part}_every={10**9}' for part in ('log', 'sample', 'checkpoint')]
+    runs.run(tmp_path, '--config.model.dtype=bfloat16', '--config.train.num_epochs=0.3', *flags)
+    model, params = load(tmp_path)
+    mesh = make_mesh()
+    assert model.dtype == 'bfloat16'
+    scores = likelihood.evaluate(
+        likelihood.in_float32(model),
+        jax.device_put(params, rules.replicated(mesh)),
+        open_dataset('digits', runs.data_dir).split('test'),
+        Noise('gaussian', 0.1, 17),
+        mesh,
+        batch_size=256,
+        num_draws=1,
+        seed=0,
+    )
+    recorded = metrics_in(tmp_path)[-1]
+    assert scores['nats_per_dim'] == pytest.approx(recorded['test/nats_per_dim'], abs=1e-6)
+
+
 def test_what_a_run_says_in_a_pipe(whole):
     workdir, result = whole
     assert result.err == ''
@@ -201,6 +222,7 @@ REFUSED = {
     ('train__log_every', 0): ['train.log_every must be at least 1; got 0'],
     ('train__num_epochs', 0.0): ['train.num_epochs must be above 0; got 0.0'],
     ('train__num_epochs', math.inf): ['train.num_epochs must be at most 1e+09; got inf'],
+    ('train__num_epochs', 1e300): ['train.num_epochs must be at most 1e+09; got 1e+300'],
     ('train__num_epochs', math.nan): ['train.num_epochs must be above 0; got nan'],
     ('train__drop_label', 1.0): ['train.drop_label must lie in [0, 1); got 1.0'],
     ('optimizer__warmup_steps', 24): ['24 steps', 'optimizer.warmup_steps'],

@@ -132,6 +132,38 @@ def test_a_line_that_lacks_only_its_end_of_line_is_kept(tmp_path):
     assert (tmp_path / 'metrics.jsonl').read_bytes() == b'{"step": 10}\n'
 
 
+STRANGE = {
+    'a list': b'[{"step": 5}]\n',
+    'a null step': b'{"step": null, "train/loss": 0.5}\n',
+    'no step': b'{"train/loss": 0.5}\n',
+    'very deep': b'[' * 100_000 + b'\n',
+    'binary': bytes(range(256)) + b'\n',
+    'binary at the end': b'\x00\x01',
+}
+
+
+@pytest.mark.parametrize('name', STRANGE)
+@pytest.mark.parametrize('resume_step', [None, 10])
+def test_what_is_no_line_is_kept_aside(tmp_path, name, resume_step):
+    whole = b'{"step": 10, "train/loss": 0.5}\n'
+    (tmp_path / 'metrics.jsonl').write_bytes(whole + STRANGE[name])
+    MetricsWriter(tmp_path, resume_step).close()
+    assert (tmp_path / 'metrics.jsonl').read_bytes() == (whole if resume_step else b'')
+    assert (tmp_path / 'metrics.jsonl.unreadable').read_bytes() == STRANGE[name]
+    MetricsWriter(tmp_path, resume_step).close()
+    assert (tmp_path / 'metrics.jsonl.unreadable').read_bytes() == STRANGE[name]
+
+
+def test_scores_that_will_be_made_again_are_forgotten(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        for step in 10, 20:
+            writer.scalars(step, {'train/loss': 0.5})
+            writer.scalars(step, {'test/nats_per_dim': 0.5})
+    before = (tmp_path / 'metrics.jsonl').read_bytes().splitlines(keepends=True)
+    MetricsWriter(tmp_path, resume_step=20, redo_scores=True).close()
+    assert (tmp_path / 'metrics.jsonl').read_bytes() == b''.join(before[:3])
+
+
 def test_a_resumed_record_equals_an_uninterrupted_one(tmp_path):
     def record(folder, steps, **kwargs):
         with MetricsWriter(folder, **kwargs) as writer:

@@ -59,10 +59,13 @@ def test_bits_per_dim_count_bins_of_the_data_range():
 @pytest.mark.parametrize(
     ('type_', 'std', 'message'),
     [
-        ('laplace', 0.1, r"noise\.type must be one of \('gaussian', 'uniform'\); got 'laplace'"),
-        ('gaussian', 0.0, r'noise\.std must be above 0 for gaussian noise; got 0\.0'),
+        ('laplace', 0.1, r"noise\.type must be one of gaussian, uniform; got 'laplace'"),
+        ('gaussian', 0.0, r'noise\.std must be above 0; got 0\.0'),
         ('gaussian', -1.0, r'got -1\.0'),
         ('gaussian', math.nan, 'got nan'),
+        ('gaussian', math.inf, r'noise\.std must be at most 10; got inf'),
+        ('gaussian', '0.1', r"noise\.std must be a number; got '0\.1'"),
+        (['gaussian'], 0.1, r'noise\.type must be one of gaussian, uniform; got'),
     ],
 )
 def test_noise_that_makes_no_sense_is_refused(type_, std, message):

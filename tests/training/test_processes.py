@@ -7,7 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from runs import arrays_in, assert_same_run, files_in, metrics_in, steps_in
+from runs import arrays_in, assert_same_run, files_in, free_port, metrics_in, steps_in
 
 import tarflow_jax
 from tarflow_jax.files import workdir_lock
@@ -67,6 +67,35 @@ def test_one_is_stopped_and_two_go_on(runs, one, tmp_path):
     main, _ = runs.run_many(2, tmp_path)
     assert 'going on from the checkpoint of step 6' in main.out
     assert_same_run(runs, tmp_path, one[0])
+
+
+def test_processes_that_differ_are_told_in_what(runs, one, tmp_path):
+    """In their configs, and in the checkpoints that they see."""
+    coordinator = (f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2')
+    started = [
+        runs.start(tmp_path, *coordinator, f'--process_id={i}', f'--config.train.log_every={7 + i}')
+        for i in range(2)
+    ]
+    for result in [run.wait() for run in started]:
+        assert result.status == 1
+        assert (
+            'the processes of this run differ in config.train.log_every: process 0 has 7, pro'
+            in (result.err)
+        )
+    assert not (tmp_path / 'config.json').exists()
+
+    here, there = (shutil.copytree(one[0], tmp_path / name) for name in ('here', 'there'))
+    shutil.rmtree(there / 'checkpoints' / '24')
+    coordinator = (f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2')
+    started = [
+        runs.start(folder, *coordinator, f'--process_id={i}', '--config.train.num_epochs=2')
+        for i, folder in enumerate((here, there))
+    ]
+    main, second = [run.wait() for run in started]
+    assert (main.status, second.status) == (1, 1)
+    assert f'process 1 does not see {there}/checkpoints/24: do all hosts share' in second.err
+    assert 'says another process' in main.err
+    assert steps_in(here) == steps_in(one[0])
 
 
 @pytest.fixture(scope='module')
@@ -134,7 +163,7 @@ def test_where_one_is_refused_both_end(runs, tmp_path):
 
 def test_where_one_fails_both_end(runs, tmp_path):
     """The first cannot write its samples, while the second waits for it in the next step."""
-    (tmp_path / 'samples').touch()
+    (tmp_path / 'samples' / 'step_0000002.png').mkdir(parents=True)
     main, second = runs.run_many(2, tmp_path, '--config.train.sample_every=2', status=1)
     assert main.err.startswith(f'error: writing in {tmp_path} failed: ')
     assert f'error: process 0 failed: writing in {tmp_path} failed: ' in second.err

@@ -13,7 +13,6 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import PIL
 import tensorflow_datasets as tfds
@@ -27,7 +26,7 @@ from tarflow_jax.data.image_folder.records import (
     write_records,
 )
 from tarflow_jax.data.image_folder.tree import ImageTree, describe_ignored, read_tree
-from tarflow_jax.data.image_folder.unreadable import FILE_NAME, LeftOut, Unreadable
+from tarflow_jax.data.image_folder.unreadable import FILE_NAME, LeftOut
 from tarflow_jax.data.image_folder.workers import Workers
 from tarflow_jax.data.image_folder.workfolder import WorkFolder
 from tarflow_jax.data.prepared import data_folder, prepared_folders
@@ -118,9 +117,9 @@ class _Preparation:
             'pillow': PIL.__version__,
         }
         recorded = self.work.recorded()
-        if recorded is not None and recorded['what'] == what:
+        if recorded is not None and recorded.what == what:
             self.work.resume()
-            self.left_out.add(Unreadable(*row) for row in recorded['unreadable'])
+            self.left_out.add(recorded.unreadable)
             return
         if recorded is not None:
             self.say('The images or the settings changed since the interruption: begun anew.')
@@ -136,7 +135,7 @@ class _Preparation:
         """Writes the record files that are not there yet; the reports are in the files' order."""
         tasks = list(self._tasks())
         written = {task.target.name: self.work.report(task.target.name) for task in tasks}
-        reports = [_report(**report) for report in written.values() if report]
+        reports = [report for report in written.values() if report]
         missing = [task for task in tasks if not written[task.target.name]]
         if reports:
             self.say(f'Going on: {len(reports)} of {len(tasks)} record files are written.')
@@ -224,11 +223,6 @@ class _Preparation:
         return self.work.target
 
 
-def _report(unreadable: list[list[str]], **fields: Any) -> RecordReport:
-    """From what JSON made of one."""
-    return RecordReport(**fields, unreadable=[Unreadable(*row) for row in unreadable])
-
-
 @contextlib.contextmanager
 def _failing_writes(name: str, work: WorkFolder) -> Iterator[None]:
     try:
@@ -248,6 +242,11 @@ def _check_name(name: str, root: pathlib.Path) -> None:
         )
     if builders.is_own(name):
         raise InputError(f"'{name}' is the name of a data set of ours; choose another one.")
+    if name in tfds.list_builders(with_community_datasets=False):
+        raise InputError(
+            f"'{name}' is the name of a data set of TFDS's, and would be taken for it; choose "
+            'another one.'
+        )
     _check_new(name, root)
 
 

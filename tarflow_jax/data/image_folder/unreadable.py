@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import PIL
 
@@ -35,6 +35,14 @@ class Unreadable(NamedTuple):
             return cls(split, path, 'no image')
         lines = str(error).strip().splitlines()
         return cls(split, path, lines[0] if lines else type(error).__name__)
+
+
+def unreadable_of(rows: Any) -> list[Unreadable]:
+    """From what JSON made of them; raises ValueError or TypeError if that is something else."""
+    files = [Unreadable(*row) for row in rows]
+    if not all(isinstance(text, str) for file in files for text in file):
+        raise ValueError('an unreadable file is told by its split, path and reason')
+    return files
 
 
 class LeftOut:

@@ -80,11 +80,23 @@ def check_stop() -> None:
 
 @contextlib.contextmanager
 def _delayed_ctrl_c() -> Iterator[None]:
+    """Blocks Ctrl-C in what is started here, and keeps one for this process until the end.
+
+    The kernel may deliver it to any other thread, and Python's handler then runs in the main one
+    whatever that blocks: so it is replaced, too.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    received: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda *_: received.append(1)) if is_main else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+        if received:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _start_worker(stop: Event) -> None:

@@ -7,12 +7,22 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+from tarflow_jax.data.image_folder.records import RecordReport
+from tarflow_jax.data.image_folder.unreadable import Unreadable, unreadable_of
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_json
 
 _LOCK_FILE = '.prepare.lock'
+_DAMAGE = (ValueError, TypeError, KeyError, RecursionError)  # of what JSON can hold instead
+
+
+class Preparation(NamedTuple):
+    """What is being prepared, and the files that are no images by their headers."""
+
+    what: Any
+    unreadable: list[Unreadable]
 
 
 class WorkFolder:
@@ -57,11 +67,12 @@ class WorkFolder:
                 ) from None
             yield
 
-    def recorded(self) -> dict[str, Any] | None:
-        """What an interrupted preparation wrote with `begin`; None if there was none."""
+    def recorded(self) -> Preparation | None:
+        """What an interrupted preparation wrote with `begin`; None if none can be read."""
         try:
-            return json.loads(self._preparation.read_text())
-        except (FileNotFoundError, ValueError):
+            fields = json.loads(self._preparation.read_text())
+            return Preparation(fields['what'], unreadable_of(fields['unreadable']))
+        except (FileNotFoundError, *_DAMAGE):
             return None
 
     def begin(self, preparation: dict[str, Any]) -> None:
@@ -76,14 +87,16 @@ class WorkFolder:
         for leftover in self.records.glob('.*'):
             leftover.unlink()
 
-    def report(self, record_file: str) -> dict[str, Any] | None:
-        """The report of a record file that is finished; None if it is not."""
+    def report(self, record_file: str) -> RecordReport | None:
+        """The report of a record file that is finished; None if it is not, or cannot be read."""
         try:
-            report = json.loads((self._reports / f'{record_file}.json').read_text())
-            is_whole = (self.records / record_file).stat().st_size == report['num_bytes']
-        except (FileNotFoundError, ValueError):
+            fields = json.loads(self.report_path(record_file).read_text())
+            report = RecordReport(**(fields | {'unreadable': unreadable_of(fields['unreadable'])}))
+            is_whole = (self.records / record_file).stat().st_size == report.num_bytes
+            is_of_it = report.record_file == record_file and type(report.num_examples) is int
+        except (FileNotFoundError, *_DAMAGE):
             return None
-        return report if is_whole else None
+        return report if is_whole and is_of_it else None
 
     def finish(self) -> None:
         """Makes the records the data set's folder, and deletes the rest."""

@@ -184,6 +184,21 @@ def test_another_preparation_begins_anew(small_tree, tmp_path, change):
     assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == num_images
 
 
+OTHER_JSON = ['null', '[]', '[1]', '{}', '{"what": 1, "unreadable": [3]}', '[' * 100_000, '\xff']
+
+
+@pytest.mark.parametrize('content', OTHER_JSON, ids=lambda content: content[:12])
+@pytest.mark.parametrize('pattern', ['preparation.json', 'reports/*.json'])
+def test_notes_of_an_interruption_that_cannot_be_read_are_made_again(
+    small_tree, tmp_path, pattern, content
+):
+    stop_halfway(small_tree, tmp_path, at=1)
+    for path in tmp_path.glob(f'animals/*.half_prepared/{pattern}'):
+        path.write_text(content, encoding='latin-1')
+    prepare(small_tree, tmp_path)
+    assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == 40
+
+
 def test_a_full_disk_loses_nothing(tree, prepared, tmp_path):
     stop_halfway(tree, tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -275,6 +290,7 @@ def test_one_process_at_a_time(small_tree, tmp_path):
     [
         ('digits', {}, "'digits' is the name of a data set of ours"),
         ('photos', {}, "'photos' is the name of a data set of ours"),
+        ('mnist', {}, "'mnist' is the name of a data set of TFDS's, and would be taken for it"),
         ('Animals', {}, "'Animals' cannot be the name .* lower-case"),
         ('a/b', {}, 'cannot be the name'),
         ('my-animals', {}, 'cannot be the name'),
