@@ -1,6 +1,7 @@
 """Files are whole or absent; a workdir has one holder, and none after a kill."""
 
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -10,7 +11,16 @@ import numpy as np
 import pytest
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.files import json_text, open_regular, workdir_lock, write_atomically, write_json
+from tarflow_jax.files import (
+    json_text,
+    open_atomically,
+    open_regular,
+    remove_own_unfinished,
+    remove_unfinished,
+    workdir_lock,
+    write_atomically,
+    write_json,
+)
 
 HOLD_THE_LOCK = """
 import sys
@@ -140,6 +150,32 @@ def test_a_bucket_address_is_refused_rather_than_taken_for_a_folder(tmp_path, mo
     with pytest.raises(InputError, match='gs://bucket/run is an address'):
         workdir_lock('gs://bucket/run').__enter__()
     assert names_in(tmp_path) == []
+
+
+def test_what_a_killed_process_had_begun_is_removed_and_what_another_writes_is_not(tmp_path):
+    write = (
+        'import sys\nfrom tarflow_jax.files import open_atomically\n'
+        "with open_atomically(sys.argv[1]): print('open', flush=True); sys.stdin.read()"
+    )
+    path = tmp_path / 'samples' / 'file'
+    with subprocess.Popen(
+        [sys.executable, '-c', write, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        writer.stdout.readline()
+        remove_unfinished(tmp_path)
+        assert len(names_in(path.parent)) == 1
+        writer.kill()
+        writer.wait()
+        assert len(names_in(path.parent)) == 1
+        remove_unfinished(tmp_path)
+    assert names_in(path.parent) == []
+
+
+def test_a_process_that_ends_outright_removes_what_it_had_begun(tmp_path):
+    with open_atomically(tmp_path / 'file'):
+        remove_own_unfinished()
+        assert names_in(tmp_path) == []
+        (tmp_path / f'.file.{os.getpid()}.unfinished').touch()
 
 
 def test_a_read_allocates_no_more_than_there_is(tmp_path):

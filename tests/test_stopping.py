@@ -104,3 +104,12 @@ def test_a_process_that_does_not_come_round_is_ended():
     ended = subprocess.run([sys.executable, '-c', STUCK], capture_output=True, text=True)
     assert ended.returncode == 143
     assert ended.stderr.startswith('error: stopped by SIGTERM. What was running did not end')
+
+
+def test_work_with_nothing_to_save_ends_at_once():
+    """At a signal that comes within it, or came before."""
+    with Stop() as stop:
+        with stop.at_once(), pytest.raises(Stopped, match=r'SIGTERM. The same command starts over'):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped, match=r'SIGTERM. Resume'):
+            stop.at_once('Resume.').__enter__()
