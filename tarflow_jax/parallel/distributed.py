@@ -286,7 +286,7 @@ def largest(number: int) -> int:
 
 def of_main(value: Any) -> Any:
     """The `value` of process 0 in every process, for what JSON can say; all of them must ask."""
-    return _of_all(value if is_main() else None)[0]
+    return of_all(value if is_main() else None)[0]
 
 
 def array_of_main(array: np.ndarray) -> np.ndarray:
@@ -305,7 +305,7 @@ def check_same(description: dict[str, Any]) -> None:
     Raises:
       RunError: the descriptions differ; in every process, with the same words.
     """
-    first, *others = [_flatten(description) for description in _of_all(description)]
+    first, *others = [_flatten(description) for description in of_all(description)]
     for process, other in enumerate(others, start=1):
         for name in first | other:
             pair = [json.dumps(flat[name]) if name in flat else 'none' for flat in (first, other)]
@@ -317,8 +317,8 @@ def check_same(description: dict[str, Any]) -> None:
                 )
 
 
-def _of_all(value: Any) -> list:
-    """The JSON value of every process, in their order."""
+def of_all(value: Any) -> list:
+    """The JSON value of every process, in their order; all of them must ask."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     if jax.process_count() == 1:
         return [json.loads(text.tobytes())]

@@ -186,9 +186,11 @@ class Checkpoints:
             restored = self._read_patiently(lambda: self._read(step, names, items))
         except (Damaged, RunError) as reason:
             error = reason
-        for kind in RunError, Damaged:
-            if not distributed.agree(not isinstance(error, kind)):
-                raise error if isinstance(error, kind) else kind('says another process')
+        told = distributed.of_all(error and [isinstance(error, RunError), str(error)])
+        if passing := [words for may_pass, words in filter(None, told) if may_pass]:
+            raise RunError(passing[0]) from error
+        if any(told):
+            raise error or Damaged('says another process')
         differing = [name for name in restored if fingerprints(restored[name]) != prints.get(name)]
         if not distributed.agree(not differing):
             arrays = f'the arrays of {", ".join(differing)}' if differing else 'arrays elsewhere'
