@@ -1,9 +1,10 @@
 """Readers of files that others made, under fire: whatever the bytes, they give what lies within the
 file, or an InputError (of images, as their readers say, an OSError or a ValueError).
 
-Some hundred cases run with the suite, always the same. Twenty thousand others took half an hour:
+Some hundred cases run with the suite, always the same. For twenty thousand:
 
-    FOREIGN_FILES=20000 python -m pytest -n 0 -s tests/test_foreign_files.py
+    FOREIGN_FILES=20000 python -m pytest -n 0 -s -o faulthandler_timeout=0 \\
+        tests/test_foreign_files.py
 
 The outcomes are counted and, with -s, printed.
 """
