@@ -301,11 +301,11 @@ def run():
         status, message = 1, f'{type(error).__name__}: {error}'
     distributed.wait_for_its_cause(status)
     print(f'{stack}error: {message}', file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
     distributed.leave(status, message)
     if flags.FLAGS.is_parsed() and MODE.value not in ('convert', 'plan'):
         distributed.leave_before_connecting(status, message, *place_flags())
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another
 
 

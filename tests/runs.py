@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -274,6 +275,8 @@ def _call(folder, function, process, arguments):
 def _run(folder, arguments, at, file_size, devices, mortal):
     _print_into(folder)
     terminal.prepare()
+    for handler in logging.root.handlers:  # made before, with the stream that it replaces
+        handler.setStream(sys.stderr)
     sys.argv = ['tarflow_jax/main.py', *arguments]
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))

@@ -1,13 +1,11 @@
 """Terminals close, readers go away, signals come early: the program goes on, or ends in words."""
 
-import fcntl
 import os
 import pathlib
 import pty
 import signal
 import subprocess
 import sys
-import termios
 
 import pytest
 from runs import COMMAND, ROOT, TIMEOUT, steps_in, wait_for
@@ -63,18 +61,32 @@ def test_a_run_that_nobody_listens_to_trains_to_the_end(runs, tmp_path, redirect
     assert steps_in(tmp_path / 'run')[-1] == 24
 
 
+LOG_IN = """
+import fcntl, os, sys, termios
+
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal is that of this session
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def test_a_run_whose_terminal_is_closed_saves_itself(runs, tmp_path):
     """The kernel sends SIGHUP as the last one that holds the terminal lets it go."""
     main, terminal = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, f'--config={runs.config}', f'--workdir={tmp_path}'],
+        [
+            sys.executable,
+            '-c',
+            LOG_IN,
+            *COMMAND,
+            f'--config={runs.config}',
+            f'--workdir={tmp_path}',
+        ],
         cwd=ROOT,
         env=os.environ | runs.environment | {'TERM': 'xterm'},
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(terminal)
     shown = b''

@@ -242,9 +242,13 @@ class Checkpoints:
 
     def _is_vanishing(self, step: int) -> bool:
         """Whether a checkpoint is gone, or on its way."""
-        before = sorted(self._at(step).rglob('*'))
+        before = self._files_of(step)
         time.sleep(LOOK_SECONDS)
-        return not self._at(step).is_dir() or sorted(self._at(step).rglob('*')) != before
+        return not self._at(step).is_dir() or self._files_of(step) != before
+
+    def _files_of(self, step: int) -> list[str]:
+        walk = os.walk(self._at(step))  # passes over what vanishes meanwhile
+        return sorted(os.path.join(folder, name) for folder, _, names in walk for name in names)
 
     def restore_newest(
         self, items: dict[str, Any], optional=(), older_than: float = math.inf
@@ -264,18 +268,19 @@ class Checkpoints:
         """
         damaged: list[int] = []
         looks = 0
-        while steps := [n for n in self.steps() if n < older_than and n not in damaged]:
+        while True:
+            listed = self.steps()
+            steps = [n for n in listed if n < older_than and n not in damaged]
+            if not steps:
+                break
             try:
                 return steps[0], self.restore(steps[0], items, optional)
-            except Vanished:
-                looks += 1
-                if looks == MOST_LOOKS:
-                    raise RunError(
-                        f'the checkpoints in {self.folder} are removed faster than they can be '
-                        'read, by the run that writes them: wait for its end, or raise its '
-                        'train.keep_checkpoints or train.checkpoint_every.'
-                    ) from None
             except Damaged as reason:
+                # A run beside, which saves and removes, leaves nothing damaged.
+                if isinstance(reason, Vanished) or (self._read_only and self.steps() != listed):
+                    looks += 1
+                    self._check_looks(looks)
+                    continue
                 damaged.append(steps[0])
                 if distributed.is_main():
                     logging.warning(
@@ -289,6 +294,15 @@ class Checkpoints:
                 'give another --workdir (or move that folder away).'
             )
         return None
+
+    def _check_looks(self, looks: int) -> None:
+        """Raises RunError once a folder has been looked at often enough."""
+        if looks == MOST_LOOKS:
+            raise RunError(
+                f'the checkpoints in {self.folder} are removed faster than they can be read, by '
+                'the run that writes them: wait for its end, or raise its train.keep_checkpoints '
+                'or train.checkpoint_every.'
+            ) from None
 
     def set_aside(self, newer_than: int, because: str = 'damaged') -> None:
         """Renames newer checkpoints, to `<step>.<because>`, so that their steps can be saved."""

@@ -64,7 +64,7 @@ def test_a_workdir_and_a_file_serve_a_run_of_that_model(runs, source, converted,
     )
     _, expected = tarflow_jax.load(source)
     for path in converted, source:
-        _, params = loading.load_for(config, path, one_device)
+        _, params, _ = loading.load_for(config, path, one_device)
         jax.tree.map(np.testing.assert_array_equal, params, expected)
     config.model.num_blocks = 4
     with pytest.raises(InputError, match='num_blocks is 3 there, 4 in the config'):

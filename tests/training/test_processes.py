@@ -1,5 +1,6 @@
 """Two processes, as on two hosts, train, sample and score what one does, and end together."""
 
+import json
 import os
 import shutil
 import signal
@@ -145,12 +146,15 @@ def test_two_sample_and_score_as_one(runs, one, tmp_path):
         assert main.out
         assert main.err == second.out == second.err == ''
     contents = [
-        {path: content for path, (content, _) in files_in(tmp_path / name).items()}
+        {str(path): content for path, (content, _) in files_in(tmp_path / name).items()}
         for name in ('one', 'two')
     ]
-    assert {str(path) for path in contents[0]} == {
+    assert contents[0].keys() == {
         *('evaluation.json', 'samples/samples.npz', 'samples/samples.png')
     }
+    evaluations = [json.loads(content.pop('evaluation.json')) for content in contents]
+    assert all(evaluation.pop('date') for evaluation in evaluations)
+    assert evaluations[0] == evaluations[1]
     assert contents[0] == contents[1]
 
 
