@@ -227,7 +227,7 @@ def test_what_is_removed_while_it_is_read_is_not_damaged(workdir, opened, caplog
         assert items['counters']['step'] == step
         seen.add(step)
     assert writer.returncode == 0
-    assert len(seen) > 3
+    assert len(seen) > 1
     assert caplog.messages == []
 
 

@@ -1,5 +1,6 @@
 """Two processes, as on two hosts, train, sample and score what one does, and end together."""
 
+import errno
 import json
 import os
 import shutil
@@ -171,3 +172,16 @@ def test_where_one_fails_both_end(runs, tmp_path):
     main, second = runs.run_many(2, tmp_path, '--config.train.sample_every=2', status=1)
     assert main.err.startswith(f'error: writing in {tmp_path} failed: ')
     assert f'error: process 0 failed: writing in {tmp_path} failed: ' in second.err
+
+
+def test_where_one_of_four_cannot_save_all_end_with_its_words(runs, tmp_path):
+    """More cases, and more processes, are in tests/failures_of_many.py."""
+    full = ('call', 'training/checkpoint.py save', 2, OSError(errno.ENOSPC, 'The disk is full'))
+    results = [run.wait() for run in runs.start_many(4, tmp_path, at={2: full})]
+    assert [result.status for result in results] == [1] * 4
+    assert 'The disk is full' in results.pop(2).err
+    for result in results:
+        assert result.err.startswith('error: process 2 failed: ')
+        assert 'The disk is full' in result.err
+        assert result.err.count('\n') == 1
+    assert steps_in(tmp_path) == [4]

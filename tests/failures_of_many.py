@@ -1,8 +1,9 @@
-"""A training run of several processes fails somewhere: all end soon, and nothing is lost.
+"""Runs of many processes that fail somewhere: all end soon, nothing is lost. Not in the suite.
 
-Of four processes the case that matters most; of eight, with every case, by
+    TARFLOW_JAX_PROCESSES=8 python -m pytest -n 0 -s tests/failures_of_many.py
 
-    TARFLOW_JAX_PROCESSES=8 python -m pytest tests/training/test_failures.py
+Each case prints the statuses of all processes, and the seconds it took. There are four processes
+unless TARFLOW_JAX_PROCESSES says otherwise.
 """
 
 import os
@@ -21,8 +22,8 @@ FULL = OSError(28, 'No space left on device')
 ODD = ArithmeticError('an odd number')
 
 # What happens, to which processes; the status of all, and the words.
-FAILURES = {'a save': ((*SAVE, FULL), [2], 1, 'No space left on device')}
-MORE_FAILURES = {
+FAILURES = {
+    'a save': ((*SAVE, FULL), [2], 1, 'No space left on device'),
     'a config of its own': (None, [2], 2, "there is no config key 'no'"),
     'killed in training': ((*STEP, signal.SIGKILL), [2], 1, KILLED),
     'the main one killed': ((*STEP, signal.SIGKILL), [0], 1, KILLED),
@@ -45,13 +46,11 @@ MORE_FAILURES = {
     'two killed': ((*STEP, signal.SIGKILL), [0, 2], 1, KILLED),
     'all but one': ((*STEP, ODD), [0, 1, 2], 1, str(ODD)),
 }
-MANY = [NUMBER] if 'TARFLOW_JAX_PROCESSES' in os.environ else []
-CASES = FAILURES | (MORE_FAILURES if 'TARFLOW_JAX_PROCESSES' in os.environ else {})
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', FAILURES)
 def test_all_end_as_the_one_that_failed(runs, tmp_path, case):
-    trap, failing, status, words = CASES[case]
+    trap, failing, status, words = FAILURES[case]
     if trap:
         how = {'at': dict.fromkeys(failing, trap)}
     else:
@@ -77,36 +76,34 @@ def test_all_end_as_the_one_that_failed(runs, tmp_path, case):
         assert 4 in steps_in(tmp_path)
 
 
-@pytest.mark.parametrize('number', MANY)
-def test_a_slow_one_is_waited_for_and_nothing_is_lost(runs, tmp_path, number):
+def test_a_slow_one_is_waited_for_and_nothing_is_lost(runs, tmp_path):
     whole, workdir = tmp_path / 'whole', tmp_path / 'run'
-    runs.run_many(number, whole)
-    running = runs.start_many(number, workdir, at={2: (*STEP, signal.SIGSTOP)})
+    runs.run_many(NUMBER, whole)
+    running = runs.start_many(NUMBER, workdir, at={2: (*STEP, signal.SIGSTOP)})
     while not steps_in(workdir):
         time.sleep(0.05)
     time.sleep(30)
     running[2].signal(signal.SIGCONT)
-    assert [run.wait().status for run in running] == [0] * number
+    assert [run.wait().status for run in running] == [0] * NUMBER
     assert_same_run(runs, workdir, whole)
 
     workdir = tmp_path / 'again'
-    runs.run_many(number, workdir, status=143, at={3: (*STEP, signal.SIGTERM)})
+    runs.run_many(NUMBER, workdir, status=143, at={3: (*STEP, signal.SIGTERM)})
     for victim in 0, 2:
-        running = runs.start_many(number, workdir, at={victim: (*STEP, signal.SIGKILL)})
+        running = runs.start_many(NUMBER, workdir, at={victim: (*STEP, signal.SIGKILL)})
         assert {run.wait().status for run in running} == {1, -signal.SIGKILL}
-    runs.run_many(number, workdir)
+    runs.run_many(NUMBER, workdir)
     assert_same_run(runs, workdir, whole)
 
 
-@pytest.mark.parametrize('number', MANY)
 @pytest.mark.parametrize('mode', ['sample', 'evaluate'])
-def test_failures_of_other_modes(runs, whole, tmp_path, number, mode):
+def test_failures_of_other_modes(runs, whole, tmp_path, mode):
     flags = (f'--checkpoint={whole[0]}', f'--mode={mode}')
     for victim in 0, 2:
         trap = ('call', 'sampling/generate.py _draw_finite', 1, signal.SIGKILL)
         if mode == 'evaluate':
             trap = (*SCORES, signal.SIGKILL)
-        running = runs.start_many(number, tmp_path, *flags, at={victim: trap})
+        running = runs.start_many(NUMBER, tmp_path, *flags, at={victim: trap})
         results = [run.wait() for run in running]
         assert results.pop(victim).status == -signal.SIGKILL
         for result in results:
