@@ -1,10 +1,10 @@
 """What this machine can hold, of things whose number anybody may ask for."""
 
-import os
 import shutil
 from pathlib import Path
 
 from tarflow_jax.errors import InputError
+from tarflow_jax.parallel.memory import host_bytes
 from tarflow_jax.quantities import format_bytes
 
 _MOST = 2**31 - 2**20  # samples, which int32 counts, a last batch included
@@ -25,7 +25,7 @@ def check_samples(
     Raises:
       InputError: they do not fit; it says how many do.
     """
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    memory = host_bytes()
     disk = shutil.disk_usage(folder).free
     most = min(_MOST, memory // memory_each, disk // disk_each)
     if num_samples > most:

@@ -168,13 +168,6 @@ def _hint(name: str) -> str:
     return f"; did you mean '{nearest[0]}'?" if nearest else '.'
 
 
-def check_at_least_one(config, section: str, *keys: str) -> None:
-    """Raises InputError for a count that is none."""
-    for key in keys:
-        if config[section][key] < 1:
-            raise InputError(f'{section}.{key} must be at least 1; got {config[section][key]}.')
-
-
 def count_steps(config, num_images: int) -> int:
     """How many steps a training on `num_images` takes; raises InputError if they are too many."""
     steps = config.train.num_epochs * num_images / config.train.batch_size

@@ -33,7 +33,7 @@ def prepare_fid(config, stop: Stop) -> None:
     Raises:
       InputError: the data or the weights of Inception are not there.
     """
-    experiment.check_at_least_one(config, 'evaluate', 'batch_size')
+    experiment.check_section(config, 'evaluate')
     mesh = make_mesh(**config.mesh)
     families = {
         family: features_of(config, mesh, quality.FAMILIES[family])

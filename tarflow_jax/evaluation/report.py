@@ -23,8 +23,8 @@ from tarflow_jax.files import json_text, make_writable, remove_unfinished, write
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.quantities import format_duration
-from tarflow_jax.sampling.generate import LABELS
 from tarflow_jax.stopping import Stop
+from tarflow_jax.values import Choice
 
 REPORT_FILE = 'evaluation.json'
 HISTORY_FILE = 'evaluations.jsonl'  # those before
@@ -155,12 +155,8 @@ def check_keys(config) -> None:
     """Raises InputError for values under which an evaluation makes no sense."""
     asked = config.evaluate
     names = metric_names(config)
-    experiment.check_at_least_one(config, 'evaluate', 'batch_size', 'num_draws', 'num_samples')
-    for key, allowed in ('labels', LABELS), ('quantization', QUANTIZATIONS):
-        if asked[key] not in allowed:
-            raise InputError(
-                f'evaluate.{key} must be one of {", ".join(allowed)}; got {asked[key]!r}.'
-            )
+    experiment.check_section(config, 'evaluate')
+    Choice(QUANTIZATIONS).check('evaluate.quantization', asked.quantization)
     if 'iw_bits_per_dim' in names and config.noise.type != 'uniform':
         raise InputError(
             'evaluate.metrics names iw_bits_per_dim, a bound on the code length of 8-bit images, '

@@ -56,7 +56,12 @@ def _limit_of_a_device(devices) -> float:
     of_device = next(iter(devices)).memory_stats() or {}
     if 'bytes_limit' in of_device:
         return of_device['bytes_limit']
-    return min(_host_limits()) / len(devices)
+    return host_bytes() / len(devices)
+
+
+def host_bytes() -> int:
+    """The memory that this machine, or the container that the program runs in, has."""
+    return min(_host_limits())
 
 
 def _host_limits():
