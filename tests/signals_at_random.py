@@ -6,6 +6,7 @@ Each case prints when the signal came, how long the run took to leave, and its s
 how many there are of each kind (20), SEED which (0).
 """
 
+import contextlib
 import json
 import os
 import random
@@ -71,9 +72,10 @@ def outcome_of(runs, workdir):
 def test_a_signal_at_a_random_moment(runs, undisturbed, tmp_path, moment):
     kind, flags, expected, seconds = undisturbed
     running = runs.start(tmp_path, *flags)
-    delay = random.Random(f'{SEED} {kind} {moment}').uniform(0, 0.8 * seconds)
+    delay = random.Random(f'{SEED} {kind} {moment}').uniform(0, seconds)
     time.sleep(delay)
-    running.signal(signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):  # a busy machine may be idle by now
+        running.signal(signal.SIGTERM)
     start = time.monotonic()
     stopped = running.wait()
     left = time.monotonic() - start
