@@ -72,7 +72,8 @@ def outcome_of(runs, workdir):
 def test_a_signal_at_a_random_moment(runs, undisturbed, tmp_path, moment):
     kind, flags, expected, seconds = undisturbed
     running = runs.start(tmp_path, *flags)
-    delay = random.Random(f'{SEED} {kind} {moment}').uniform(0, seconds)
+    # The forked process takes a moment to become one of the program.
+    delay = random.Random(f'{SEED} {kind} {moment}').uniform(0.2, seconds)
     time.sleep(delay)
     with contextlib.suppress(ProcessLookupError):  # a busy machine may be idle by now
         running.signal(signal.SIGTERM)
