@@ -260,11 +260,6 @@ def _no_answer(coordinator, timeout, reason) -> str:
     )
 
 
-def is_connected() -> bool:
-    """Whether this is one process of several."""
-    return jax.distributed.is_initialized()
-
-
 def is_main() -> bool:
     """Whether this is the process that writes files and talks to the user."""
     return jax.process_index() == 0
