@@ -17,9 +17,9 @@ from tarflow_jax.files import write_json
 from tarflow_jax.flow import TarFlow, patches
 from tarflow_jax.flow.attention import SPLASH_BLOCKS
 from tarflow_jax.keys import KEYS, check_record, flatten
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel.mesh import batch_shares
 from tarflow_jax.sampling.guidance import Guidance
-from tarflow_jax.training.objective import Noise
 from tarflow_jax.values import MOST
 
 CONFIG_FILE = 'config.json'

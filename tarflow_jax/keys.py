@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow.tarflow import CHOICES, SIZES
+from tarflow_jax.likelihood.noise import NOISE_TYPES
 from tarflow_jax.sampling.denoise import NOISE_STD
 from tarflow_jax.sampling.generate import LABELS
 from tarflow_jax.sampling.guidance import ATTENTION_TEMPERATURE, GUIDE, WEIGHT
 from tarflow_jax.sampling.sequential import PRIOR_TEMPERATURE
-from tarflow_jax.training.objective import NOISE_TYPES
 from tarflow_jax.training.optimizer import FIRST_MOMENT_DTYPES
 from tarflow_jax.training.state import GATHER
 from tarflow_jax.values import MOST, Choice, Flag, ImageShape, Location, Real, Text, Texts, Whole

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 
 from tarflow_jax import experiment
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.planning.programs import abstract_state
 from tarflow_jax.sampling.generate import draw
-from tarflow_jax.training.objective import Noise, negative_log_likelihood
+from tarflow_jax.training.objective import negative_log_likelihood
 from tarflow_jax.training.step import jit_train_step
 
 BATCH = 2

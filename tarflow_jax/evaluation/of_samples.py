@@ -13,12 +13,12 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import quality, references
 from tarflow_jax.evaluation.drawn import DrawnSamples
 from tarflow_jax.evaluation.features import check_preprocessing, to_levels
-from tarflow_jax.evaluation.likelihood import scored_batches
 from tarflow_jax.evaluation.prepare_fid import DataReference, features_of
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.evaluation.subject import Subject
 from tarflow_jax.files import make_writable, sha256_of
 from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.likelihood.scores import scored_batches
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.quantities import format_duration

@@ -6,10 +6,10 @@ from typing import Any
 from tarflow_jax import experiment
 from tarflow_jax.data.sources import Dataset
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation import likelihood
 from tarflow_jax.evaluation.metrics import OF_SPLITS, split_names
 from tarflow_jax.evaluation.subject import Subject
 from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.likelihood.scores import in_float32
 
 
 def check(config, model: TarFlow, dataset: Dataset, names: list[str]) -> None:
@@ -66,7 +66,7 @@ class OfSplits:
         scores: dict[str, float] = {}
         for function in dict.fromkeys(OF_SPLITS[name] for name in self.names):
             scores |= function(
-                likelihood.in_float32(subject.model),
+                in_float32(subject.model),
                 subject.params,
                 self._splits[split_name],
                 experiment.make_noise(subject.config, subject.dataset),

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from tarflow_jax import experiment, stopping
 from tarflow_jax.flow import TarFlow
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import batch_shares
 from tarflow_jax.planning import hlo
 from tarflow_jax.sampling.generate import draw_batch
 from tarflow_jax.training import loop
 from tarflow_jax.training import state as states
-from tarflow_jax.training.objective import Noise
 from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 _SCHEDULE_KEYS = ('peak_learning_rate', 'final_learning_rate', 'warmup_steps')

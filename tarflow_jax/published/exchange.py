@@ -13,10 +13,10 @@ from tarflow_jax import experiment, loading
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import sha256_of, workdir_lock, write_json
 from tarflow_jax.formats import torchfile
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
 from tarflow_jax.training.checkpoint import Checkpoints
-from tarflow_jax.training.objective import Noise
 
 
 def to_workdir(

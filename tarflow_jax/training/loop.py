@@ -13,8 +13,9 @@ from absl import logging
 from tarflow_jax import experiment, imagefiles
 from tarflow_jax.data import pipeline
 from tarflow_jax.errors import RunError
-from tarflow_jax.evaluation import likelihood, report
+from tarflow_jax.evaluation import report
 from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished, workdir_lock
+from tarflow_jax.likelihood.scores import in_float32, score_split
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling.generate import generate
@@ -377,8 +378,8 @@ class Run:
         self.pace.restart()
 
     def evaluate(self, step, state: states.TrainState):
-        scores = likelihood.evaluate(
-            likelihood.in_float32(self.model),
+        scores = score_split(
+            in_float32(self.model),
             state.sampling_params,
             self.test_split,
             self.noise,

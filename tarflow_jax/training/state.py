@@ -9,6 +9,7 @@ import optax
 from flax import linen as nn
 
 from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
 from tarflow_jax.training import health, objective
 
@@ -93,7 +94,7 @@ def init_state(key, model: TarFlow, optimizer, *, ema: bool) -> TrainState:
 def make_train_step(
     model: TarFlow,
     optimizer: optax.GradientTransformation,
-    noise: objective.Noise,
+    noise: Noise,
     *,
     seed: int,
     drop_label: float,

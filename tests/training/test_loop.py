@@ -18,13 +18,13 @@ from runs import (
 
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation import likelihood
+from tarflow_jax.likelihood.noise import Noise
+from tarflow_jax.likelihood.scores import in_float32, score_split
 from tarflow_jax.loading import load
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.stopping import Stop
 from tarflow_jax.training import loop
-from tarflow_jax.training.objective import Noise
 
 TRAIN_KEYS = {'loss', 'grad_norm', 'learning_rate', 'skipped_steps', 'images_per_second'}
 
@@ -74,7 +74,7 @@ def test_the_last_score_is_that_of_the_saved_average(runs, whole):
     model, params = load(whole[0])
     mesh = make_mesh()
     digits = open_dataset('digits', runs.data_dir)
-    scores = likelihood.evaluate(
+    scores = score_split(
         model,
         jax.device_put(params, rules.replicated(mesh)),
         digits.split('test'),
@@ -96,8 +96,8 @@ def test_scores_are_float32_whatever_is_trained(runs, tmp_path):
     model, params = load(tmp_path)
     mesh = make_mesh()
     assert model.dtype == 'bfloat16'
-    scores = likelihood.evaluate(
-        likelihood.in_float32(model),
+    scores = score_split(
+        in_float32(model),
         jax.device_put(params, rules.replicated(mesh)),
         open_dataset('digits', runs.data_dir).split('test'),
         Noise('gaussian', 0.1, 17),
