@@ -15,7 +15,6 @@ from tarflow_jax.training import health, objective
 
 COUNTERS = ('step', 'window', 'skipped', 'skipped_in_a_row')
 HEALTH = 'health'  # an item that older checkpoints lack
-GATHER = ('layer', 'step')
 PRIOR_UPDATE_RATE = 0.1  # of the tracked prior variance, a step; that of the published models
 
 

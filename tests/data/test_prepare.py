@@ -11,7 +11,7 @@ import pytest
 from image_trees import CLASSES, damage, fill
 
 from configs import small
-from tarflow_jax import experiment
+from tarflow_jax.build import build
 from tarflow_jax.data import prepare
 from tarflow_jax.data.image_folder.display import PreparationDisplay
 from tarflow_jax.data.sources import open_dataset
@@ -95,7 +95,7 @@ def test_the_command_that_is_next_trains(tmp_path, capsys, monkeypatch):
     ]
     config = small.get_config('16x16x3')
     config.update_from_flattened_dict({'data.name': 'animals', 'model.num_classes': 3})
-    dataset = experiment.open_data(config, experiment.make_model(config))
+    dataset = build(config).dataset
     assert len(dataset.split(config.data.train_split)) == 28
     assert len(dataset.split(config.data.test_split)) == 2
 

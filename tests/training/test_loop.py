@@ -16,6 +16,7 @@ from runs import (
     wait_until_held,
 )
 
+from tarflow_jax.build import build
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
 from tarflow_jax.likelihood.noise import Noise
@@ -242,7 +243,7 @@ REFUSED = {
 def test_refused_before_anything_is_done(runs, tmp_path, key, value):
     config = runs.make_config(**{key: value})
     with pytest.raises(InputError) as refusal:
-        loop.train(config, tmp_path, None, Stop())
+        loop.train(build(config), tmp_path, Stop())
     for words in REFUSED[key, value]:
         assert words in str(refusal.value)
-    assert [path.name for path in tmp_path.iterdir()] == ['.lock']
+    assert {path.name for path in tmp_path.iterdir()} <= {'.lock'}
