@@ -57,7 +57,7 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
             is_finite.append(np.isfinite(batch).all(axis=(1, 2, 3)))
     if not distributed.is_main():
         return
-    _check_finite(np.concatenate(is_finite))
+    check_finite(np.concatenate(is_finite))
     images = np.concatenate(images)
     labels = spread_labels(sampling['labels'], len(images), model.num_classes, sampling['seed'])
     arrays = {'arr_0': images} if labels is None else {'arr_0': images, 'arr_1': labels}
@@ -65,7 +65,7 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
     imagefiles.write_png(folder / 'samples.png', imagefiles.image_grid(images[:GRID_SAMPLES]))
 
 
-def _check_finite(is_finite: np.ndarray) -> None:
+def check_finite(is_finite: np.ndarray) -> None:
     """Says how many samples are not finite; raises RunError if none is."""
     failed = np.count_nonzero(~is_finite)
     if not failed:
