@@ -18,8 +18,8 @@ from flax import linen as nn
 from tarflow_jax.flow import attention
 from tarflow_jax.flow.attention import PRECISION
 
-# Says which axis of an activation is which; the rules in `parallel` say how that is split.
-named = nn.with_logical_constraint
+# Names the axes of an activation; the rules in `parallel` say how each is split over devices.
+name_axes = nn.with_logical_constraint
 
 
 class Linear(nn.Module):
@@ -88,7 +88,7 @@ class CausalAttention(nn.Module):
         heads = width // self.head_dim
 
         qkv = Linear((heads, 3, self.head_dim), self.dtype, name='qkv')(h_BTD)
-        qkv = named(qkv, ('batch', 'tokens', 'heads', None, 'head_dim'))
+        qkv = name_axes(qkv, ('batch', 'tokens', 'heads', None, 'head_dim'))
         q_BTNK, k_BTNK, v_BTNK = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
         if cache is None:
             mixed_BTNK = attention.IMPLEMENTATIONS[self.attention](q_BTNK, k_BTNK, v_BTNK)
@@ -96,7 +96,7 @@ class CausalAttention(nn.Module):
             cache = cache.write(layer, position, k_BTNK, v_BTNK)
             k_BNSK, v_BNSK = cache.read(layer)
             mixed_BTNK = attention.attend(q_BTNK, k_BNSK, v_BNSK, position[None], temperature)
-        mixed_BTNK = named(mixed_BTNK, ('batch', 'tokens', 'heads', 'head_dim'))
+        mixed_BTNK = name_axes(mixed_BTNK, ('batch', 'tokens', 'heads', 'head_dim'))
         out_BTD = Linear((width,), self.dtype, name='out')(mixed_BTNK)
         return out_BTD, cache
 
@@ -111,7 +111,7 @@ class Mlp(nn.Module):
     def __call__(self, h_BTD):
         width = h_BTD.shape[-1]
         h_BTF = Linear((self.expansion * width,), self.dtype, name='up')(h_BTD)
-        h_BTF = named(jax.nn.gelu(h_BTF, approximate=False), ('batch', 'tokens', 'hidden'))
+        h_BTF = name_axes(jax.nn.gelu(h_BTF, approximate=False), ('batch', 'tokens', 'hidden'))
         return Linear((width,), self.dtype, name='down')(h_BTF)
 
 
@@ -120,7 +120,7 @@ class TransformerLayer(nn.Module):
 
     Shaped to be scanned over layers: `(h, cache)` is carried, `layer` is this layer's index in the
     cache; `position` and `temperature` (a scalar or one value a row, dividing the attention logits)
-    are the same for all layers. Without a cache the whole sequence is read at once.
+    are the same for all layers. Without a cache the input is a whole sequence.
     """
 
     head_dim: int
@@ -139,7 +139,7 @@ class TransformerLayer(nn.Module):
         )
         h_BTD = h_BTD + update
         h_BTD = h_BTD + mlp(self.norm('mlp_norm', h_BTD))
-        h_BTD = named(h_BTD, ('batch', 'tokens', 'width'))
+        h_BTD = name_axes(h_BTD, ('batch', 'tokens', 'width'))
         return (h_BTD, cache), None
 
     def norm(self, name, h_BTD):

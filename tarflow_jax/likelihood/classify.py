@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.flow.tarflow import TarFlow, as_images, check_params
+from tarflow_jax.flow.inputs import as_batch
+from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.likelihood.scores import noisy_images, scored_batches
 from tarflow_jax.parallel import distributed
@@ -22,7 +23,7 @@ def class_log_probs(model: TarFlow, params, images):
     check_params(model, params)
     if not model.num_classes:
         raise InputError('the model has no classes (model.num_classes=0): it cannot classify.')
-    return jax.nn.log_softmax(_joint(model, params, as_images(images, model.image_shape)))
+    return jax.nn.log_softmax(_joint(model, params, as_batch('images', images, model.image_shape)))
 
 
 def score_split(

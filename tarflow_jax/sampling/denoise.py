@@ -4,7 +4,8 @@ import functools
 
 import jax
 
-from tarflow_jax.flow.tarflow import PRIORS, TarFlow, as_images, as_labels, check_params
+from tarflow_jax.flow.inputs import as_batch, as_labels
+from tarflow_jax.flow.tarflow import PRIORS, TarFlow, check_params
 from tarflow_jax.values import Choice, Real
 
 NOISE_STD = Real(0, 10)  # pixels span a range of 2
@@ -31,7 +32,7 @@ def denoise(model: TarFlow, params, images, labels=None, *, noise_std: float, pr
     check_params(model, params)
     noise_std = NOISE_STD.check('noise_std', noise_std)
     Choice(PRIORS).check('prior', prior)
-    images = as_images(images, model.image_shape)
+    images = as_batch('images', images, model.image_shape)
     labels = as_labels(labels, len(images), model.num_classes)
     return _denoise(model, params, images, labels, noise_std, prior)
 

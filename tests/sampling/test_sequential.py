@@ -73,7 +73,7 @@ def test_other_inputs_do_not_compile_again(params, random_batch, caplog):
         ((2, 4, 4, 3), None, {}, r'got \[2, 4, 4, 3\]'),
         ((2, 4, 4, 1), [0, 3], {}, r'lie in 0\.\.2, or be -1 for no label; got \[3\]'),
         ((2, 4, 4, 1), [0, -5], {}, r'got \[-5\]'),
-        ((2, 4, 4, 1), [0, 1, 2], {}, r'shape \(2,\), one an image; got \(3,\)'),
+        ((2, 4, 4, 1), [0, 1, 2], {}, r'shape \(2,\), one per row; got \(3,\)'),
         ((2, 4, 4, 1), None, dict(prior_temperature=-1), 'at least 0; got -1'),
         ((2, 4, 4, 1), None, dict(prior_temperature=float('nan')), 'at least 0; got nan'),
         ((2, 4, 4, 1), None, dict(prior_temperature=float('inf')), 'at most 100; got inf'),
