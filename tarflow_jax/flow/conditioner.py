@@ -1,10 +1,10 @@
-"""The causal transformer that reads each token together with the tokens before it.
+"""The causal transformer: the output at a token depends on it and the tokens before it.
 
 Suffix letters name dimensions: B batch, T tokens, S attended tokens, D width, N heads, K head dim,
 F hidden of the MLP, L layers.
 
-The same parameters serve two calls: a whole sequence [B, T, D] at once, or, given a `KVCache` and
-a position, the single token [B, 1, D] at that position. LayerNorm statistics, softmax and the
+The same parameters serve two kinds of input: a whole sequence [B, T, D], or, with a `KVCache` and a
+position, the single token [B, 1, D] at that position. LayerNorm statistics, softmax and the
 residual stream are float32 whatever `dtype` is.
 """
 
@@ -55,7 +55,7 @@ class Linear(nn.Module):
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers for the tokens seen so far, each [L, B, N, S, K]."""
+    """Keys and values of all layers for the tokens so far, each [L, B, N, S, K]."""
 
     keys: jax.Array
     values: jax.Array
@@ -63,11 +63,11 @@ class KVCache(NamedTuple):
     def write(self, layer, position, key_BTNK, value_BTNK) -> 'KVCache':
         """The cache with one token (T = 1) written at `position` of `layer`, in place under jit."""
 
-        def put(cache, new_BTNK):
+        def update(cache, new_BTNK):
             new = new_BTNK.swapaxes(1, 2)[None].astype(cache.dtype)
             return jax.lax.dynamic_update_slice(cache, new, (layer, 0, 0, position, 0))
 
-        return KVCache(put(self.keys, key_BTNK), put(self.values, value_BTNK))
+        return KVCache(update(self.keys, key_BTNK), update(self.values, value_BTNK))
 
     def read(self, layer) -> tuple[jax.Array, jax.Array]:
         """Keys and values of one layer, each [B, N, S, K]."""

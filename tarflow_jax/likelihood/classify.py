@@ -16,7 +16,7 @@ from tarflow_jax.parallel import distributed
 
 
 def class_log_probs(model: TarFlow, params, images):
-    """log p(y | images) [B, num_classes] for all classes y, equally likely beforehand.
+    """Returns log p(y | images) [B, num_classes] for all classes y, equally likely a priori.
 
     p(y | x) = p(x | y) / sum_y' p(x | y')
     """
@@ -38,7 +38,7 @@ def score_split(
     seed: int,
     before_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """How well the Bayes classifier knows the labels of a split.
+    """Scores the Bayes classifier on the labels of a split.
 
     log p(x | y) is averaged over `num_draws` draws of the noise before Bayes' rule is applied.
     Arguments as of `scores.score_split`.
@@ -48,7 +48,7 @@ def score_split(
     """
     if not model.num_classes:
         raise InputError(
-            'accuracy was asked of a model without classes (model.num_classes=0); take it out of '
+            'accuracy needs a model with classes, and model.num_classes is 0; take it out of '
             'evaluate.metrics.'
         )
     correct = cross_entropy = 0.0
@@ -60,7 +60,7 @@ def score_split(
         log_probs, labels = log_probs[real].astype(np.float64), labels[real]
         if (labels < 0).any():
             raise InputError(
-                'accuracy was asked of images without labels; take it out of evaluate.metrics.'
+                'accuracy needs labels, and some images have none; take it out of evaluate.metrics.'
             )
         correct += np.sum(log_probs.argmax(axis=1) == labels)
         cross_entropy -= log_probs[np.arange(len(labels)), labels].sum()

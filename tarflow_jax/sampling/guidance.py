@@ -1,7 +1,7 @@
-"""Guidance of the inverse: push each affine map away from what an unguided pass predicts.
+"""Guidance of the inverse: pushes each affine map away from the prediction of an unguided pass.
 
-The guided pass knows the label; the unguided one does not, and may see its attention logits
-divided by a temperature, which is what guides a model without classes (paper, section 3.5):
+The unguided pass has no label, and may divide its attention logits by a temperature, which guides
+models without classes as well (paper, section 3.5):
 
     shift     <- shift     + w_t (shift     - unguided shift)
     log_scale <- log_scale + w_t (log_scale - unguided log_scale)

@@ -397,7 +397,7 @@ def test_images_without_labels_are_no_test_of_a_classifier(runs, whole, tmp_path
         *(*flags, f'--checkpoint={whole[0]}', f'--config.data.name={tmp_path}/some.npz'),
         status=2,
     ).err
-    assert 'accuracy was asked of images without labels' in line
+    assert 'accuracy needs labels, and some images have none' in line
 
 
 def test_a_reference_of_other_images_is_made_anew(runs, whole, evaluated, tmp_path):

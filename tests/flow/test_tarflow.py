@@ -1,4 +1,4 @@
-"""The chain: what makes it a normalizing flow, and its labels, directions and precisions."""
+"""The properties of a normalizing flow, and its labels, directions and precisions."""
 
 import functools
 import math

@@ -95,7 +95,7 @@ def test_annealing_lets_the_weight_grow_from_token_to_token(anneal):
 
 
 @pytest.mark.parametrize(
-    ('num_classes', 'how', 'message'),
+    ('num_classes', 'arguments', 'message'),
     [
         (3, dict(guidance=-1), 'guidance must be at least 0; got -1'),
         (3, dict(guidance=float('nan')), 'guidance must be at least 0; got nan'),
@@ -112,7 +112,7 @@ def test_annealing_lets_the_weight_grow_from_token_to_token(anneal):
         (0, dict(guidance=1.5), 'guidance=1.5 would change nothing: the model has no classes'),
     ],
 )
-def test_guidance_that_makes_no_sense_is_refused(num_classes, how, message, random_params):
+def test_guidance_that_makes_no_sense_is_refused(num_classes, arguments, message, random_params):
     model = CONDITIONAL if num_classes else UNCONDITIONAL
     with pytest.raises(InputError, match=message):
-        sample(model, random_params(model), np.zeros((1, 4, 4, 1), np.float32), **how)
+        sample(model, random_params(model), np.zeros((1, 4, 4, 1), np.float32), **arguments)
