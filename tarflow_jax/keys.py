@@ -10,8 +10,8 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.flow.attention import IMPLEMENTATIONS
 from tarflow_jax.flow.tarflow import ATTRIBUTES
 from tarflow_jax.likelihood.noise import NOISE_TYPES, Noise
+from tarflow_jax.sampling.batches import LABELS
 from tarflow_jax.sampling.denoise import NOISE_STD
-from tarflow_jax.sampling.generate import LABELS
 from tarflow_jax.sampling.guidance import ATTENTION_TEMPERATURE, GUIDE, WEIGHT
 from tarflow_jax.sampling.sequential import PRIOR_TEMPERATURE
 from tarflow_jax.values import MOST, Choice, Flag, Location, Real, Text, Texts, Whole

@@ -27,7 +27,7 @@ ATTENTION_TEMPERATURE = Real(0, 1000, above=True)
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=['weight', 'attention_temperature'],
-    meta_fields=['guide', 'anneal', 'active'],
+    meta_fields=['guided', 'anneal', 'active'],
 )
 @dataclasses.dataclass(frozen=True)
 class Guidance:
@@ -38,14 +38,14 @@ class Guidance:
     Attributes:
       weight: w, at least 0.
       attention_temperature: divides the attention logits of the unguided pass.
-      guide: the guided part of the affine map, 'both', 'scale' or 'shift'.
+      guided: the guided part of the affine map, 'both', 'scale' or 'shift'.
       anneal: whether the weight grows linearly over a block's tokens, w_t = w t / (T - 1).
       active: whether there is an unguided pass.
     """
 
     weight: float | jax.Array = 0.0
     attention_temperature: float | jax.Array = 1.0
-    guide: str = 'both'
+    guided: str = 'both'
     anneal: bool = False
     active: bool = False
 
@@ -83,7 +83,7 @@ class Guidance:
         def extrapolate(part, doubled):
             pairs = doubled.reshape(-1, 2, *doubled.shape[1:])
             guided, unguided = pairs[:, 0], pairs[:, 1]
-            is_guided = part in GUIDED_PARTS[self.guide]
+            is_guided = part in GUIDED_PARTS[self.guided]
             return guided + weight * (guided - unguided) if is_guided else guided
 
         shift, log_scale = affine
