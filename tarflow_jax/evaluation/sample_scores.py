@@ -22,7 +22,7 @@ from tarflow_jax.likelihood.scores import scored_batches
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.quantities import format_duration
-from tarflow_jax.sampling.generate import draw, spread_labels
+from tarflow_jax.sampling.batches import sample_batches, spread_labels
 from tarflow_jax.stopping import RESUMES, Stop
 
 REPORT_SHARE = 0.1  # of the samples, after which a line tells how far it is
@@ -211,7 +211,7 @@ class SampleScores:
             yield self._read_batch(drawn, start, min(start + batch_size, first), batch_size)
         pace = _Pace(first, total)
         quantization = self._settings.quantization
-        batches = draw(
+        batches = sample_batches(
             *(self._model, self._params, self._mesh),
             first=first,
             before_batch=self._stop.check,

@@ -13,7 +13,7 @@ from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import batch_shares
 from tarflow_jax.planning import hlo
-from tarflow_jax.sampling.generate import draw_batch
+from tarflow_jax.sampling.batches import sample_batch
 from tarflow_jax.training import program
 from tarflow_jax.training.program import TrainProgram
 
@@ -83,7 +83,7 @@ def lower_sampler(experiment: Experiment):
     size = sample_batch_size(experiment.config, mesh)
     numbers = _array((size,), jnp.int32, rules.batch_sharding(mesh))
     with rules.on(mesh):
-        return draw_batch.lower(
+        return sample_batch.lower(
             *(model, params, sampling['seed'], numbers, numbers, numbers),
             tuple(of_a_batch.items()),
         )

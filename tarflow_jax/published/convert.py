@@ -193,7 +193,7 @@ def convert_params(tensors: Mapping[str, np.ndarray], model: TarFlow, shardings=
         name = layout.name_of(path).removeprefix('blocks/')
         array = np.empty(leaf.shape, np.float32)
         if name == 'prior_var':
-            array[:] = model.from_tokens(tensors[layout.VARIANCE][None], depth=0)[0]
+            array[:] = model.unpatchify(tensors[layout.VARIANCE][None])[0]
         for tensor, index in parts[name]:
             shape = leaf.shape[len(index) :]
             array[index] = layout.to_ours(tensors[tensor], name, index[0], shape)
@@ -217,9 +217,9 @@ def to_state_dict(model: TarFlow, params) -> dict[str, np.ndarray]:
     check_can_be_published(model)
     params = jax.device_get(params)
     ours = layout.flat(params['blocks'])
-    mask = np.tri(model.block().num_tokens, dtype=np.float32)
+    mask = np.tri(model.token_flow().num_tokens, dtype=np.float32)
     variance = params.get('prior_var', np.ones(model.image_shape, np.float32))
-    tensors = {layout.VARIANCE: np.asarray(model.to_tokens(variance[None], depth=0)[0])}
+    tensors = {layout.VARIANCE: np.asarray(model.patchify(variance[None])[0])}
     for tensor, name, index in layout.entries(model):
         is_mask = name == layout.MASK
         tensors[tensor] = mask if is_mask else layout.to_theirs(ours[name][index], name, index[0])

@@ -18,7 +18,7 @@ from tarflow_jax.errors import RunError
 from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished
 from tarflow_jax.likelihood.scores import in_float32, score_split
 from tarflow_jax.parallel import distributed, rules
-from tarflow_jax.sampling.generate import generate
+from tarflow_jax.sampling.batches import host_images, sample_batches
 from tarflow_jax.sampling.write import GRID_SAMPLES
 from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training import state as states
@@ -378,9 +378,11 @@ class Run:
 
     def sample(self, step, state: states.TrainState):
         sampling: dict[str, Any] = {**self.experiment.sampling, 'before_batch': self.stop.check}
-        sampling['num_samples'] = min(sampling['num_samples'], GRID_SAMPLES)
-        batches = generate(self.experiment.model, state.sampling_params, self.mesh, **sampling)
-        images = np.concatenate([imagefiles.to_uint8(batch) for batch in batches])
+        sampling |= {'num_samples': min(sampling['num_samples'], GRID_SAMPLES), 'max_draws': 1}
+        batches = sample_batches(
+            self.experiment.model, state.sampling_params, self.mesh, **sampling
+        )
+        images = np.concatenate([imagefiles.to_uint8(images) for images in host_images(batches)])
         if not distributed.is_main():
             return
         grid = imagefiles.image_grid(images)

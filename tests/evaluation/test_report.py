@@ -12,7 +12,7 @@ from runs import TIMEOUT, files_in, wait_for
 
 from tarflow_jax.evaluation import inception_weights, prepare_fid, references
 from tarflow_jax.formats import torchfile
-from tarflow_jax.sampling.generate import spread_labels
+from tarflow_jax.sampling.batches import spread_labels
 
 HAAR = '--config.evaluate.metrics=haar_frechet,haar_precision,haar_recall'
 INCEPTION = '--config.evaluate.metrics=fid,sfid,inception_score,precision,recall'
@@ -397,7 +397,7 @@ def test_images_without_labels_are_no_test_of_a_classifier(runs, whole, tmp_path
         *(*flags, f'--checkpoint={whole[0]}', f'--config.data.name={tmp_path}/some.npz'),
         status=2,
     ).err
-    assert 'accuracy was asked of images without labels' in line
+    assert 'accuracy needs labels, and some images have none' in line
 
 
 def test_a_reference_of_other_images_is_made_anew(runs, whole, evaluated, tmp_path):
