@@ -114,7 +114,7 @@ def test_a_crop_as_large_as_the_photograph(pictures):
 def test_sizes_that_there_are_not(tmp_path, name):
     with pytest.raises(InputError, match='photos/8 to photos/300, such as photos/64') as error:
         open_dataset(name, tmp_path)
-    assert f"no data set '{name.rstrip('/')}'" in str(error.value)
+    assert f"no data set '{name}'" in str(error.value)
     assert not list(tmp_path.iterdir())
 
 

@@ -29,16 +29,6 @@ _SEEDS = {'train': 0, 'test': 1}
 _LARGEST_OF_MANY = 64
 
 
-def check_size(size: str) -> None:
-    """Raises InputError unless there is a variant 'photos/SIZE'."""
-    if size not in Photos.builder_configs:
-        raise InputError(
-            f"there is no data set '{Photos.name}{'/' if size else ''}{size}': the name ends in "
-            f'the side of its crops in pixels, {Photos.name}/{SMALLEST} to '
-            f'{Photos.name}/{LARGEST}, such as {Photos.name}/64 or {Photos.name}/256.'
-        )
-
-
 class Photos(tfds.core.GeneratorBasedBuilder):
     """Crops of N x N pixels, RGB, without labels; `crop` says how each is chosen.
 
@@ -90,10 +80,10 @@ class Photos(tfds.core.GeneratorBasedBuilder):
 
 
 def load_photos(places: Sequence[tuple[str, str]]) -> list[Image.Image]:
-    """The photographs in RGB, each given as (package, file name).
+    """Returns the photographs in RGB, each given as (package, file name).
 
     Raises:
-        InputError: if a package or its photograph is not there.
+        InputError: a package or its photograph is missing.
     """
     photos = []
     for package, file_name in places:
@@ -109,7 +99,7 @@ def load_photos(places: Sequence[tuple[str, str]]) -> list[Image.Image]:
 
 
 def crop(photo: Image.Image, size: int, seed: int, index: int) -> np.ndarray:
-    """A random square of a photograph, a function of the photograph, size, seed and index alone.
+    """Cuts a random square, a function of the photograph, size, seed and index alone.
 
     The logarithm of the square's side is uniform between those of `size` and of the shorter side
     of the photograph, and its place is uniform. It is scaled down to `size` with Pillow's
