@@ -52,7 +52,10 @@ def of_torch(path):
 
 
 def of_safetensors(path):
-    return safetensors.read(path).values()
+    content = path.read_bytes()
+    for array in safetensors.read(path).values():
+        assert array.tobytes() in content
+    return []
 
 
 def of_weights(path):
