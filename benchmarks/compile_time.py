@@ -11,8 +11,7 @@ import jax
 from absl import app
 from ml_collections import config_flags
 
-from tarflow_jax import experiment
-from tarflow_jax.parallel.mesh import make_mesh
+from tarflow_jax.build import build
 from tarflow_jax.planning import programs
 
 CONFIG = config_flags.DEFINE_config_file('config')
@@ -21,10 +20,10 @@ CONFIG = config_flags.DEFINE_config_file('config')
 def main(_):
     """Prints parameters, seconds of tracing and seconds of compiling."""
     config = CONFIG.value
-    model = experiment.make_model(config)
-    mesh = make_mesh(**config.mesh)
+    experiment = build(config)
+    model, mesh = experiment.model, experiment.mesh
     start = time.perf_counter()
-    lowered = programs.lower_train_step(config, model, mesh, config.train.batch_size)
+    lowered = programs.lower_train_step(experiment, config.train.batch_size)
     traced = time.perf_counter()
     lowered.compile()
     compiled = time.perf_counter()

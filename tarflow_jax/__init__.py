@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tarflow_jax.errors import InputError
-    from tarflow_jax.evaluation.classify import class_log_probs
     from tarflow_jax.flow import TarFlow
+    from tarflow_jax.likelihood.classify import class_log_probs
     from tarflow_jax.loading import load
     from tarflow_jax.sampling import denoise, sample
 
@@ -29,7 +29,7 @@ __all__ = ['InputError', 'TarFlow', 'class_log_probs', 'denoise', 'load', 'sampl
 _HOMES = {
     'InputError': 'tarflow_jax.errors',
     'TarFlow': 'tarflow_jax.flow',
-    'class_log_probs': 'tarflow_jax.evaluation.classify',
+    'class_log_probs': 'tarflow_jax.likelihood.classify',
     'denoise': 'tarflow_jax.sampling',
     'load': 'tarflow_jax.loading',
     'sample': 'tarflow_jax.sampling',

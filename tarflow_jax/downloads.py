@@ -59,7 +59,8 @@ def _fetch(folder: Path, addresses: Sequence[str], sha256: str) -> Path:
     download = pooch.HTTPDownloader(timeout=TIMEOUT)
     for address in addresses:
         try:
-            return Path(pooch.retrieve(address, sha256, _name(address), folder, downloader=download))
+            file = pooch.retrieve(address, sha256, _name(address), folder, downloader=download)
+            return Path(file)
         except (requests.RequestException, ValueError) as error:
             failures.append(f'{address}: {error}')
     raise InputError(

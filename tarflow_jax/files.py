@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and the lock that gives a workdir to one run."""
+"""Files that appear complete or not at all."""
 
 import contextlib
 import errno
@@ -9,12 +9,11 @@ import json
 import math
 import os
 import re
-import socket
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from tarflow_jax.errors import InputError
 
@@ -174,55 +173,3 @@ def _jsonable(value: Any) -> Any:
     if hasattr(value, 'tolist'):
         return _jsonable(value.tolist())
     return value
-
-
-@contextlib.contextmanager
-def workdir_lock(workdir: str | os.PathLike) -> Iterator[None]:
-    """Holds `workdir` for this process, and makes the folder if it is missing.
-
-    The lock is the kernel's, on `workdir/.lock`, and ends with the process however that ends; the
-    file stays and means nothing by itself.
-
-    Raises:
-      InputError: another run holds the workdir, or it is no folder that can be written to.
-    """
-    with _open_lock_file(workdir) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.read().strip() or 'of unknown number'
-            raise InputError(
-                f'workdir {os.fspath(workdir)} is in use by process {holder}. One run at a time '
-                f'may write there: wait until it ends, stop it, or give another --workdir.'
-            ) from None
-        try:
-            _replace_text(file, f'{os.getpid()} on {socket.gethostname()}\n')
-            yield
-        finally:
-            _replace_text(file, '')
-            # Closing would not do while a forked child still has the file open.
-            fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _open_lock_file(workdir: str | os.PathLike) -> IO[str]:
-    if '://' in os.fspath(workdir):
-        raise InputError(
-            f'workdir {os.fspath(workdir)} is an address. A workdir is a folder: give a local '
-            f'path, or mount the bucket (gcsfuse, s3fs) and give the path of the mount.'
-        )
-    try:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(Path(workdir, '.lock'), os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise InputError(
-            f'workdir {os.fspath(workdir)} cannot be written to ({error.strerror}): give a '
-            f'--workdir that is a folder, or can become one, in which you may write.'
-        ) from error
-    return open(descriptor, 'r+')
-
-
-def _replace_text(file: IO[str], text: str) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(text)
-    file.flush()

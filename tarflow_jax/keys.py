@@ -3,17 +3,16 @@
 One table for the config of a command line and for the `config.json` of a workdir.
 """
 
+import difflib
 from collections.abc import Mapping
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow.tarflow import CHOICES, SIZES
+from tarflow_jax.likelihood.noise import NOISE_TYPES, Noise
 from tarflow_jax.sampling.denoise import NOISE_STD
 from tarflow_jax.sampling.generate import LABELS
 from tarflow_jax.sampling.guidance import ATTENTION_TEMPERATURE, GUIDE, WEIGHT
 from tarflow_jax.sampling.sequential import PRIOR_TEMPERATURE
-from tarflow_jax.training.objective import NOISE_TYPES
-from tarflow_jax.training.optimizer import FIRST_MOMENT_DTYPES
-from tarflow_jax.training.state import GATHER
 from tarflow_jax.values import MOST, Choice, Flag, ImageShape, Location, Real, Text, Texts, Whole
 
 SEED = Whole(0, MOST, f'must lie in 0..{MOST}')
@@ -48,11 +47,11 @@ KEYS = {
     'optimizer.b2': SHARE,
     'optimizer.weight_decay': Real(0, 1000),
     'optimizer.clip_norm': RATE,
-    'optimizer.first_moment_dtype': Choice(FIRST_MOMENT_DTYPES),
+    'optimizer.first_moment_dtype': Choice(('float32', 'bfloat16')),
     'train.num_epochs': Real(0, 1e9, above=True),
     'train.batch_size': COUNT,
     'train.microbatches': COUNT,
-    'train.gather': Choice(GATHER),
+    'train.gather': Choice(('layer', 'step')),
     'train.drop_label': SHARE,
     'train.ema_decay': SHARE,
     'train.log_every': COUNT,
@@ -92,6 +91,32 @@ KEYS = {
     'evaluate.reference': Text(),
     'evaluate.reference_flip': Flag(),
 }
+
+
+def check(config) -> None:
+    """Raises InputError unless a config has every key, each with a value that it may have.
+
+    Values that go together are checked, too, as far as nothing but the config is needed.
+    """
+    flat = flatten(config)
+    for name in flat:
+        if name not in KEYS:
+            raise InputError(
+                f"there is no config key '{name}'{_hint(name)} Every key stands in configs/base.py."
+            )
+    for name, kind in KEYS.items():
+        if name not in flat:
+            raise InputError(
+                f'the config has no {name}. Let get_config() begin with base.get_config(), of '
+                'configs/base.py, which has every key.'
+            )
+        kind.check(name, flat[name])
+    Noise(flat['noise.type'], flat['noise.std'], num_levels=256)  # refuses a std of no noise
+
+
+def _hint(name: str) -> str:
+    nearest = difflib.get_close_matches(name, KEYS, n=1)
+    return f"; did you mean '{nearest[0]}'?" if nearest else '.'
 
 
 # What a config.json must tell for its model to be loaded. What is not of the parameters may be

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from tarflow_jax import experiment
+from tarflow_jax.build import Experiment, make_model
 from tarflow_jax.errors import InputError
 from tarflow_jax.formats import torchfile
 from tarflow_jax.parallel import memory, rules
@@ -15,6 +15,7 @@ from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
 from tarflow_jax.training.checkpoint import Checkpoints, Damaged, Vanished, quiet_orbax
 from tarflow_jax.values import ImageShape, Location, Whole
+from tarflow_jax.workdir import FREE_MODEL_KEYS, existing_path, is_step, read_config, workdir_of
 
 
 def load(path, *, image_shape=None, patch_size=None):
@@ -52,31 +53,34 @@ def load(path, *, image_shape=None, patch_size=None):
     return model, params
 
 
-def load_for(config, path, mesh):
-    """`load` onto a mesh, and a check that what is there is the model of `config`.
+def load_params(experiment: Experiment, path):
+    """Loads the parameters of an experiment's model over its mesh, from what `load` takes.
 
     Every device reads the shards it holds; no device, and of a workdir no host, has it all.
 
     Returns:
-      (model, params, step), the step of the checkpoint, or None for a published file.
+      (params, step): the step is that of the checkpoint, None for a published file.
+
+    Raises:
+      InputError: there is no such thing at `path`, or it is damaged, or another model.
     """
-    asked = experiment.make_model(config)
+    expected = experiment.model
     model, params, step = _load(
         path,
-        lambda params: rules.shardings(params, mesh),
-        image_shape=asked.image_shape,
-        patch_size=asked.patch_size,
+        lambda params: rules.shardings(params, experiment.mesh),
+        image_shape=expected.image_shape,
+        patch_size=expected.patch_size,
     )
     differences = [
-        f'{key} is {getattr(model, key)} there, {getattr(asked, key)} in the config'
-        for key in config.model
-        if key not in experiment.FREE_MODEL_KEYS and getattr(model, key) != getattr(asked, key)
+        f'{key} is {getattr(model, key)} there, {getattr(expected, key)} in the config'
+        for key in experiment.config.model
+        if key not in FREE_MODEL_KEYS and getattr(model, key) != getattr(expected, key)
     ]
     if differences:
         raise InputError(
             f'{path} holds another model: {"; ".join(differences)}. Set config.model accordingly.'
         )
-    return asked, params, step
+    return params, step
 
 
 def _load(path, shardings, *, image_shape, patch_size):
@@ -95,18 +99,6 @@ def _load(path, shardings, *, image_shape, patch_size):
     return model, params, None
 
 
-def existing_path(path) -> Path:
-    """The path, ~ being the home folder; raises InputError if it is none, or nothing is there."""
-    path = Location().check('path', path)
-    try:
-        exists = path.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise InputError(f'{path} cannot be read: {error.strerror}.') from error
-    if not exists:
-        raise InputError(f'{path} does not exist.')
-    return path
-
-
 def noise_of(path) -> tuple[str, float] | None:
     """The noise on the images that the model at `path` learned: type and standard deviation.
 
@@ -115,7 +107,7 @@ def noise_of(path) -> tuple[str, float] | None:
     """
     path = Location().check('path', path)
     if path.is_dir():
-        config = experiment.read_config(_workdir_of(path))
+        config = read_config(workdir_of(path))
         if 'noise' not in config:
             return None
         return config.noise.type, 0.0 if config.noise.type == 'uniform' else config.noise.std
@@ -124,14 +116,16 @@ def noise_of(path) -> tuple[str, float] | None:
 
 
 def warn_of_other_noise(config, path) -> None:
-    """Says so if the model at `path` learned images with other noise than a config has."""
-    told, noise = noise_of(path), config.noise
-    asked = noise.type, 0.0 if noise.type == 'uniform' else noise.std
-    if told and (told[0], f'{told[1]:.2f}') != (asked[0], f'{asked[1]:.2f}') and is_main():
+    """Warns if the model at `path` learned images with other noise than a config has."""
+    learned, noise = noise_of(path), config.noise
+    configured = noise.type, 0.0 if noise.type == 'uniform' else noise.std
+    if learned is None or not is_main():
+        return
+    if (learned[0], f'{learned[1]:.2f}') != (configured[0], f'{configured[1]:.2f}'):
         logging.warning(
             'The model in %s learned images with %s noise of %g; the config has %s noise of %g, '
             'which scores and denoising steps go by. Set config.noise accordingly.',
-            *(path, *told, *asked),
+            *(path, *learned, *configured),
         )
 
 
@@ -139,33 +133,25 @@ def dataset_of(path) -> str | None:
     """The name of the data set that the model at `path` learned; None where nothing tells."""
     path = Location().check('path', path)
     if path.is_dir():
-        config = experiment.read_config(_workdir_of(path))
+        config = read_config(workdir_of(path))
         return config.data.name if 'data' in config else None
     name = Name.parse(path)
     return None if name is None else name.dataset
 
 
-def _is_step(path: Path) -> bool:
-    return path.name.isdigit() and path.parent.name == 'checkpoints'
-
-
-def _workdir_of(path: Path) -> Path:
-    return path.parent.parent if _is_step(path) else path
-
-
 def _load_folder(path: Path, shardings):
-    workdir = _workdir_of(path)
-    config = experiment.read_config(workdir)
+    workdir = workdir_of(path)
+    config = read_config(workdir)
     config.model.attention = 'auto'  # that of these devices, not of those it was trained on
-    model = experiment.make_model(config)
-    item = 'ema_params' if experiment.has_ema(config) else 'params'
+    model = make_model(config.model)
+    item = 'ema_params' if config.train.ema_decay else 'params'
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
     abstract = {item: rules.abstract(shapes, shardings(shapes))}
     memory.check_fits({'parameters': abstract})
     with contextlib.ExitStack() as stack:
         stack.callback(quiet_orbax())
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, read_only=True)))
-        if _is_step(path):
+        if is_step(path):
             step = int(path.name)
             return model, _restore(checkpoints, path, abstract)[item], step
         newest = checkpoints.restore_newest(abstract)

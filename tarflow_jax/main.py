@@ -4,7 +4,7 @@
         [--checkpoint=PATH] [--topology=NAME,...] [--config.section.key=value ...]
 
 A training resumes from the newest checkpoint of its workdir; if the config now says another data
-set, noise, seed or batch, only with --allow_changes (`experiment.MEANING` has all of these keys).
+set, noise, seed or batch, only with --allow_changes (`workdir.MEANING` has all of these keys).
 
 On several hosts the same command runs on each, with the workdir on a disk that all of them share:
 srun, mpirun and Kubernetes' TPU pods are noticed (`parallel/distributed.LAUNCHERS`), on TPU VMs add
@@ -31,35 +31,32 @@ from tarflow_jax import terminal
 if __name__ == '__main__':
     terminal.prepare()  # before the imports, which take seconds
 
-import functools
-import math
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tarflow_jax import capacity, configfile, experiment, imagefiles, loading
+from tarflow_jax import configfile, exchange, keys, loading
+from tarflow_jax.build import Experiment, build
 from tarflow_jax.configfile import ConfigFile
 from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.evaluation.evaluate import check as check_evaluation
+from tarflow_jax.evaluation.evaluate import evaluate
 from tarflow_jax.evaluation.prepare_fid import prepare_fid
-from tarflow_jax.evaluation.report import evaluate
-from tarflow_jax.files import make_writable, remove_unfinished
-from tarflow_jax.parallel import distributed, rules
+from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.host_memory import keep_freed_memory
 from tarflow_jax.parallel.libtpu import quiet_without_tpu
-from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.planning import plan as planning
-from tarflow_jax.published import exchange
 from tarflow_jax.quantities import format_duration
-from tarflow_jax.sampling.generate import MOST_DRAWS, REMEDIES, generate, spread_labels
-from tarflow_jax.stopping import STARTS_OVER, Stop, Stopped
+from tarflow_jax.sampling.write import write_samples
+from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training import loop
 from tarflow_jax.training.checkpoint import quiet_orbax
 from tarflow_jax.values import Location
+from tarflow_jax.workdir import existing_path, source_of
 
 MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
 
@@ -115,25 +112,25 @@ def main(_) -> int:
         )
     workdir = Location().check('--workdir', address) if address else Path()
     if checkpoint:
-        loading.existing_path(checkpoint)
+        existing_path(checkpoint)
     with Stop() as stop:
         with stop.at_once():
-            if config:
-                experiment.check_keys(config)
             if MODE.value == 'convert':
                 return convert(config, workdir, checkpoint)
             if MODE.value == 'plan':
-                how = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
-                return planning.plan(config, workdir, TOPOLOGY.value, **how)
+                options = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
+                return planning.plan(config, workdir, TOPOLOGY.value, **options)
+            keys.check(config)
             distributed.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
+        experiment = build(config)
         if MODE.value == 'train':
-            changes = ALLOW_CHANGES.value
-            return loop.train(config, workdir, checkpoint, stop, allow_changes=changes)
+            return train(experiment, workdir, checkpoint, stop)
         if MODE.value == 'prepare_fid':
-            prepare_fid(config, stop)
-        else:
-            mode = {'sample': sample, 'evaluate': evaluate}[MODE.value]
-            mode(config, workdir, checkpoint, stop)
+            prepare_fid(experiment, stop)
+        if MODE.value == 'evaluate':
+            evaluate(experiment, workdir, checkpoint, stop)
+        if MODE.value == 'sample':
+            sample(experiment, workdir, checkpoint, stop)
         return 0
 
 
@@ -142,62 +139,32 @@ def place_flags():
     return DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
 
 
-def sample(config, workdir: Path, checkpoint: str | None, stop: Stop):
+def train(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> int:
+    """Trains in `workdir`, a new run from the parameters of a checkpoint if one is given."""
+    check_evaluation(experiment)
+    load_params = None
+    if checkpoint:
+
+        def load_params():
+            return loading.load_params(experiment, checkpoint)[0]
+
+    return loop.train(
+        *(experiment, workdir, stop), load_params=load_params, allow_changes=ALLOW_CHANGES.value
+    )
+
+
+def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
     """Draws samples into `workdir/samples/`."""
     start = time.perf_counter()
-    mesh = make_mesh(**config.mesh)
-    source = experiment.what_to_load(workdir, checkpoint)
-    model, params, _ = loading.load_for(config, source, mesh)
-    loading.warn_of_other_noise(config, source)
-    how = experiment.how_to_sample(config, model)
+    source = source_of(workdir, checkpoint)
+    params, _ = loading.load_params(experiment, source)
+    loading.warn_of_other_noise(experiment.config, source)
     folder = workdir / 'samples'
+    sampling = experiment.sampling
+    write_samples(experiment.model, params, experiment.mesh, folder, stop, sampling)
     if distributed.is_main():
-        make_writable(folder)
-        remove_unfinished(workdir)
-        size = math.prod(model.image_shape)
-        capacity.check_samples(
-            *('sample.num_samples', how['num_samples']),
-            memory_each=2 * size + 16,
-            disk_each=size + 4,
-            folder=folder,
-        )
-    images, is_finite = [], []
-    with rules.on(mesh):
-        for batch in generate(
-            *(model, params, mesh),
-            most_draws=MOST_DRAWS,
-            must_be_finite=False,
-            before_batch=functools.partial(stop.check, STARTS_OVER),
-            **how,
-        ):
-            images.append(imagefiles.to_uint8(batch))
-            is_finite.append(np.isfinite(batch).all(axis=(1, 2, 3)))
-    if not distributed.is_main():
-        return
-    check_finite(np.concatenate(is_finite))
-    write_samples(folder, np.concatenate(images), how, model.num_classes)
-    seconds = format_duration(time.perf_counter() - start)
-    print(f'{how["num_samples"]} samples in {seconds}: {folder}/samples.npz, samples.png')
-
-
-def check_finite(is_finite: np.ndarray):
-    """Says how many samples are not finite; raises RunError if none is."""
-    failed = np.count_nonzero(~is_finite)
-    if not failed:
-        return
-    problem = f'{failed} of {len(is_finite)} samples are not finite after {MOST_DRAWS} draws of '
-    problem += f'their noise. {REMEDIES}'
-    if failed == len(is_finite):
-        raise RunError(f'{problem} Nothing was written.')
-    logging.warning('%s They are grey.', problem)
-
-
-def write_samples(folder: Path, images: np.ndarray, how: dict[str, Any], num_classes: int):
-    """Writes `samples.npz`, with labels if there are classes, and a grid of the first ones."""
-    labels = spread_labels(how['labels'], len(images), num_classes, how['seed'])
-    arrays = {'arr_0': images} if labels is None else {'arr_0': images, 'arr_1': labels}
-    imagefiles.write_npz(folder / 'samples.npz', **arrays)
-    imagefiles.write_png(folder / 'samples.png', imagefiles.image_grid(images[: loop.GRID_SAMPLES]))
+        seconds = format_duration(time.perf_counter() - start)
+        print(f'{sampling["num_samples"]} samples in {seconds}: {folder}/samples.npz, samples.png')
 
 
 def convert(config, workdir: Path, checkpoint: str | None) -> int:
@@ -210,19 +177,21 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
             '--mode=convert needs --checkpoint: a published .pth, which becomes the workdir, or a '
             'workdir of ours, which is written as a .pth into the folder --workdir.'
         )
-    # What the checkpoint does not tell, a config does.
-    told: dict[str, Any] = {}
+    if config:
+        keys.check(config)
+    # What the checkpoint does not say, a config does.
+    settings: dict[str, Any] = {}
     if config and not loading.dataset_of(checkpoint):
-        told['dataset'] = config.data.name or None
+        settings['dataset'] = config.data.name or None
     if config and loading.noise_of(checkpoint) is None:
-        told['noise'] = config.noise.type, config.noise.std
+        settings['noise'] = config.noise.type, config.noise.std
     if Path(checkpoint).expanduser().is_dir():
-        path = exchange.to_published(checkpoint, workdir, **told)
+        path = exchange.to_published(checkpoint, workdir, **settings)
         print(f'{path}: as the published code reads it')
         return 0
     if config:
-        told |= dict(image_shape=config.model.image_shape, patch_size=config.model.patch_size)
-    exchange.to_workdir(checkpoint, workdir, **told)
+        settings |= dict(image_shape=config.model.image_shape, patch_size=config.model.patch_size)
+    exchange.to_workdir(checkpoint, workdir, **settings)
     print(
         f'{workdir}: converted from {checkpoint}. Sample it with a config of this model: '
         f'python -m tarflow_jax.main --config=FILE --workdir={workdir} --mode=sample'

@@ -12,13 +12,12 @@ import sys
 import jax
 import numpy as np
 
-from tarflow_jax import experiment
+from tarflow_jax.build import build
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
-from tarflow_jax.parallel.mesh import make_mesh
-from tarflow_jax.planning.programs import abstract_state
 from tarflow_jax.sampling.generate import draw
-from tarflow_jax.training.objective import Noise, negative_log_likelihood
-from tarflow_jax.training.step import jit_train_step
+from tarflow_jax.training.objective import negative_log_likelihood
+from tarflow_jax.training.program import make_program
 
 BATCH = 2
 
@@ -34,11 +33,12 @@ def results(path) -> dict[str, np.ndarray]:
     """The arrays that a train step, the log-density and the sampler give, by name."""
     config = read_config(path)
     config.model.num_blocks, config.model.layers_per_block = 2, 1
-    mesh = make_mesh(devices=jax.devices()[:1])
-    model = experiment.make_model(config)
-    optimizer, abstract = abstract_state(config, model, mesh)
+    experiment = build(config, jax.devices()[:1])
+    model, mesh = experiment.model, experiment.mesh
     draws = np.random.default_rng(0)
     noise = Noise(config.noise.type, config.noise.std, num_levels=256)
+    program = make_program(experiment, noise, config.optimizer.warmup_steps + 1)
+    abstract = program.state
     batch = {
         'image': draws.integers(256, size=(BATCH, *model.image_shape), dtype=np.uint8),
         'label': np.full(BATCH, -1, np.int32),
@@ -57,13 +57,12 @@ def results(path) -> dict[str, np.ndarray]:
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
     state = dataclasses.replace(state, params=jax.device_get(params))
-    train_step = jit_train_step(config, model, optimizer, noise, mesh, shardings)
     log_density = jax.jit(lambda *x: negative_log_likelihood(model, *x))
-    sampling = experiment.how_to_sample(config, model) | {'num_samples': BATCH}
+    sampling = dict(experiment.sampling) | {'num_samples': BATCH}
     with rules.on(mesh):
         nats, latents = log_density(params, images, batch['label'])
         (drawn,) = draw(model, params, mesh, **sampling)
-        state, report = train_step(jax.device_put(state, shardings), batch, np.zeros(1, np.int32))
+        state, report = program.step(jax.device_put(state, shardings), batch, np.zeros(1, np.int32))
     arrays = {
         'nats': nats,
         'latents': latents,

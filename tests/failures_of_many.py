@@ -15,7 +15,7 @@ from runs import assert_same_run, steps_in
 
 NUMBER = int(os.environ.get('TARFLOW_JAX_PROCESSES', 4))
 STEP = ('call', 'training/loop.py read', 6)
-SCORES = ('call', 'evaluation/likelihood.py evaluate', 1)
+SCORES = ('call', 'likelihood/scores.py score_split', 1)
 SAVE = ('call', 'training/checkpoint.py save', 2)
 KILLED = 'process {} ended without a word: it was killed'
 FULL = OSError(28, 'No space left on device')

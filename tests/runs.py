@@ -422,12 +422,12 @@ def arrays_in(runs, workdir, step, **changes):
 
 @functools.cache
 def _abstract_items(runs, **changes):
-    from tarflow_jax import experiment
+    from tarflow_jax.build import make_model
     from tarflow_jax.training import optimizer, state
 
     init = functools.partial(
         state.init_state,
-        model=experiment.make_model(runs.make_config(**changes)),
+        model=make_model(runs.make_config(**changes).model),
         optimizer=optimizer.make_optimizer(
             lambda step: 0.0, b1=0.9, b2=0.9, weight_decay=0.0, clip_norm=1.0
         ),

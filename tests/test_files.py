@@ -24,7 +24,7 @@ from tarflow_jax.files import (
 
 HOLD_THE_LOCK = """
 import sys
-from tarflow_jax.files import workdir_lock
+from tarflow_jax.workdir import workdir_lock
 with workdir_lock(sys.argv[1]):
     print('held', flush=True)
     sys.stdin.read()

@@ -17,7 +17,8 @@ import pytest
 from runs import arrays_in, files_in
 
 import tarflow_jax
-from tarflow_jax import experiment, loading
+from tarflow_jax import loading
+from tarflow_jax.build import make_model
 from tarflow_jax.errors import InputError
 
 
@@ -37,7 +38,7 @@ def workdir(whole, tmp_path):
 
 def test_a_workdir(runs, whole):
     model, params = tarflow_jax.load(whole[0])
-    assert model == experiment.make_model(runs.make_config())
+    assert model == make_model(runs.make_config().model)
     assert_saved_as(arrays_in(runs, whole[0], 24), 'ema_params', params)
     assert {d.id for leaf in jax.tree.leaves(params) for d in leaf.devices()} == {0}
     images = jnp.zeros((3, *model.image_shape))

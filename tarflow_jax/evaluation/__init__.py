@@ -1,1 +1,1 @@
-"""Exact scores: likelihood, and classification by likelihood."""
+"""Scores of a trained model, and of its samples."""

@@ -3,15 +3,17 @@
 import difflib
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation import classify, likelihood, quality
+from tarflow_jax.evaluation import quality
+from tarflow_jax.likelihood import classify
+from tarflow_jax.likelihood.scores import score_split
 
 # Of a split, with what computes them.
 OF_SPLITS = {
-    'nats_per_dim': likelihood.evaluate,
-    'bits_per_dim': likelihood.evaluate,
-    'iw_bits_per_dim': likelihood.evaluate,
-    'accuracy': classify.evaluate,
-    'cross_entropy': classify.evaluate,
+    'nats_per_dim': score_split,
+    'bits_per_dim': score_split,
+    'iw_bits_per_dim': score_split,
+    'accuracy': classify.score_split,
+    'cross_entropy': classify.score_split,
 }
 OF_SAMPLES = tuple(quality.METRICS)
 METRICS = (*OF_SPLITS, *OF_SAMPLES)

@@ -11,7 +11,7 @@ from typing import Any
 from absl import logging
 
 import tarflow_jax
-from tarflow_jax import experiment
+from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import quality, references
 from tarflow_jax.evaluation.features import Features
@@ -19,30 +19,26 @@ from tarflow_jax.evaluation.metrics import metric_names
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.files import make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
-from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.stopping import STARTS_OVER, Stop
 
 
-def prepare_fid(config, stop: Stop) -> None:
-    """Makes the statistics that evaluating this config takes, and says where they are.
+def prepare_fid(experiment: Experiment, stop: Stop) -> None:
+    """Makes the statistics that evaluating an experiment takes, and says where they are.
 
     Args:
-      config: see `configs/base.py`.
+      experiment: see `build.Experiment`.
       stop: hears the signals.
 
     Raises:
       InputError: the data or the weights of Inception are not there.
     """
-    experiment.check_section(config, 'evaluate')
-    mesh = make_mesh(**config.mesh)
     families = {
-        family: features_of(config, mesh, quality.FAMILIES[family])
-        for family in quality.families(metric_names(config)) or ['inception']
+        family: features_of(experiment.config, experiment.mesh, quality.FAMILIES[family])
+        for family in quality.families(metric_names(experiment.config)) or ['inception']
     }
-    dataset = experiment.open_data(config, experiment.make_model(config))
-    with rules.on(mesh):
+    with rules.on(experiment.mesh):
         for family, features in families.items():
-            reference = DataReference(family, features, config, dataset, mesh)
+            reference = DataReference(family, features, experiment)
             reference.ensure(functools.partial(stop.check, STARTS_OVER), say=print)
 
 
@@ -62,15 +58,14 @@ class DataReference:
     Args:
       family: of features, see `quality.FAMILIES`.
       features: computes them.
-      config: of the run.
-      dataset: its data set.
-      mesh: the devices.
+      experiment: whose data set it is.
     """
 
-    def __init__(self, family: str, features: Features, config, dataset, mesh):
+    def __init__(self, family: str, features: Features, experiment: Experiment):
+        config, dataset = experiment.config, experiment.dataset
         self._features = features.only(quality.FAMILIES[family])
         self._dataset = dataset
-        self._mesh = mesh
+        self._mesh = experiment.mesh
         self._batch_size = config.evaluate.batch_size
         self._flip = config.evaluate.reference_flip
         self._split_name = config.data.train_split
@@ -80,13 +75,13 @@ class DataReference:
                 f'reference statistics take at least {quality.LEAST_IMAGES} images; '
                 f'{dataset.name}/{self._split_name} has {len(self._split)}.'
             )
-        how = features.settings.get('preprocessing', family)
-        what = [file_name(dataset.name), file_name(self._split_name)]
-        name = '-'.join([*what, *(['flipped'] if self._flip else []), how])
+        words = [file_name(dataset.name), file_name(self._split_name)]
+        words += ['flipped'] if self._flip else []
+        name = '-'.join([*words, features.settings.get('preprocessing', family)])
         self.path = Path(config.data.dir).expanduser() / 'references' / f'{name}.npz'
 
     def metadata(self) -> dict[str, Any]:
-        """What the file is of, and how it is made."""
+        """Returns what the statistics are of, and how they are made."""
         return {
             'dataset': self._dataset.name,
             'split': self._split_name,
@@ -130,11 +125,11 @@ class DataReference:
 
     def _make(self, wanted: dict[str, Any], before_batch, say) -> None:
         mirrored = ', each also mirrored' if self._flip else ''
-        what = f'{len(self._split):,} images of {self._dataset.name}/{self._split_name}{mirrored}'
+        images = f'{len(self._split):,} images of {self._dataset.name}/{self._split_name}{mirrored}'
         if distributed.is_main():
             make_writable(self.path.parent, 'another config.data.dir, or evaluate.reference')
             remove_unfinished(self.path.parent)
-            print(f'Making reference statistics of {what}, this once.', flush=True)
+            print(f'Making reference statistics of {images}, this once.', flush=True)
         reference = quality.measure_split(
             self._split,
             self._dataset.num_levels,
@@ -148,7 +143,7 @@ class DataReference:
         if distributed.is_main():
             reference = dataclasses.replace(reference, metadata=metadata)
             references.write(self.path, reference)
-            say(f'{self.path}: reference statistics of {what}.')
+            say(f'{self.path}: reference statistics of {images}.')
 
 
 def file_name(source: str) -> str:

@@ -19,9 +19,9 @@ from tarflow_jax.evaluation.distances import (
     precision_recall,
 )
 from tarflow_jax.evaluation.features import Features, to_8_bits
-from tarflow_jax.evaluation.likelihood import scored_batches
 from tarflow_jax.evaluation.moments import Gaussian, Moments
 from tarflow_jax.evaluation.references import Reference
+from tarflow_jax.likelihood.scores import scored_batches
 from tarflow_jax.parallel import distributed
 
 # The features that a metric compares, and how.

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import jax
 
-from tarflow_jax import experiment
+from tarflow_jax.build import build
 from tarflow_jax.errors import RunError
 from tarflow_jax.files import write_json
 from tarflow_jax.parallel.memory import bytes_a_device
-from tarflow_jax.parallel.mesh import batch_shares, make_mesh
+from tarflow_jax.parallel.mesh import batch_shares
 from tarflow_jax.planning import flops, programs, report, roofline, topologies, traffic
 from tarflow_jax.planning.search import largest_batch
 
@@ -41,7 +41,6 @@ def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool 
       RunError: it does not fit somewhere; all of the plan is written.
     """
     topologies.use_cpu()
-    experiment.check_keys(config)
     found = [topologies.describe(name) for name in topologies.split(names)]
     plans = []
     for topology in found:
@@ -57,24 +56,22 @@ def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool 
 
 def plan_topology(config, topology: topologies.Topology, search_batch: bool, quick: bool) -> dict:
     """One object of plan.json."""
-    model = experiment.make_model(config, topology.platform)
-    experiment.how_to_sample(config, model)
-    mesh = make_mesh(**config.mesh, devices=topology.devices)
+    experiment = build(config, topology.devices)
+    model, mesh = experiment.model, experiment.mesh
     shares, batch = batch_shares(mesh), config.train.batch_size
     unit = shares * config.train.microbatches
-    experiment.check_shares(batch, config.train.microbatches, mesh)
     quick = quick and topology.platform == 'tpu'
 
     def compile_batch(size: int, quick: bool) -> programs.Program:
         return programs.compile_program(
-            lambda: programs.lower_train_step(config, model, mesh, size),
+            lambda: programs.lower_train_step(experiment, size),
             topology.chip.hbm_bytes,
             quick=quick,
         )
 
     first = compile_batch(batch, quick)
-    train, seconds = _train(config, model, mesh, topology, first)
-    sampler = _sampler(config, model, mesh, topology)
+    train, seconds = _train(experiment, topology, first)
+    sampler = _sampler(experiment, topology)
     largest = {}
     if search_batch:
         largest = _largest(compile_batch, first, quick, batch, unit, shares, topology)
@@ -113,10 +110,11 @@ def _chip(topology) -> dict:
     }
 
 
-def _train(config, model, mesh, topology, program: programs.Program) -> tuple[dict, float | None]:
+def _train(experiment, topology, program: programs.Program) -> tuple[dict, float | None]:
     """What a plan says of the train step, and the seconds of one."""
+    config, model, mesh = experiment.config, experiment.model, experiment.mesh
     batch = config.train.batch_size
-    _, state = programs.abstract_state(config, model, mesh)
+    state = programs.make_program(experiment).state
     state_bytes = bytes_a_device(state)
     step_flops = batch * flops.train_flops(model)
     known = {
@@ -219,11 +217,12 @@ def _training(config, topology, step_seconds: float | None) -> dict:
     }
 
 
-def _sampler(config, model, mesh, topology) -> dict:
+def _sampler(experiment, topology) -> dict:
     """What a plan says of the sampler and the score step after it."""
+    config, model, mesh = experiment.config, experiment.model, experiment.mesh
     size = programs.sample_batch_size(config, mesh)
     program = programs.compile_program(
-        lambda: programs.lower_sampler(config, model, mesh),
+        lambda: programs.lower_sampler(experiment),
         topology.chip.hbm_bytes,
         quick=topology.platform == 'tpu',
     )

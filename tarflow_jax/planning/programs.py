@@ -1,25 +1,22 @@
 """The programs of a config, compiled for shapes alone: nothing is computed, no array is made."""
 
 import dataclasses
-import functools
 import re
 import time
 
 import jax
 import jax.numpy as jnp
 
-from tarflow_jax import experiment, stopping
-from tarflow_jax.flow import TarFlow
+from tarflow_jax import stopping
+from tarflow_jax.build import Experiment
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import batch_shares
 from tarflow_jax.planning import hlo
 from tarflow_jax.sampling.generate import draw_batch
-from tarflow_jax.training import loop
-from tarflow_jax.training import state as states
-from tarflow_jax.training.objective import Noise
-from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from tarflow_jax.training import program
+from tarflow_jax.training.program import TrainProgram
 
-_SCHEDULE_KEYS = ('peak_learning_rate', 'final_learning_rate', 'warmup_steps')
 _QUICK = {'exec_time_optimization_effort': -1.0}
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -48,34 +45,18 @@ class Program:
     message: str = ''
 
 
-def abstract_state(config, model: TarFlow, mesh):
-    """Optimizer of a config, and the shapes and places of the state that it trains."""
-    keys = config.optimizer
-    schedule = learning_rate_schedule(
-        peak=keys.peak_learning_rate,
-        floor=keys.final_learning_rate,
-        warmup_steps=keys.warmup_steps,
-        total_steps=keys.warmup_steps + 1,  # how many there are changes no shape
-    )
-    rest = {key: value for key, value in keys.items() if key not in _SCHEDULE_KEYS}
-    optimizer = make_optimizer(schedule, **rest)
-    init = functools.partial(
-        states.init_state, model=model, optimizer=optimizer, ema=experiment.has_ema(config)
-    )
-    return optimizer, place(jax.eval_shape(init, jax.random.key(0)), mesh)
-
-
-def place(shapes, mesh):
-    """Shapes of parameters or of a state with the places that the rules give them."""
-    return rules.abstract(shapes, rules.shardings(shapes, mesh))
-
-
-def lower_train_step(config, model: TarFlow, mesh, batch_size: int):
-    """The train step, traced; `batch_size` images a step over all devices of the mesh."""
-    optimizer, state = abstract_state(config, model, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, state)
+def make_program(experiment: Experiment) -> TrainProgram:
+    """The program that trains an experiment, without its data set."""
+    config = experiment.config
     noise = Noise(config.noise.type, config.noise.std, num_levels=256)
-    train_step = loop.jit_train_step(config, model, optimizer, noise, mesh, shardings)
+    # How many steps there are changes no shape.
+    return program.make_program(experiment, noise, config.optimizer.warmup_steps + 1)
+
+
+def lower_train_step(experiment: Experiment, batch_size: int):
+    """The train step, traced; `batch_size` images a step over all devices of the mesh."""
+    model, mesh = experiment.model, experiment.mesh
+    training = make_program(experiment)
     over_batch = rules.batch_sharding(mesh)
     batch = {
         'image': _array((batch_size, *model.image_shape), jnp.uint8, over_batch),
@@ -83,7 +64,7 @@ def lower_train_step(config, model: TarFlow, mesh, batch_size: int):
     }
     signals = _array((mesh.size,), jnp.int32, stopping.sharding(mesh))
     with rules.on(mesh):
-        return train_step.lower(state, batch, signals)
+        return training.step.lower(training.state, batch, signals)
 
 
 def sample_batch_size(config, mesh) -> int:
@@ -92,17 +73,19 @@ def sample_batch_size(config, mesh) -> int:
     return -(-min(config.sample.batch_size, config.sample.num_samples) // shares) * shares
 
 
-def lower_sampler(config, model: TarFlow, mesh):
+def lower_sampler(experiment: Experiment):
     """The program that draws a batch of samples, traced."""
-    how = experiment.how_to_sample(config, model)
+    model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
     of_all = ('num_samples', 'batch_size', 'seed', 'labels')
-    of_a_batch = {key: value for key, value in how.items() if key not in of_all}
-    params = place(jax.eval_shape(model.init_params, jax.random.key(0)), mesh)
-    size = sample_batch_size(config, mesh)
+    of_a_batch = {key: value for key, value in sampling.items() if key not in of_all}
+    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    params = rules.abstract(shapes, rules.shardings(shapes, mesh))
+    size = sample_batch_size(experiment.config, mesh)
     numbers = _array((size,), jnp.int32, rules.batch_sharding(mesh))
     with rules.on(mesh):
         return draw_batch.lower(
-            *(model, params, how['seed'], numbers, numbers, numbers, tuple(of_a_batch.items()))
+            *(model, params, sampling['seed'], numbers, numbers, numbers),
+            tuple(of_a_batch.items()),
         )
 
 

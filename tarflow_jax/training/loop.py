@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +11,31 @@ import jax
 import numpy as np
 from absl import logging
 
-from tarflow_jax import experiment, imagefiles
+from tarflow_jax import imagefiles
+from tarflow_jax.build import Experiment
 from tarflow_jax.data import pipeline
 from tarflow_jax.errors import RunError
-from tarflow_jax.evaluation import likelihood, report
-from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished, workdir_lock
+from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished
+from tarflow_jax.likelihood.scores import in_float32, score_split
 from tarflow_jax.parallel import distributed, rules
-from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling.generate import generate
+from tarflow_jax.sampling.write import GRID_SAMPLES
 from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training import state as states
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.health import TOLERANCE
 from tarflow_jax.training.metrics import SCORES, MetricsWriter
-from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tarflow_jax.training.pace import Pace
+from tarflow_jax.training.program import count_steps, make_program
 from tarflow_jax.training.progress import Progress
-from tarflow_jax.training.start import first_state, forget_losses, restarted
-from tarflow_jax.training.step import jit_train_step
-
-GRID_SAMPLES = 100  # at most, in a grid drawn during training
+from tarflow_jax.training.resume import first_state, forget_losses, restarted
+from tarflow_jax.workdir import (
+    check_same_model,
+    check_same_run,
+    read_config,
+    record_config,
+    workdir_lock,
+)
 
 
 class Diverged(Exception):
@@ -40,17 +46,24 @@ class Diverged(Exception):
         super().__init__(f'step {step}: the training has diverged ({reason})')
 
 
-def train(config, workdir, checkpoint, stop: Stop, *, allow_changes: bool = False) -> int:
+def train(
+    experiment: Experiment,
+    workdir: Path,
+    stop: Stop,
+    *,
+    load_params: Callable[[], Any] | None = None,
+    allow_changes: bool = False,
+) -> int:
     """Trains in `workdir` until the config's last step, from where an earlier run there stopped.
 
     Where there are several processes, each calls this with the same arguments; a signal to any of
     them stops all after the same step, and one of them writes what is not a checkpoint.
 
     Args:
-      config: see `configs/base.py`.
+      experiment: what is trained on what.
       workdir: gets config.json, metrics.jsonl, checkpoints/, samples/ and tensorboard/.
-      checkpoint: what a new run takes its first parameters from, see `tarflow_jax.load`; or None.
       stop: hears of signals.
+      load_params: returns the first parameters of a new run, which are random without it.
       allow_changes: whether a run may resume with another data set, noise, seed and the like.
 
     Returns:
@@ -64,7 +77,7 @@ def train(config, workdir, checkpoint, stop: Stop, *, allow_changes: bool = Fals
         if distributed.is_main():
             stack.enter_context(workdir_lock(workdir))
         distributed.agree(True)  # nobody goes on unless the workdir is ours
-        run = Run(config, workdir, checkpoint, stop, allow_changes)
+        run = Run(experiment, workdir, stop, load_params, allow_changes)
         try:
             with contextlib.closing(run.checkpoints):
                 return run.train()
@@ -78,58 +91,33 @@ def train(config, workdir, checkpoint, stop: Stop, *, allow_changes: bool = Fals
 class Run:
     """What a training run is made of; raises InputError before any time is spent."""
 
-    def __init__(self, config, workdir, checkpoint, stop: Stop, allow_changes: bool):
-        experiment.check_keys(config)
-        self.config = config
-        self.checkpoint = checkpoint
+    def __init__(self, experiment, workdir, stop, load_params, allow_changes):
+        self.experiment = experiment
+        self.config = experiment.config
+        self.mesh = experiment.mesh
+        self.workdir = workdir
         self.stop = stop
+        self.load_params = load_params
         # The step that the run has gone back to, until it has saved another.
         self.origin = math.inf
-        self.workdir = Path(workdir)
-        self.model = experiment.make_model(config)
-        self.mesh = make_mesh(**config.mesh)
-        self.dataset = experiment.open_data(config, self.model)
-        self.noise = experiment.make_noise(config, self.dataset)
-        self.how_to_sample = experiment.how_to_sample(config, self.model)
-        self.train_split = self.dataset.split(config.data.train_split)
-        self.test_split = self.dataset.split(config.data.test_split)
-        report.check(config, self.model, self.dataset)
-        experiment.check_batch_size(
-            config.train.batch_size,
-            config.train.microbatches,
-            len(self.train_split),
-            self.mesh,
-        )
-
-        self.total_steps = experiment.count_steps(config, len(self.train_split))
-        self.schedule = learning_rate_schedule(
-            peak=config.optimizer.peak_learning_rate,
-            floor=config.optimizer.final_learning_rate,
-            warmup_steps=config.optimizer.warmup_steps,
-            total_steps=self.total_steps,
-        )
-        self.optimizer = make_optimizer(
-            self.schedule,
-            b1=config.optimizer.b1,
-            b2=config.optimizer.b2,
-            weight_decay=config.optimizer.weight_decay,
-            clip_norm=config.optimizer.clip_norm,
-            first_moment_dtype=config.optimizer.first_moment_dtype,
-        )
-        self.checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
+        self.train_split = experiment.dataset.split(self.config.data.train_split)
+        self.test_split = experiment.dataset.split(self.config.data.test_split)
+        self.total_steps = count_steps(self.config.train, len(self.train_split))
+        self.program = make_program(experiment, experiment.noise, self.total_steps)
+        self.checkpoints = Checkpoints(workdir, keep=self.config.train.keep_checkpoints)
         if self.checkpoints.steps():
-            experiment.check_same_model(config, workdir)
+            check_same_model(self.config, workdir)
             if not allow_changes:
-                experiment.check_same_run(config, workdir)
+                check_same_run(self.config, workdir)
 
     def train(self) -> int:
         self.check_same_run()
-        if self.checkpoint and self.checkpoints.steps() and distributed.is_main():
+        if self.load_params and self.checkpoints.steps() and distributed.is_main():
             logging.warning(
-                '%s has checkpoints of its own, from which training resumes: --checkpoint=%s, from '
-                'which a new run takes its first parameters, is not read. To start from it, give '
-                'another --workdir.',
-                *(self.workdir, self.checkpoint),
+                '%s has checkpoints of its own, from which training resumes: that of --checkpoint, '
+                'from which a new run takes its first parameters, is not read. To start from it, '
+                'give another --workdir.',
+                self.workdir,
             )
         self.data_changed = distributed.of_main(self.has_other_data())
         state = self.first_state()
@@ -144,15 +132,7 @@ class Run:
         if distributed.is_main():
             self.check_folders()
             remove_unfinished(self.workdir)
-            experiment.record_config(self.config, self.workdir)
-        self.train_step = jit_train_step(
-            self.config,
-            self.model,
-            self.optimizer,
-            self.noise,
-            self.mesh,
-            rules.shardings(state, self.mesh),
-        )
+            record_config(self.config, self.workdir)
         self.pace = Pace(self.config.train.batch_size)
         self.restarts = int(state.restarts)
         self.progress = Progress(self.total_steps, step, enabled=distributed.is_main())
@@ -171,8 +151,10 @@ class Run:
 
     def first_state(self, older_than: float = math.inf) -> states.TrainState:
         state = first_state(
-            *(self.config, self.model, self.optimizer, self.mesh),
-            *(self.checkpoints, self.checkpoint, older_than),
+            *(self.program, self.mesh, self.checkpoints),
+            seed=self.config.seed,
+            load_params=self.load_params,
+            older_than=older_than,
         )
         return forget_losses(state, self.mesh) if self.data_changed else state
 
@@ -182,7 +164,7 @@ class Run:
             return False
         before, now = (
             json_text([c.data.get('name'), c.data.get('train_split'), c.noise.to_dict()])
-            for c in (experiment.read_config(self.workdir), self.config)
+            for c in (read_config(self.workdir), self.config)
         )
         return before != now
 
@@ -244,8 +226,9 @@ class Run:
         """Says what is trained on what, and where it goes on."""
         params = sum(x.size for x in jax.tree.leaves(state.params))
         self.progress.say(
-            f'{params:,} parameters, {len(self.train_split):,} images of {self.dataset.name}, '
-            f'{self.mesh.size} {jax.devices()[0].platform} device(s), workdir {self.workdir}'
+            f'{params:,} parameters, {len(self.train_split):,} images of '
+            f'{self.experiment.dataset.name}, {self.mesh.size} '
+            f'{jax.devices()[0].platform} device(s), workdir {self.workdir}'
         )
         if state.step:
             self.progress.say(f'going on from the checkpoint of step {int(state.step)}')
@@ -271,7 +254,7 @@ class Run:
                 if self.stop.agreed:
                     break
                 batch = distributed.put_rows(next(batches), self.mesh, batch_size, rows)
-                state, report = self.train_step(state, batch, self.stop.received_on(self.mesh))
+                state, report = self.program.step(state, batch, self.stop.received_on(self.mesh))
                 unread.append((step, report))
                 if self.is_pause(step):
                     self.read_all(unread)
@@ -305,7 +288,7 @@ class Run:
         if step % self.config.train.log_every == 0:
             # Costs as much as a small step: not for every one.
             factor = self.config.train.restart_factor**self.restarts
-            values['train/learning_rate'] = np.asarray(self.schedule(step - 1)) * factor
+            values['train/learning_rate'] = np.asarray(self.program.schedule(step - 1)) * factor
             values['train/images_per_second'] = self.pace.images_per_second()
             if self.restarts:
                 values['train/restarts'] = self.restarts
@@ -377,11 +360,11 @@ class Run:
         self.pace.restart()
 
     def evaluate(self, step, state: states.TrainState):
-        scores = likelihood.evaluate(
-            likelihood.in_float32(self.model),
+        scores = score_split(
+            in_float32(self.experiment.model),
             state.sampling_params,
             self.test_split,
-            self.noise,
+            self.experiment.noise,
             self.mesh,
             batch_size=self.config.evaluate.batch_size,
             num_draws=self.config.train.evaluate_draws,
@@ -394,9 +377,9 @@ class Run:
         self.progress.evaluation(step, metrics)
 
     def sample(self, step, state: states.TrainState):
-        sampling: dict[str, Any] = {**self.how_to_sample, 'before_batch': self.stop.check}
+        sampling: dict[str, Any] = {**self.experiment.sampling, 'before_batch': self.stop.check}
         sampling['num_samples'] = min(sampling['num_samples'], GRID_SAMPLES)
-        batches = generate(self.model, state.sampling_params, self.mesh, **sampling)
+        batches = generate(self.experiment.model, state.sampling_params, self.mesh, **sampling)
         images = np.concatenate([imagefiles.to_uint8(batch) for batch in batches])
         if not distributed.is_main():
             return

@@ -10,22 +10,27 @@ from tarflow_jax.errors import InputError
 
 
 def learning_rate_schedule(
-    *, peak: float, floor: float, warmup_steps: int, total_steps: int
+    *, peak: float, final: float, warmup_steps: int, total_steps: int
 ) -> optax.Schedule:
-    """From `floor` linearly up to `peak`, then along a cosine back to `floor` at `total_steps`.
+    """From `final` linearly up to `peak`, then along a cosine back to `final` at `total_steps`.
 
-    A pure function of the step that stays at `floor` afterwards: a longer run is another curve,
+    A pure function of the step that stays at `final` afterwards: a longer run is another curve,
     never a second rise.
+
+    Raises:
+      InputError: the final rate is above the peak, or the warm-up is no shorter than the training.
     """
+    if final > peak:
+        raise InputError(
+            f'optimizer.final_learning_rate {final} is above optimizer.peak_learning_rate {peak}, '
+            'to which the rate rises before it falls: lower the one or raise the other.'
+        )
     if not 0 <= warmup_steps < total_steps:
         raise InputError(
             f'the warm-up of {warmup_steps} steps must be shorter than the training of '
             f'{total_steps} steps: lower optimizer.warmup_steps or raise train.num_epochs.'
         )
-    return optax.warmup_cosine_decay_schedule(floor, peak, warmup_steps, total_steps, floor)
-
-
-FIRST_MOMENT_DTYPES = ('float32', 'bfloat16')
+    return optax.warmup_cosine_decay_schedule(final, peak, warmup_steps, total_steps, final)
 
 
 def make_optimizer(
@@ -50,15 +55,7 @@ def make_optimizer(
       clip_norm: largest global norm of the gradients, 0 for any.
       first_moment_dtype: 'float32', or 'bfloat16' to keep the mean of the gradients in half the
         memory. Sums and the second moment are float32 always.
-
-    Raises:
-      InputError: there is no such first_moment_dtype.
     """
-    if first_moment_dtype not in FIRST_MOMENT_DTYPES:
-        raise InputError(
-            f'optimizer.first_moment_dtype must be one of {", ".join(FIRST_MOMENT_DTYPES)}; got '
-            f'{first_moment_dtype!r}.'
-        )
     adamw = optax.chain(  # as optax.adamw, so that checkpoints fit
         optax.scale_by_adam(b1, b2, mu_dtype=first_moment_dtype),
         optax.add_decayed_weights(weight_decay, _is_kernel),

@@ -9,12 +9,12 @@ import optax
 from flax import linen as nn
 
 from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
 from tarflow_jax.training import health, objective
 
 COUNTERS = ('step', 'window', 'skipped', 'skipped_in_a_row')
 HEALTH = 'health'  # an item that older checkpoints lack
-GATHER = ('layer', 'step')
 PRIOR_UPDATE_RATE = 0.1  # of the tracked prior variance, a step; that of the published models
 
 
@@ -93,7 +93,7 @@ def init_state(key, model: TarFlow, optimizer, *, ema: bool) -> TrainState:
 def make_train_step(
     model: TarFlow,
     optimizer: optax.GradientTransformation,
-    noise: objective.Noise,
+    noise: Noise,
     *,
     seed: int,
     drop_label: float,

@@ -12,7 +12,7 @@ import pytest
 from image_trees import CLASSES, damage, fill
 
 from configs import small
-from tarflow_jax import experiment
+from tarflow_jax.build import build
 from tarflow_jax.data import prepare
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
@@ -94,7 +94,7 @@ def test_the_command_that_is_next_trains(tmp_path, capsys, monkeypatch):
     ]
     config = small.get_config('16x16x3')
     config.update_from_flattened_dict({'data.name': 'animals', 'model.num_classes': 3})
-    dataset = experiment.open_data(config, experiment.make_model(config))
+    dataset = build(config).dataset
     assert len(dataset.split(config.data.train_split)) == 76
     assert len(dataset.split(config.data.test_split)) == 4
 

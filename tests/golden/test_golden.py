@@ -12,7 +12,8 @@ import pytest
 
 import tarflow_jax
 from tarflow_jax.flow import patches
-from tarflow_jax.training.objective import Noise, negative_log_likelihood
+from tarflow_jax.likelihood.noise import Noise
+from tarflow_jax.training.objective import negative_log_likelihood
 
 HERE = Path(__file__).parent
 NAMES = ('cond', 'uncond', 'vp')

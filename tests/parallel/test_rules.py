@@ -10,7 +10,7 @@ import pytest
 from flows import FLOWS
 
 from configs import afhq256
-from tarflow_jax import experiment
+from tarflow_jax.build import make_model
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.parallel import rules
@@ -52,7 +52,7 @@ def bytes_a_device(tree, mesh):
 
 def test_fsdp_leaves_each_device_an_eighth_of_the_state():
     """Of the paper's model for AFHQ: parameters, their average and the optimizer's moments."""
-    state = state_shapes(experiment.make_model(afhq256.get_config()))
+    state = state_shapes(make_model(afhq256.get_config().model))
     whole = bytes_a_device(state, make_mesh(data=8))
     assert whole == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert whole / 8 < bytes_a_device(state, make_mesh(data=1, fsdp=8)) < 1.05 * whole / 8

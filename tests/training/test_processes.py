@@ -12,7 +12,7 @@ import pytest
 from runs import arrays_in, assert_same_run, files_in, free_port, metrics_in, steps_in
 
 import tarflow_jax
-from tarflow_jax.files import workdir_lock
+from tarflow_jax.workdir import workdir_lock
 
 SECOND_SAVE = ('os.mkdir', '/checkpoints', 2)  # of step 8: every process makes sure of the folder
 SHARED = ('--config.mesh.data=1', '--config.mesh.fsdp=2')

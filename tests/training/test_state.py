@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from tarflow_jax.flow import TarFlow
-from tarflow_jax.training.objective import Noise
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.training.optimizer import make_optimizer
 from tarflow_jax.training.state import TrainState, init_state, make_train_step
 

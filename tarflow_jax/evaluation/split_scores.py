@@ -3,31 +3,31 @@
 import math
 from typing import Any
 
-from tarflow_jax import experiment
-from tarflow_jax.data.sources import Dataset
+from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation import likelihood
 from tarflow_jax.evaluation.metrics import OF_SPLITS, split_names
-from tarflow_jax.evaluation.subject import Subject
-from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.likelihood.scores import in_float32
+from tarflow_jax.stopping import Stop
 
 
-def check(config, model: TarFlow, dataset: Dataset, names: list[str]) -> None:
+def check(experiment: Experiment, names: list[str]) -> None:
     """Raises InputError if the model has no such scores, or there is no such split."""
-    if {'accuracy', 'cross_entropy'} & set(names) and not model.num_classes:
+    if {'accuracy', 'cross_entropy'} & set(names) and not experiment.model.num_classes:
         raise InputError(
             'evaluate.metrics names accuracy or cross_entropy, and the model has no classes '
             '(model.num_classes=0): it cannot classify. Take them out.'
         )
-    for name in split_names(config.evaluate.splits):
-        dataset.split(name)
+    for name in split_names(experiment.config.evaluate.splits):
+        experiment.dataset.split(name)
 
 
-class OfSplits:
+class SplitScores:
     """Scores of splits, each image exactly once.
 
     Args:
-      subject: what is evaluated, its parameters loaded.
+      experiment: what is evaluated.
+      params: of its model.
+      stop: hears the signals.
       names: metrics, keys of `OF_SPLITS`.
 
     Attributes:
@@ -37,12 +37,16 @@ class OfSplits:
       InputError: the model has no such scores, or there is no such split.
     """
 
-    def __init__(self, subject: Subject, names: list[str]):
-        self._subject = subject
+    def __init__(self, experiment: Experiment, params, stop: Stop, names: list[str]):
+        self._experiment = experiment
+        self._params = params
+        self._stop = stop
         self.names = names
-        check(subject.config, subject.model, subject.dataset, names)
-        asked = split_names(subject.config.evaluate.splits)
-        self._splits = {name: subject.dataset.split(name) for name in asked}
+        check(experiment, names)
+        self._splits = {
+            name: experiment.dataset.split(name)
+            for name in split_names(experiment.config.evaluate.splits)
+        }
 
     def scores(self, done: dict[str, float]) -> dict[str, float]:
         """By 'split/metric', computed in float32 whatever the model was trained in.
@@ -52,29 +56,29 @@ class OfSplits:
         """
         if done:
             return {key: math.nan if value is None else value for key, value in done.items()}
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for split_name in self._splits:
             scores = self._scores_of(split_name)
             for name in self.names:
                 for key in (name, f'{name}_error'):
                     if key in scores:
-                        found[f'{split_name}/{key}'] = scores[key]
-        return found
+                        values[f'{split_name}/{key}'] = scores[key]
+        return values
 
     def _scores_of(self, split_name: str) -> dict[str, float]:
-        subject, asked = self._subject, self._subject.config.evaluate
+        experiment, settings = self._experiment, self._experiment.config.evaluate
         scores: dict[str, float] = {}
         for function in dict.fromkeys(OF_SPLITS[name] for name in self.names):
             scores |= function(
-                likelihood.in_float32(subject.model),
-                subject.params,
+                in_float32(experiment.model),
+                self._params,
                 self._splits[split_name],
-                experiment.make_noise(subject.config, subject.dataset),
-                subject.mesh,
-                batch_size=asked.batch_size,
-                num_draws=asked.num_draws,
-                seed=asked.seed,
-                before_batch=subject.stop.check,
+                experiment.noise,
+                experiment.mesh,
+                batch_size=settings.batch_size,
+                num_draws=settings.num_draws,
+                seed=settings.seed,
+                before_batch=self._stop.check,
             )
         return scores
 
@@ -82,11 +86,11 @@ class OfSplits:
         """Does nothing: no file is left to remove."""
 
     def details(self) -> dict[str, Any]:
-        """What the scores are of, and how they came about."""
-        config = self._subject.config
+        """Returns what was scored, and with which settings."""
+        config = self._experiment.config
         return {
             'splits': {
-                'dataset': self._subject.dataset.name,
+                'dataset': self._experiment.dataset.name,
                 'num_images': {name: len(split) for name, split in self._splits.items()},
                 'noise': {'type': config.noise.type, 'std': config.noise.std},
                 'num_draws': config.evaluate.num_draws,

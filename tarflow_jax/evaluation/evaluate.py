@@ -1,4 +1,4 @@
-"""`--mode=evaluate`: from a config to figures, and to a file that tells what they are of."""
+"""`--mode=evaluate`: from an experiment to scores, and a file that says what they are of."""
 
 import datetime
 import hashlib
@@ -10,21 +10,21 @@ from typing import Any
 from absl import logging
 
 import tarflow_jax
-from tarflow_jax import experiment
-from tarflow_jax.data.sources import Dataset
+from tarflow_jax import loading
+from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation import of_samples, of_splits
+from tarflow_jax.evaluation import sample_scores, split_scores
 from tarflow_jax.evaluation.features import QUANTIZATIONS
 from tarflow_jax.evaluation.metrics import OF_SAMPLES, OF_SPLITS, metric_names, split_names
-from tarflow_jax.evaluation.of_samples import OfSamples
-from tarflow_jax.evaluation.of_splits import OfSplits
-from tarflow_jax.evaluation.subject import Subject
+from tarflow_jax.evaluation.sample_scores import SampleScores
+from tarflow_jax.evaluation.split_scores import SplitScores
 from tarflow_jax.files import json_text, make_writable, remove_unfinished, write_json
-from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.stopping import Stop
+from tarflow_jax.training.checkpoint import fingerprints
 from tarflow_jax.values import Choice
+from tarflow_jax.workdir import source_of
 
 REPORT_FILE = 'evaluation.json'
 HISTORY_FILE = 'evaluations.jsonl'  # those before
@@ -32,61 +32,71 @@ _UNFINISHED = 'unfinished'  # a key of the report: metrics still to come
 _DECISIVE = ('version', 'config_sha256', 'params_sha256')  # keys of what the scores depend on
 
 
-def evaluate(config, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
+def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
     """Computes `config.evaluate.metrics`, prints them and writes `workdir/evaluation.json`.
 
     What an interrupted evaluation has scored and drawn is taken over, if it is of the same
     parameters and config.
 
     Args:
-      config: see `configs/base.py`.
+      experiment: see `build.Experiment`.
       workdir: of a training run, whose newest checkpoint is evaluated unless another is given.
       checkpoint: see `tarflow_jax.load`.
       stop: hears the signals.
 
     Raises:
-      InputError: something was asked that cannot be; nothing was drawn, and nothing written but
-        reference statistics.
+      InputError: the config makes no sense; nothing was drawn, and nothing written but reference
+        statistics.
     """
     start = time.perf_counter()
-    check_keys(config)
+    config = experiment.config
+    check_settings(config)
     names = metric_names(config)
-    in_splits = [name for name in names if name in OF_SPLITS]
-    in_samples = [name for name in names if name in OF_SAMPLES]
-    subject = Subject(config, workdir, stop)
-    if in_splits or not config.evaluate.samples:
-        subject.load(checkpoint)
+    split_metrics = [name for name in names if name in OF_SPLITS]
+    sample_metrics = [name for name in names if name in OF_SAMPLES]
+    params, identity = None, dict[str, Any]()
+    if split_metrics or not config.evaluate.samples:
+        params, identity = _load(experiment, source_of(workdir, checkpoint))
     if distributed.is_main():
         prepare_workdir(workdir)
-    parts: list[OfSplits | OfSamples] = []
-    if in_splits:
-        parts.append(OfSplits(subject, in_splits))
-    if in_samples:
-        parts.append(OfSamples(subject, in_samples))
+    parts: list[SplitScores | SampleScores] = []
+    if split_metrics:
+        parts.append(SplitScores(experiment, params, stop, split_metrics))
+    if sample_metrics:
+        digest = identity.get('params_sha256')
+        parts.append(SampleScores(experiment, params, digest, workdir, stop, sample_metrics))
     about = {
         'version': tarflow_jax.__version__,
         'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'config_sha256': hashlib.sha256(json_text(config.to_dict()).encode()).hexdigest(),
-        **subject.loaded,
+        **identity,
     }
     done = distributed.of_main(_take_over(workdir, about) if distributed.is_main() else None)
     scores: dict[str, float] = {}
     for number, part in enumerate(parts):
-        with rules.on(subject.mesh):
-            found = part.scores(done)
+        with rules.on(experiment.mesh):
+            values = part.scores(done)
         if distributed.is_main():
-            scores |= found
+            scores |= values
             about |= part.details()
             remaining = [name for later in parts[number + 1 :] for name in later.names]
             unfinished = {_UNFINISHED: remaining} if remaining else {}
             # After each part: the next one may take hours, and be stopped.
             write_json(workdir / REPORT_FILE, {**scores, **about, **unfinished})
-            for name, value in found.items():
+            for name, value in values.items():
                 print(f'{name:32} {value:.4f}', flush=True)
     for part in parts:
         part.finish()
     if distributed.is_main():
         print(f'in {format_duration(time.perf_counter() - start)}: {workdir / REPORT_FILE}')
+
+
+def _load(experiment: Experiment, source) -> tuple[Any, dict[str, Any]]:
+    """The parameters at a source, and what identifies them: checkpoint, step, params_sha256."""
+    params, step = loading.load_params(experiment, source)
+    loading.warn_of_other_noise(experiment.config, source)
+    digest = hashlib.sha256(json_text(fingerprints(params)).encode()).hexdigest()
+    return params, {'checkpoint': str(source), 'step': step, 'params_sha256': digest}
 
 
 def prepare_workdir(workdir: Path) -> None:
@@ -141,33 +151,32 @@ def _append_once(path: Path, line: str) -> None:
         file.write((b'\n' if was_cut else b'') + line.encode() + b'\n')
 
 
-def check(config, model: TarFlow, dataset: Dataset) -> None:
-    """Raises InputError if a trained model could not be evaluated as the config says."""
-    check_keys(config)
-    names = metric_names(config)
+def check(experiment: Experiment) -> None:
+    """Raises InputError if a trained model could not be evaluated as its config says."""
+    check_settings(experiment.config)
+    names = metric_names(experiment.config)
     if chosen := [name for name in names if name in OF_SPLITS]:
-        of_splits.check(config, model, dataset, chosen)
+        split_scores.check(experiment, chosen)
     if chosen := [name for name in names if name in OF_SAMPLES]:
-        of_samples.check(config, model, chosen)
+        sample_scores.check(experiment, chosen)
 
 
-def check_keys(config) -> None:
+def check_settings(config) -> None:
     """Raises InputError for values under which an evaluation makes no sense."""
-    asked = config.evaluate
+    settings = config.evaluate
     names = metric_names(config)
-    experiment.check_section(config, 'evaluate')
-    Choice(QUANTIZATIONS).check('evaluate.quantization', asked.quantization)
+    Choice(QUANTIZATIONS).check('evaluate.quantization', settings.quantization)
     if 'iw_bits_per_dim' in names and config.noise.type != 'uniform':
         raise InputError(
             'evaluate.metrics names iw_bits_per_dim, a bound on the code length of 8-bit images, '
             f"which takes noise.type='uniform'; this model has {config.noise.type!r}. Take it out."
         )
-    if asked.samples and not any(name in OF_SAMPLES for name in names):
+    if settings.samples and not any(name in OF_SAMPLES for name in names):
         raise InputError(
             'evaluate.samples is given, and evaluate.metrics names no metric of samples, such as '
             'fid. Name one, or take it out.'
         )
-    if any(name in OF_SPLITS for name in names) and not split_names(asked.splits):
+    if any(name in OF_SPLITS for name in names) and not split_names(settings.splits):
         raise InputError(
             'evaluate.splits must name a split of the data set, such as test; got none.'
         )

@@ -14,10 +14,10 @@ import pytest
 from runs import files_in
 
 import tarflow_jax
-from tarflow_jax import loading
+from tarflow_jax import exchange, loading
+from tarflow_jax.build import build
 from tarflow_jax.errors import InputError
 from tarflow_jax.formats.torchfile import read_state_dict
-from tarflow_jax.published import exchange
 
 NAME = 'toy_model_2_64_3_2_0.07.pth'
 NOISE = ('gaussian', 0.07)
@@ -64,11 +64,11 @@ def test_a_workdir_and_a_file_serve_a_run_of_that_model(runs, source, converted,
     )
     _, expected = tarflow_jax.load(source)
     for path in converted, source:
-        _, params, _ = loading.load_for(config, path, one_device)
+        params, _ = loading.load_params(build(config, one_device.devices.flat), path)
         jax.tree.map(np.testing.assert_array_equal, params, expected)
     config.model.num_blocks = 4
     with pytest.raises(InputError, match='num_blocks is 3 there, 4 in the config'):
-        loading.load_for(config, converted, one_device)
+        loading.load_params(build(config, one_device.devices.flat), converted)
 
 
 def test_a_file_of_another_name_needs_to_be_described(golden_dir, tmp_path):

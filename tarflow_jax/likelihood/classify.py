@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation.likelihood import noisy_images, scored_batches
 from tarflow_jax.flow.tarflow import TarFlow, as_images, check_params
+from tarflow_jax.likelihood.noise import Noise
+from tarflow_jax.likelihood.scores import noisy_images, scored_batches
 from tarflow_jax.parallel import distributed
-from tarflow_jax.training.objective import Noise
 
 
 def class_log_probs(model: TarFlow, params, images):
@@ -25,7 +25,7 @@ def class_log_probs(model: TarFlow, params, images):
     return jax.nn.log_softmax(_joint(model, params, as_images(images, model.image_shape)))
 
 
-def evaluate(
+def score_split(
     model: TarFlow,
     params,
     split,
@@ -40,7 +40,7 @@ def evaluate(
     """How well the Bayes classifier knows the labels of a split.
 
     log p(x | y) is averaged over `num_draws` draws of the noise before Bayes' rule is applied.
-    Arguments as of `likelihood.evaluate`.
+    Arguments as of `scores.score_split`.
 
     Returns:
       accuracy in [0, 1], and cross_entropy, the mean of -log p(label | image) in nats.

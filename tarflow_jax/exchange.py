@@ -9,14 +9,15 @@ from pathlib import Path
 
 from absl import logging
 
-from tarflow_jax import experiment, loading
+from tarflow_jax import loading
 from tarflow_jax.errors import InputError
-from tarflow_jax.files import sha256_of, workdir_lock, write_json
+from tarflow_jax.files import sha256_of, write_json
 from tarflow_jax.formats import torchfile
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
 from tarflow_jax.training.checkpoint import Checkpoints
-from tarflow_jax.training.objective import Noise
+from tarflow_jax.workdir import CONFIG_FILE, CONVERTED_FROM, workdir_lock
 
 
 def to_workdir(
@@ -62,7 +63,7 @@ def to_workdir(
         'data': {'name': dataset or loading.dataset_of(source) or ''},
         'noise': dict(zip(('type', 'std'), noise, strict=True)),
         'train': {'ema_decay': 0.0},
-        experiment.CONVERTED_FROM: {'file': source.name, 'sha256': sha256_of(source)},
+        CONVERTED_FROM: {'file': source.name, 'sha256': sha256_of(source)},
     }
     with _new_workdir(workdir) as unfinished:
         checkpoints = Checkpoints(unfinished)
@@ -71,7 +72,7 @@ def to_workdir(
             checkpoints.wait()
         finally:
             checkpoints.close()
-        write_json(unfinished / experiment.CONFIG_FILE, config)
+        write_json(unfinished / CONFIG_FILE, config)
     return workdir
 
 

@@ -1,48 +1,41 @@
-"""The state from which a run goes on."""
+"""The state from which a run resumes."""
 
 import dataclasses
-import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tarflow_jax import experiment, loading
 from tarflow_jax.parallel import distributed, memory, rules
 from tarflow_jax.training import health
 from tarflow_jax.training import state as states
 from tarflow_jax.training.checkpoint import Checkpoints
+from tarflow_jax.training.program import TrainProgram
 
 
 def first_state(
-    config,
-    model,
-    optimizer,
+    program: TrainProgram,
     mesh,
     checkpoints: Checkpoints,
-    checkpoint=None,
+    *,
+    seed: int,
+    load_params: Callable[[], Any] | None = None,
     older_than: float = math.inf,
 ) -> states.TrainState:
-    """The newest sound checkpoint, else a new state, laid over the mesh.
+    """Returns the newest sound checkpoint, else a new state, laid out over the mesh.
 
     Args:
-      config: of the run.
-      model: the flow.
-      optimizer: what trains it.
+      program: that trains the state.
       mesh: the devices.
       checkpoints: of the workdir; damaged ones that are newer are set aside.
-      checkpoint: what a new state takes its parameters from, see `tarflow_jax.load`.
+      seed: of a new state's parameters.
+      load_params: returns a new state's parameters, over the mesh, if they are not to be random.
       older_than: the step before which to look; newer checkpoints are then left where they are.
     """
-    init = functools.partial(
-        states.init_state, model=model, optimizer=optimizer, ema=experiment.has_ema(config)
-    )
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(init, key)
-    shardings = rules.shardings(shapes, mesh)
-
-    abstract = rules.abstract(shapes, shardings)
+    abstract = program.state
     memory.check_fits(
         {
             'parameters': abstract.params,
@@ -60,42 +53,42 @@ def first_state(
         step, items = restored
         if older_than == math.inf:
             checkpoints.set_aside(newer_than=step)
-        return states.TrainState.from_items(_completed(items, mesh))
-    state = jax.jit(init, out_shardings=shardings)(key)
-    if not checkpoint:
+        return states.TrainState.from_items(_with_missing_items(items, mesh))
+    state = program.init(jax.random.key(seed))
+    if load_params is None:
         return state
-    _, params, _ = loading.load_for(config, checkpoint, mesh)
+    params = load_params()
     ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, ema_params=ema_params)
 
 
-def _completed(items, mesh):
-    """The items of a checkpoint with what was added since it was saved."""
+def _with_missing_items(items, mesh):
+    """The items of a checkpoint, and those that were introduced after it was saved."""
     if states.HEALTH in items:
         return items
     # A run that gave up has saved how many steps it had skipped, and would give up again.
-    counters = {**items['counters'], 'skipped_in_a_row': replicated(mesh, 0)}
-    added = {**_new_health(mesh), 'restarts': replicated(mesh, 0)}
+    counters = {**items['counters'], 'skipped_in_a_row': _replicated(mesh, 0)}
+    added = {**_new_health(mesh), 'restarts': _replicated(mesh, 0)}
     return {**items, 'counters': counters, states.HEALTH: added}
 
 
 def _new_health(mesh):
-    return {name: replicated(mesh, value) for name, value in health.init().items()}
+    return {name: _replicated(mesh, value) for name, value in health.init().items()}
 
 
-def replicated(mesh, value):
+def _replicated(mesh, value):
     """A scalar, float32 or int32, on every device."""
     array = np.asarray(value, np.int32 if isinstance(value, int) else np.float32)
     return distributed.put(array, rules.replicated(mesh))
 
 
 def forget_losses(state: states.TrainState, mesh) -> states.TrainState:
-    """A state whose coming losses do not compare with those that were, as of other data."""
+    """Returns a state whose later losses are not compared with earlier ones, of other data."""
     return dataclasses.replace(state, health=_new_health(mesh))
 
 
 def restarted(state: states.TrainState, restarts: int, mesh) -> states.TrainState:
-    """A state from which a run goes on that has gone back to it."""
+    """Returns the state of a checkpoint to which a run has gone back for the n-th time."""
     return dataclasses.replace(
-        state, restarts=replicated(mesh, restarts), skipped_in_a_row=replicated(mesh, 0)
+        state, restarts=_replicated(mesh, restarts), skipped_in_a_row=_replicated(mesh, 0)
     )

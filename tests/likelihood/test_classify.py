@@ -5,10 +5,11 @@ import pytest
 from tarflow_jax import class_log_probs
 from tarflow_jax.data.sources import ArraySplit
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation import classify, likelihood
 from tarflow_jax.flow import TarFlow
+from tarflow_jax.likelihood import classify
+from tarflow_jax.likelihood.noise import Noise
+from tarflow_jax.likelihood.scores import noisy_images
 from tarflow_jax.parallel.mesh import make_mesh
-from tarflow_jax.training.objective import Noise
 
 SIZES = dict(image_shape=(4, 4, 1), patch_size=2, width=8, head_dim=4, layers_per_block=1)
 MODEL = TarFlow(**SIZES, num_blocks=2, num_classes=3)
@@ -62,7 +63,7 @@ def test_class_probabilities_follow_from_bayes_rule(params, joint, random_batch)
 def test_a_split_is_classified_by_the_mean_over_draws(
     params, joint, split, one_device, mesh_of_all
 ):
-    scores = classify.evaluate(
+    scores = classify.score_split(
         MODEL,
         params,
         split,
@@ -73,7 +74,7 @@ def test_a_split_is_classified_by_the_mean_over_draws(
         seed=3,
     )
     batch = {**split.__getitems__(range(NUM_IMAGES)), 'index': np.arange(NUM_IMAGES)}
-    draws = [joint(likelihood.noisy_images(NOISE, batch, 3, draw)) for draw in range(2)]
+    draws = [joint(noisy_images(NOISE, batch, 3, draw)) for draw in range(2)]
     probs = bayes(np.mean(draws, axis=0))
     labels = batch['label']
     assert scores['accuracy'] == pytest.approx(np.mean(probs.argmax(axis=1) == labels))
@@ -87,7 +88,7 @@ def test_a_model_without_classes_cannot_classify(random_params, split, one_devic
     with pytest.raises(InputError, match='no classes'):
         class_log_probs(UNCONDITIONAL, params, np.zeros((1, 4, 4, 1)))
     with pytest.raises(InputError, match=r'take it out of evaluate\.metrics'):
-        classify.evaluate(
+        classify.score_split(
             UNCONDITIONAL, params, split, NOISE, one_device, batch_size=4, num_draws=1, seed=0
         )
 

@@ -2,52 +2,57 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from tarflow_jax import capacity, experiment, imagefiles
+from tarflow_jax import capacity, imagefiles
+from tarflow_jax.build import Experiment
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import quality, references
 from tarflow_jax.evaluation.drawn import DrawnSamples
 from tarflow_jax.evaluation.features import check_preprocessing, to_levels
-from tarflow_jax.evaluation.likelihood import scored_batches
 from tarflow_jax.evaluation.prepare_fid import DataReference, features_of
 from tarflow_jax.evaluation.references import Reference
-from tarflow_jax.evaluation.subject import Subject
 from tarflow_jax.files import make_writable, sha256_of
-from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.likelihood.scores import scored_batches
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.generate import draw, spread_labels
-from tarflow_jax.stopping import RESUMES
+from tarflow_jax.stopping import RESUMES, Stop
 
 REPORT_SHARE = 0.1  # of the samples, after which a line tells how far it is
 _COPIED = 1024  # samples at a time
 _FEATURES = 2048  # numbers of a sample that precision and recall keep
 
 
-def check(config, model: TarFlow, names: list[str]) -> None:
+def check(experiment: Experiment, names: list[str]) -> None:
     """Raises InputError if samples cannot be measured like that, as far as it is known by now."""
-    problem = quality.too_few(names, config.evaluate.num_samples)
-    if problem and not config.evaluate.samples:
+    settings, channels = experiment.config.evaluate, experiment.model.image_shape[2]
+    problem = quality.too_few(names, settings.num_samples)
+    if problem and not settings.samples:
         raise InputError(f'evaluate.num_samples {problem}')
-    if model.image_shape[2] not in (1, 3):
+    if channels not in (1, 3):
         raise InputError(
-            f'samples have {model.image_shape[2]} channels; measured are images of one or three. '
+            f'samples have {channels} channels; measured are images of one or three. '
             'Take the metrics of samples out of evaluate.metrics.'
         )
-    check_preprocessing(config.evaluate.preprocessing)
+    check_preprocessing(settings.preprocessing)
 
 
-class OfSamples:
+class SampleScores:
     """Metrics of samples against a reference, which is made if there is none.
 
     Args:
-      subject: what is evaluated; its parameters are loaded unless samples are given.
+      experiment: what is evaluated.
+      params: of its model; None if samples are given.
+      params_sha256: a hash of them.
+      workdir: whose folder samples/ gets the samples.
+      stop: hears the signals.
       names: metrics, keys of `quality.METRICS`.
 
     Attributes:
@@ -57,30 +62,44 @@ class OfSamples:
       InputError: the samples cannot be drawn or measured like that, or the reference is none.
     """
 
-    def __init__(self, subject: Subject, names: list[str]):
-        self._subject = subject
+    def __init__(
+        self,
+        experiment: Experiment,
+        params,
+        params_sha256: str | None,
+        workdir: Path,
+        stop: Stop,
+        names: list[str],
+    ):
+        self._experiment = experiment
+        self._config, self._mesh = experiment.config, experiment.mesh
+        self._settings = experiment.config.evaluate
+        self._model, self._params, self._params_sha256 = experiment.model, params, params_sha256
+        self._folder = workdir / 'samples'
+        self._stop = stop
         self.names = names
-        check(subject.config, subject.model, names)
-        asked = subject.config.evaluate
-        self._given = self._open_given() if asked.samples else None
-        self._how: dict[str, Any] = {}
-        if self._given:
-            self._num_samples = len(self._given)
-        else:
-            self._num_samples = asked.num_samples
-            how = experiment.how_to_sample(subject.config, subject.model)
-            self._how = {**how, 'num_samples': asked.num_samples, 'labels': asked.labels}
+        check(experiment, names)
+        settings = self._settings
+        self._given = self._open_given() if settings.samples else None
+        self._sampling: dict[str, Any] = {}
+        self._num_samples = len(self._given) if self._given else settings.num_samples
+        if not self._given:
+            self._sampling = {
+                **experiment.sampling,
+                'num_samples': settings.num_samples,
+                'labels': settings.labels,
+            }
         if problem := quality.too_few(names, self._num_samples):
-            raise InputError(f'the images in {asked.samples} {problem}')
+            raise InputError(f'the images in {settings.samples} {problem}')
         self._features = {
-            family: features_of(subject.config, subject.mesh, kinds)
+            family: features_of(self._config, self._mesh, kinds)
             for family, kinds in quality.families(names).items()
         }
         self._check_reference()
         self._drawn = None if self._given else self._open_drawn()
-        with rules.on(subject.mesh):
-            found = {family: self._reference(family) for family in self._features}
-        self._references = {family: reference for family, reference in found.items() if reference}
+        with rules.on(self._mesh):
+            references = {family: self._reference(family) for family in self._features}
+        self._references = {family: r for family, r in references.items() if r}
         for name in names if distributed.is_main() else ():
             family = quality.FAMILY.get(quality.METRICS[name][0])
             if family in self._references:
@@ -88,16 +107,16 @@ class OfSamples:
 
     def _open_given(self):
         """The samples of `evaluate.samples`."""
-        config, model = self._subject.config, self._subject.model
-        if not config.evaluate.samples.endswith('.npz'):
+        settings, model = self._settings, self._model
+        if not settings.samples.endswith('.npz'):
             raise InputError(
-                f'evaluate.samples={config.evaluate.samples} must be a file .npz of images; a data '
+                f'evaluate.samples={settings.samples} must be a file .npz of images; a data '
                 'set is measured as a reference, with --mode=prepare_fid.'
             )
-        given = open_dataset(config.evaluate.samples, config.data.dir)
+        given = open_dataset(settings.samples, self._config.data.dir)
         if given.image_shape != model.image_shape:
             raise InputError(
-                f'the images of evaluate.samples={config.evaluate.samples} have the shape '
+                f'the images of evaluate.samples={settings.samples} have the shape '
                 f'{given.image_shape}, those of the config {model.image_shape}: set '
                 'config.model.image_shape.'
             )
@@ -105,7 +124,7 @@ class OfSamples:
 
     def _check_reference(self) -> None:
         """Checks a reference that no metric is compared with, too: a mistake would pass unseen."""
-        path = self._subject.config.evaluate.reference
+        path = self._settings.reference
         if not path or quality.needs_reference(self.names, 'inception'):
             return
         references.read(path)
@@ -118,45 +137,44 @@ class OfSamples:
 
     def _open_drawn(self) -> DrawnSamples:
         """The samples that an interrupted evaluation has drawn."""
-        subject, asked = self._subject, self._subject.config.evaluate
-        folder = subject.workdir / 'samples'
+        settings, folder = self._settings, self._folder
         if distributed.is_main():
             make_writable(folder)
-            size = int(np.prod(subject.model.image_shape))
+            size = int(np.prod(self._model.image_shape))
             keeps_rows = any(quality.METRICS[name][1] == 'neighbours' for name in self.names)
             capacity.check_samples(
                 'evaluate.num_samples',
                 self._num_samples,
                 memory_each=16 + keeps_rows * 8 * _FEATURES,
-                disk_each=size * (1 + asked.save_samples),
+                disk_each=size * (1 + settings.save_samples),
                 folder=folder,
             )
-        how = {k: v for k, v in self._how.items() if k not in ('num_samples', 'batch_size')}
-        settings = {
-            'params_sha256': subject.loaded['params_sha256'],
-            'model': subject.config.model.to_dict(),
-            'sample': how,
-            'quantization': asked.quantization,
+        sampling = dict(self._sampling)
+        del sampling['num_samples'], sampling['batch_size']  # which change no sample
+        identity = {
+            'params_sha256': self._params_sha256,
+            'model': self._config.model.to_dict(),
+            'sample': sampling,
+            'quantization': settings.quantization,
         }
-        drawn = DrawnSamples(folder, settings, subject.model.image_shape)
+        drawn = DrawnSamples(folder, identity, self._model.image_shape)
         if drawn.count and distributed.is_main():
             print(f'{drawn.count:,} samples are drawn already.', flush=True)
         return drawn
 
     def _reference(self, family: str) -> Reference | None:
         """What the family's features are compared with; of the main process, others get None."""
-        subject, features = self._subject, self._features[family]
-        path = subject.config.evaluate.reference
+        features, path = self._features[family], self._settings.reference
         if family == 'inception' and path:
             reference = references.read(path)
-            references.check(reference, features.settings, subject.model.image_shape)
-            check = subject.stop.check
-            return quality.completed(reference, self.names, features, subject.mesh, check)
+            references.check(reference, features.settings, self._model.image_shape)
+            return quality.completed(
+                *(reference, self.names, features, self._mesh), self._stop.check
+            )
         if not quality.needs_reference(self.names, family):
             return None
-        return DataReference(
-            family, features, subject.config, subject.dataset, subject.mesh
-        ).ensure(subject.stop.check)
+        reference = DataReference(family, features, self._experiment)
+        return reference.ensure(self._stop.check)
 
     def scores(self, _: dict[str, float]) -> dict[str, float]:
         """By the name of the metric, in the main process; the others get none.
@@ -166,38 +184,38 @@ class OfSamples:
         measured = quality.measure(
             self._drawn_batches(self._drawn) if self._drawn else self._measured_batches(),
             list(self._features.values()),
-            self._subject.mesh,
+            self._mesh,
             num_images=self._num_samples,
             keep=lambda index: np.ones(len(index), bool),
         )
         if not distributed.is_main():
             return {}
-        with self._subject.stop.at_once(RESUMES):  # whatever was drawn is on the disk
-            if self._drawn and self._subject.config.evaluate.save_samples:
+        with self._stop.at_once(RESUMES):  # whatever was drawn is on the disk
+            if self._drawn and self._settings.save_samples:
                 self._save(self._drawn)
             return quality.score(measured, self._references, self.names)
 
     def _measured_batches(self) -> Iterator[quality.Batch]:
-        batch_size = self._subject.config.evaluate.batch_size
-        check = self._subject.stop.check
-        for batch in scored_batches(self._given, self._subject.mesh, batch_size, check):
+        batch_size = self._settings.batch_size
+        check = self._stop.check
+        for batch in scored_batches(self._given, self._mesh, batch_size, check):
             yield quality.Batch(batch['image'], distributed.fetch(batch['index']), batch['mask'])
 
     def _drawn_batches(self, drawn: DrawnSamples) -> Iterator[quality.Batch]:
         """Those drawn before an interruption, in the batches of then, and all others."""
-        subject, total = self._subject, self._num_samples
+        total = self._num_samples
         first = min(drawn.count, total)
-        batch_size = shared_batch_size(self._how['batch_size'], total, subject.mesh)
+        batch_size = shared_batch_size(self._sampling['batch_size'], total, self._mesh)
         for start in range(0, first, batch_size):
-            subject.stop.check()
+            self._stop.check()
             yield self._read_batch(drawn, start, min(start + batch_size, first), batch_size)
         pace = _Pace(first, total)
-        quantization = subject.config.evaluate.quantization
+        quantization = self._settings.quantization
         batches = draw(
-            *(subject.model, subject.params, subject.mesh),
+            *(self._model, self._params, self._mesh),
             first=first,
-            before_batch=subject.stop.check,
-            **self._how,
+            before_batch=self._stop.check,
+            **self._sampling,
         )
         try:
             for batch in batches:
@@ -209,8 +227,8 @@ class OfSamples:
             drawn.write()
 
     def _read_batch(self, drawn: DrawnSamples, start: int, stop: int, size: int) -> quality.Batch:
-        mesh = self._subject.mesh
-        images = np.zeros((size, *self._subject.model.image_shape), np.uint8)
+        mesh = self._mesh
+        images = np.zeros((size, *self._model.image_shape), np.uint8)
         images[: stop - start] = distributed.array_of_main(drawn.read(start, stop))
         index = np.arange(start, start + size, dtype=np.int32)
         rows = distributed.local_rows(mesh, size)
@@ -220,12 +238,12 @@ class OfSamples:
 
     def _save(self, drawn: DrawnSamples) -> None:
         """Makes `samples/evaluated.npz`, as ADM's sample batches are."""
-        subject, total = self._subject, self._num_samples
+        total = self._num_samples
         labels = spread_labels(
-            self._how['labels'], total, subject.model.num_classes, self._how['seed']
+            self._sampling['labels'], total, self._model.num_classes, self._sampling['seed']
         )
-        path = subject.workdir / 'samples' / 'evaluated.npz'
-        with imagefiles.open_npz(path, (total, *subject.model.image_shape), labels) as write:
+        path = self._folder / 'evaluated.npz'
+        with imagefiles.open_npz(path, (total, *self._model.image_shape), labels) as write:
             for start in range(0, total, _COPIED):
                 write(drawn.read(start, min(start + _COPIED, total)))
 
@@ -235,27 +253,24 @@ class OfSamples:
             self._drawn.remove()
 
     def details(self) -> dict[str, Any]:
-        """What the samples are, how they were measured, and with what they were compared."""
-        asked = self._subject.config.evaluate
+        """Returns what was measured, with which settings, and the references."""
         source: dict[str, Any] = {}
         if self._given:
-            source = {'file': asked.samples, 'file_sha256': sha256_of(asked.samples)}
+            path = self._settings.samples
+            source = {'file': path, 'file_sha256': sha256_of(path)}
         if self._drawn:
-            redrawn = self._drawn.num_redrawn
-            source = {**self._how, 'quantization': asked.quantization, 'redrawn': redrawn}
-        settings = {key: v for f in self._features.values() for key, v in f.settings.items()}
-        compared_with = {
-            family: {'path': found.path, 'sha256': found.sha256, **found.metadata}
-            for family, found in self._references.items()
-        }
-        return {
-            'samples': {
-                **source,
-                'num_samples': self._num_samples,
-                **settings,
-                'references': compared_with,
+            source = {
+                **self._sampling,
+                'quantization': self._settings.quantization,
+                'redrawn': self._drawn.num_redrawn,
             }
+        for features in self._features.values():
+            source |= features.settings
+        references = {
+            family: {'path': reference.path, 'sha256': reference.sha256, **reference.metadata}
+            for family, reference in self._references.items()
         }
+        return {'samples': {**source, 'num_samples': self._num_samples, 'references': references}}
 
 
 class _Pace:

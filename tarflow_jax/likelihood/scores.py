@@ -10,12 +10,12 @@ import numpy as np
 
 from tarflow_jax.data import pipeline
 from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.mesh import shared_batch_size
-from tarflow_jax.training.objective import Noise
 
 
-def evaluate(
+def score_split(
     model: TarFlow,
     params,
     split,

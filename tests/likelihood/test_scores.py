@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tarflow_jax.data.sources import ArraySplit
-from tarflow_jax.evaluation import likelihood
 from tarflow_jax.flow import TarFlow
+from tarflow_jax.likelihood.noise import Noise
+from tarflow_jax.likelihood.scores import noisy_images, score_split
 from tarflow_jax.parallel.mesh import make_mesh
-from tarflow_jax.training.objective import Noise
 
 MODEL = TarFlow((4, 4, 1), 2, width=8, head_dim=4, num_blocks=2, layers_per_block=1, num_classes=3)
 NOISE = Noise('gaussian', 0.1, num_levels=17)
@@ -35,7 +35,7 @@ def nats_by_hand(params, split):
 
     @jax.jit
     def mean_nats(seed, draw):
-        images = likelihood.noisy_images(NOISE, batch, seed, draw)
+        images = noisy_images(NOISE, batch, seed, draw)
         log_prob = MODEL.apply({'params': params}, images, batch['label'], method='log_prob')
         return -log_prob.mean() / 16
 
@@ -44,7 +44,7 @@ def nats_by_hand(params, split):
 
 def evaluate(params, split, mesh, *, noise=NOISE, batch_size=4, num_draws=1, seed=0, **more):
     how = dict(batch_size=batch_size, num_draws=num_draws, seed=seed, **more)
-    return likelihood.evaluate(MODEL, params, split, noise, mesh, **how)
+    return score_split(MODEL, params, split, noise, mesh, **how)
 
 
 def test_every_image_counts_exactly_once(params, split, one_device):
@@ -94,7 +94,7 @@ def log_probs(params, split):
 
     @jax.jit
     def log_prob(draw):
-        images = likelihood.noisy_images(UNIFORM, batch, 0, draw)
+        images = noisy_images(UNIFORM, batch, 0, draw)
         return MODEL.apply({'params': params}, images, batch['label'], method='log_prob')
 
     return np.array([log_prob(draw) for draw in range(5)], np.float64)

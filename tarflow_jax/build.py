@@ -1,0 +1,129 @@
+"""A config becomes an experiment, built once and handed to whatever runs it."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tarflow_jax import keys
+from tarflow_jax.data.sources import Dataset, open_dataset
+from tarflow_jax.errors import InputError
+from tarflow_jax.flow import TarFlow, patches
+from tarflow_jax.flow.attention import SPLASH_BLOCKS
+from tarflow_jax.likelihood.noise import Noise
+from tarflow_jax.parallel.mesh import make_mesh
+from tarflow_jax.sampling.guidance import Guidance
+
+KERNEL_PLATFORMS = {'splash': 'tpu', 'cudnn': 'gpu'}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """What a config names, built and checked.
+
+    Attributes:
+      config: see `configs/base.py`; every value is one that its key may have.
+      model: the flow, with the attention kernel of the devices.
+      mesh: the devices.
+      sampling: arguments of `sampling.generate`, from the section sample.
+    """
+
+    config: ConfigDict
+    model: TarFlow
+    mesh: Mesh
+    sampling: Mapping[str, Any]
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The data set, opened when it is first needed: a sampler does without.
+
+        Raises:
+          InputError: it is unknown, or its images or labels are not those of the model.
+        """
+        model, (height, width, _) = self.model, self.model.image_shape
+        dataset = open_dataset(
+            self.config.data.name,
+            self.config.data.dir,
+            image_size=height if height == width else None,
+        )
+        if dataset.image_shape != model.image_shape:
+            raise InputError(
+                f'the images of {dataset.name} have the shape {dataset.image_shape}, the model is '
+                f'for {model.image_shape}: set config.model.image_shape.'
+            )
+        if model.num_classes and not dataset.num_classes:
+            raise InputError(
+                f'{dataset.name} has no labels, and the model is for {model.num_classes} classes: '
+                'set config.model.num_classes=0.'
+            )
+        if model.num_classes and dataset.num_classes > model.num_classes:
+            raise InputError(
+                f'{dataset.name} has {dataset.num_classes} classes, the model only '
+                f'{model.num_classes}: set config.model.num_classes (0 for no conditioning).'
+            )
+        return dataset
+
+    @functools.cached_property
+    def noise(self) -> Noise:
+        """The noise that makes pixels of the levels of the data set."""
+        return Noise(self.config.noise.type, self.config.noise.std, self.dataset.num_levels)
+
+
+def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
+    """Builds the experiment of a config.
+
+    Args:
+      config: see `configs/base.py`.
+      devices: to run on, by default all that JAX has.
+
+    Raises:
+      InputError: a key is unknown or missing, a value is not one that its key may have, or values
+        do not go together.
+    """
+    keys.check(config)
+    model = make_model(config.model, devices[0].platform if devices else None)
+    settings = config.sample
+    Guidance.checked(
+        *(settings.guidance, settings.guide, settings.anneal_guidance),
+        settings.attention_temperature,
+        num_classes=model.num_classes,
+    )
+    removes_noise = settings.denoise and config.noise.type == 'gaussian'
+    sampling = {key: value for key, value in settings.items() if key != 'denoise'}
+    sampling['denoise_std'] = config.noise.std if removes_noise else 0.0
+    return Experiment(config, model, make_mesh(**config.mesh, devices=devices), sampling)
+
+
+def make_model(settings, platform: str | None = None) -> TarFlow:
+    """Makes the model of a config's section, with an attention kernel that the platform has.
+
+    Args:
+      settings: attributes of a `TarFlow`; attention may be 'auto', too.
+      platform: 'cpu', 'gpu' or 'tpu'; by default that of JAX's devices.
+
+    Raises:
+      InputError: sizes do not fit together, or an attention kernel is of another platform.
+    """
+    attention = _choose_attention(settings, platform or jax.default_backend())
+    attributes: dict[str, Any] = {**settings, 'attention': attention}
+    return TarFlow(**attributes)
+
+
+def _choose_attention(settings, platform: str) -> str:
+    attention = settings['attention']
+    if attention == 'auto':
+        rows, columns = patches.grid_shape(tuple(settings['image_shape']), settings['patch_size'])
+        divides = rows * columns % SPLASH_BLOCKS[-1] == 0
+        is_for_splash = platform == 'tpu' and settings['dtype'] == 'bfloat16' and divides
+        return 'splash' if is_for_splash else 'xla'
+    needed = KERNEL_PLATFORMS.get(attention, platform)
+    if needed != platform:
+        raise InputError(
+            f'model.attention={attention} runs on a {needed}; the devices here are {platform}. '
+            'Set model.attention to auto or xla.'
+        )
+    return attention

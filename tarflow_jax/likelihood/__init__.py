@@ -1,0 +1,1 @@
+"""The likelihood of images under a model, and classification by likelihood."""

@@ -1,0 +1,139 @@
+"""What training runs on the devices: a new state, and the step that advances one."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from tarflow_jax import stopping
+from tarflow_jax.errors import InputError
+from tarflow_jax.likelihood.noise import Noise
+from tarflow_jax.parallel import rules
+from tarflow_jax.parallel.mesh import batch_shares
+from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from tarflow_jax.training.state import TrainState, init_state, make_train_step
+from tarflow_jax.values import MOST
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainProgram:
+    """The compiled functions of a training, and the state between them.
+
+    Attributes:
+      schedule: the learning rate by step.
+      state: a `TrainState` of shapes, each with its sharding over the mesh.
+      init: key -> a new state, laid out over the mesh.
+      step: (state, batch, signals) -> (state, report). `signals` are those of `Stop.received_on`,
+        and the report's 'signal' is the largest of them: a sum of its own, beside those of the
+        step, could be mistaken for one of them between processes. The state that goes in is
+        donated: its memory becomes that of the new one.
+    """
+
+    schedule: optax.Schedule
+    state: TrainState
+    init: Callable[[jax.Array], TrainState]
+    step: Any
+
+
+def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
+    """Makes the program that trains an experiment; nothing is compiled before it is called.
+
+    Args:
+      experiment: see `build.Experiment`; its data set is not needed.
+      noise: what makes pixels of levels.
+      total_steps: of the training, over which the learning rate falls.
+
+    Raises:
+      InputError: the devices cannot share a batch, or the schedule makes no sense.
+    """
+    config, model, mesh = experiment.config, experiment.model, experiment.mesh
+    _check_shares(config.train, mesh)
+    settings = config.optimizer
+    schedule = learning_rate_schedule(
+        peak=settings.peak_learning_rate,
+        final=settings.final_learning_rate,
+        warmup_steps=settings.warmup_steps,
+        total_steps=total_steps,
+    )
+    optimizer = make_optimizer(
+        schedule,
+        b1=settings.b1,
+        b2=settings.b2,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        first_moment_dtype=settings.first_moment_dtype,
+    )
+    init = functools.partial(
+        init_state, model=model, optimizer=optimizer, ema=config.train.ema_decay > 0
+    )
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = rules.shardings(shapes, mesh)
+    train_step = make_train_step(
+        model,
+        optimizer,
+        noise,
+        seed=config.seed,
+        drop_label=config.train.drop_label,
+        random_flip=config.data.random_flip,
+        ema_decay=config.train.ema_decay,
+        window_steps=config.train.log_every,
+        microbatches=config.train.microbatches,
+        gather=config.train.gather,
+        restart_factor=config.train.restart_factor,
+    )
+
+    def step_and_signal(state, batch, signals):
+        state, report = train_step(state, batch)
+        return state, {**report, 'signal': signals.max()}
+
+    return TrainProgram(
+        schedule,
+        state=rules.abstract(shapes, shardings),
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(
+            step_and_signal,
+            in_shardings=(shardings, rules.batch_sharding(mesh), stopping.sharding(mesh)),
+            out_shardings=(shardings, rules.replicated(mesh)),
+            donate_argnums=0,
+        ),
+    )
+
+
+def count_steps(settings, num_images: int) -> int:
+    """Returns how many steps a training takes.
+
+    Args:
+      settings: the section train of a config.
+      num_images: in the training split.
+
+    Raises:
+      InputError: the images do not fill a batch, or there are more steps than can be counted.
+    """
+    if settings.batch_size > num_images:
+        raise InputError(
+            f'train.batch_size {settings.batch_size} is larger than the training split of '
+            f'{num_images} images; choose at most {num_images}.'
+        )
+    steps = settings.num_epochs * num_images / settings.batch_size
+    if steps > MOST:
+        raise InputError(
+            f'train.num_epochs {settings.num_epochs:g} would be {steps:.3g} steps; choose at '
+            f'most {MOST * settings.batch_size / num_images:.3g}.'
+        )
+    return math.ceil(steps)
+
+
+def _check_shares(settings, mesh) -> None:
+    """Raises InputError unless the devices share every part of a batch evenly."""
+    batch_size, microbatches = settings.batch_size, settings.microbatches
+    shares = batch_shares(mesh)
+    if batch_size % (shares * microbatches):
+        parts = f', in {microbatches} parts (train.microbatches)' if microbatches > 1 else ''
+        raise InputError(
+            f'train.batch_size {batch_size} cannot be shared evenly by the {shares} devices of '
+            f'mesh.data and mesh.fsdp{parts}; choose a multiple of {shares * microbatches}.'
+        )

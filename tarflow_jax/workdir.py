@@ -1,0 +1,224 @@
+"""The folder of a run: its lock, the config it was made with, and which checkpoint is meant."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.files import write_json
+from tarflow_jax.flow import TarFlow
+from tarflow_jax.keys import KEYS, check_record, flatten
+from tarflow_jax.values import Location
+
+CONFIG_FILE = 'config.json'
+CONVERTED_FROM = 'converted_from'  # in a config.json: the published file, and its SHA-256
+MOST_BYTES = 1_000_000  # of a config.json
+
+# Attributes of a model that do not change its parameters.
+FREE_MODEL_KEYS = ('dtype', 'attention', 'remat', 'unroll')
+
+# What makes a training what it is, besides the model: a run that resumes keeps it.
+MEANING = (
+    *('seed', 'data.name', 'data.train_split', 'data.test_split', 'data.random_flip'),
+    *('noise.type', 'noise.std', 'optimizer.b1', 'optimizer.b2', 'optimizer.weight_decay'),
+    *('train.batch_size', 'train.drop_label', 'train.ema_decay'),
+)
+
+
+@contextlib.contextmanager
+def workdir_lock(workdir: str | os.PathLike) -> Iterator[None]:
+    """Holds the lock of a workdir for this process, and makes the folder if it is missing.
+
+    The lock is the kernel's, on `workdir/.lock`, and ends with the process however that ends; the
+    file stays and means nothing by itself.
+
+    Raises:
+      InputError: another run holds the workdir, or it is no folder that can be written to.
+    """
+    with _open_lock_file(workdir) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read().strip() or 'of unknown number'
+            raise InputError(
+                f'workdir {os.fspath(workdir)} is in use by process {holder}. One run at a time '
+                f'may write there: wait until it ends, stop it, or give another --workdir.'
+            ) from None
+        try:
+            _replace_text(file, f'{os.getpid()} on {socket.gethostname()}\n')
+            yield
+        finally:
+            _replace_text(file, '')
+            # Closing would not do while a forked child still has the file open.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _open_lock_file(workdir: str | os.PathLike) -> IO[str]:
+    if '://' in os.fspath(workdir):
+        raise InputError(
+            f'workdir {os.fspath(workdir)} is an address. A workdir is a folder: give a local '
+            f'path, or mount the bucket (gcsfuse, s3fs) and give the path of the mount.'
+        )
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(Path(workdir, '.lock'), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(
+            f'workdir {os.fspath(workdir)} cannot be written to ({error.strerror}): give a '
+            f'--workdir that is a folder, or can become one, in which you may write.'
+        ) from error
+    return open(descriptor, 'r+')
+
+
+def _replace_text(file: IO[str], text: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()
+
+
+def read_config(workdir) -> ConfigDict:
+    """The config that made a workdir, with `FREE_MODEL_KEYS` that it lacks at their defaults.
+
+    Raises:
+      InputError: the folder has none, or a damaged one.
+    """
+    path = Path(workdir, CONFIG_FILE)
+    if not path.is_file():
+        raise InputError(
+            f'{workdir} is not a workdir of a training run: it has no {CONFIG_FILE}. Train one '
+            'there first, or give the --workdir (or --checkpoint) of another.'
+        )
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f'it has more than {MOST_BYTES} bytes')
+        record = json.loads(path.read_text(encoding='utf-8'), parse_constant=_refuse_constant)
+        check_record(record)
+    except RecursionError:
+        raise InputError(f'{path} is damaged: it is nested too deeply.') from None
+    except ValueError as error:
+        raise InputError(f'{path} is damaged: {str(error).rstrip(".")}.') from error
+    except OSError as error:
+        raise InputError(f'{path} cannot be read: {error.strerror}.') from error
+    defaults = {f.name: f.default for f in dataclasses.fields(TarFlow)}
+    record['model'] = {key: defaults[key] for key in FREE_MODEL_KEYS} | record['model']
+    sections = {*(name.partition('.')[0] for name in KEYS), CONVERTED_FROM}
+    return ConfigDict({key: value for key, value in record.items() if key in sections})
+
+
+def _refuse_constant(name: str):
+    raise InputError(f'{name} is no value of JSON')
+
+
+def check_same_model(config, workdir) -> None:
+    """Raises InputError, naming the keys, unless `workdir` was made with the model of `config`."""
+    made_with = read_config(workdir)
+    if CONVERTED_FROM in made_with:
+        raise InputError(
+            f'{workdir} was converted from a published checkpoint, which has no optimizer state to '
+            f'go on with. Train in another --workdir with --checkpoint={workdir}.'
+        )
+    kept = {key: value for key, value in config.model.items() if key not in FREE_MODEL_KEYS}
+    differences = [
+        f'model.{key} is {_plain(made_with.model.get(key))} there, {_plain(value)} in the config'
+        for key, value in kept.items()
+        if _plain(made_with.model.get(key)) != _plain(value)
+    ]
+    if bool(made_with.train.ema_decay) != bool(config.train.ema_decay):
+        differences.append(
+            f'train.ema_decay is {made_with.train.ema_decay} there, {config.train.ema_decay} in '
+            'the config'
+        )
+    differences += differences_in(config, made_with, ('optimizer.first_moment_dtype',))
+    if differences:
+        raise InputError(
+            f'{workdir} holds another model: {"; ".join(differences)}. Give another --workdir, or '
+            'the config it was made with.'
+        )
+
+
+def check_same_run(config, workdir) -> None:
+    """Raises InputError, naming the keys, unless `workdir` was trained by what `config` says.
+
+    Free is what a run may well change on its way: its length, learning rates and clipping, how
+    often it reports and saves, and the machine it runs on.
+    """
+    made_with = read_config(workdir)
+    compared = [name for name in MEANING if name != 'noise.std' or config.noise.type == 'gaussian']
+    if differences := differences_in(config, made_with, compared):
+        raise InputError(
+            f'{workdir} was trained with other settings: {"; ".join(differences)}. Give another '
+            '--workdir, or the settings that it was trained with, or add --allow_changes to go on '
+            'from its checkpoint with the new ones.'
+        )
+
+
+def differences_in(config, made_with, names) -> list[str]:
+    """What differs among the named keys, as far as the older config has them."""
+    before, now = (flatten(c) for c in (made_with, config))
+    return [
+        f'{name} is {_plain(before[name])} there, {_plain(now[name])} in the config'
+        for name in names
+        if name in before and _plain(before[name]) != _plain(now[name])
+    ]
+
+
+def record_config(config, workdir) -> None:
+    """Writes the config into the workdir, and says what changed since the last run there."""
+    path = Path(workdir, CONFIG_FILE)
+    if path.exists():
+        before, now = (flatten(c) for c in (read_config(workdir), config))
+        for name in sorted(now):
+            if name in before and _plain(before[name]) != _plain(now[name]):
+                logging.warning('%s was %s, is %s now.', name, before[name], now[name])
+    write_json(path, config.to_dict())
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def source_of(workdir: Path, checkpoint: str | None) -> str | Path:
+    """Returns the checkpoint, or without one the workdir, whose newest checkpoint is meant.
+
+    Raises:
+      InputError: no checkpoint is given, and there is no such workdir.
+    """
+    if not checkpoint and not workdir.is_dir():
+        raise InputError(f'workdir {workdir} does not exist: train there first.')
+    return checkpoint or workdir
+
+
+def existing_path(path) -> Path:
+    """Returns the path, ~ being the home folder.
+
+    Raises:
+      InputError: it is no path, or nothing is there.
+    """
+    path = Location().check('path', path)
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f'{path} cannot be read: {error.strerror}.') from error
+    if not exists:
+        raise InputError(f'{path} does not exist.')
+    return path
+
+
+def is_step(path: Path) -> bool:
+    """Whether a path is that of a checkpoint, `workdir/checkpoints/<step>`."""
+    return path.name.isdigit() and path.parent.name == 'checkpoints'
+
+
+def workdir_of(path: Path) -> Path:
+    """Returns the workdir of a checkpoint, and a workdir itself."""
+    return path.parent.parent if is_step(path) else path
