@@ -4,6 +4,7 @@ import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pooch
 import requests
@@ -56,7 +57,7 @@ def _name(address: str) -> str:
 
 def _fetch(folder: Path, addresses: Sequence[str], sha256: str) -> Path:
     failures = []
-    download = pooch.HTTPDownloader(timeout=TIMEOUT)
+    download: Any = pooch.HTTPDownloader(timeout=TIMEOUT)  # typed too narrowly
     for address in addresses:
         try:
             file = pooch.retrieve(address, sha256, _name(address), folder, downloader=download)
