@@ -1,5 +1,6 @@
 """A data set: random access to the examples of its splits, and slices such as 'train[:90%]'."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -40,6 +41,7 @@ class ArraySplit:
         return {'image': self._images[rows], 'label': self._labels[rows]}
 
 
+@dataclasses.dataclass(frozen=True)
 class Dataset:
     """A data set that can be read: the form of its examples, and its splits.
 
@@ -48,26 +50,17 @@ class Dataset:
         image_shape: (H, W, C) of every image.
         num_classes: labels are the integers below it; 0 where the set has no labels.
         num_levels: pixels are the integers below it; 256 unless the set's metadata has another.
+        splits: the splits and their sizes.
+        open_split: opens a split or slice that is known to be one of these.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        image_shape: tuple[int, int, int],
-        num_classes: int,
-        num_levels: int,
-        splits: tfds.core.SplitDict,
-        open_split: Callable[[str], Split],
-    ):
-        """Takes the attributes, the splits and their sizes, and what opens a slice of them."""
-        self.name = name
-        self.image_shape = image_shape
-        self.num_classes = num_classes
-        self.num_levels = num_levels
-        self._splits = splits
-        self._open_split = open_split
-        self._opened: dict[str, Split] = {}
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    num_levels: int
+    splits: tfds.core.SplitDict
+    open_split: Callable[[str], Split]
+    _opened: dict[str, Split] = dataclasses.field(default_factory=dict)
 
     def split(self, spec: str) -> Split:
         """Returns the split 'train' or 'test', another one of the set's, or a slice of them.
@@ -81,17 +74,17 @@ class Dataset:
         """
         if spec not in self._opened:
             try:
-                parts = ranges(spec, self._splits)
+                parts = ranges(spec, self.splits)
             except Exception as error:
                 raise self._no_split(spec) from error
             if not any(part.stop > part.start for part in parts):
                 raise self._no_split(spec)
-            self._opened[spec] = self._open_split(spec)
+            self._opened[spec] = self.open_split(spec)
         return self._opened[spec]
 
     def _no_split(self, spec: str) -> InputError:
-        names = sorted(self._splits)
-        sizes = [f'{name} ({self._splits[name].num_examples} examples)' for name in names]
+        names = sorted(self.splits)
+        sizes = [f'{name} ({self.splits[name].num_examples} examples)' for name in names]
         return InputError(
             f"data set '{self.name}' has no split '{spec}'; it has {', '.join(sizes)}, and slices "
             f"of them that hold an example, such as '{names[-1]}[:90%]', '{names[-1]}[100:200]' or "

@@ -108,8 +108,6 @@ def _checked_size(name: str, image_size: int | None) -> int:
             f"the images of data set '{name}' come in any size; open it with image_size=N (the "
             'side in pixels), and they are scaled and cropped to N x N.'
         )
-    if image_size < 1:
-        raise InputError(f'image_size must be at least 1; got {image_size}.')
     return image_size
 
 

@@ -28,7 +28,6 @@ from tarflow_jax.data.image_folder.unreadable import FILE_NAME
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.quantities import format_bytes, format_duration
 
-_MOST_CLASSES_SHOWN = 10
 _SECONDS_BETWEEN_LINES = 10  # of progress that goes into a file
 _EXPERIMENTS = {
     'digits': 'configs/digits.py',
@@ -90,7 +89,7 @@ def describe(name: str, folder: pathlib.Path, data_dir: str, seconds: float) -> 
         splits = {split: info.splits[split].num_examples for split in info.splits}
     facts = {split: f'{count:,} images' for split, count in splits.items()}
     if label is not None:
-        facts['classes'] = f'{label.num_classes:,}{_class_names(label)}'
+        facts['classes'] = f'{label.num_classes:,}'
     facts['images'] = 'x'.join(str(side or 'any') for side in shape)
     facts['size'] = f'{format_bytes(info.dataset_size)}, in {format_duration(seconds)}'
     if (folder / FILE_NAME).exists():
@@ -98,13 +97,6 @@ def describe(name: str, folder: pathlib.Path, data_dir: str, seconds: float) -> 
     lines = [f'  {fact:10}  {value}' for fact, value in facts.items()]
     command = _training_command(name, data_dir, shape, getattr(label, 'num_classes', 0))
     return '\n'.join([f'{name} is prepared in {folder}', *lines, 'Next:', f'  {command}'])
-
-
-def _class_names(label: tfds.features.ClassLabel) -> str:
-    names = label.names[: _MOST_CLASSES_SHOWN + 1]
-    if len(names) > _MOST_CLASSES_SHOWN:
-        names[_MOST_CLASSES_SHOWN:] = ['...']
-    return f': {", ".join(names)}'
 
 
 def _training_command(name: str, data_dir: str, shape: Sequence[int], num_classes: int) -> str:

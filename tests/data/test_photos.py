@@ -123,10 +123,3 @@ def test_preparing_is_quiet_and_tidy(tmp_path, capfd):
     assert capfd.readouterr() == ('', '')
     files = sorted(path.name for path in (tmp_path / 'photos' / '8').iterdir())
     assert files == ['.prepare.lock', '1.0.0']
-
-
-def test_a_photograph_that_is_missing():
-    with pytest.raises(InputError, match=r"nothing.png .* pip install 'scikit-image>=0.26'"):
-        photos.load_photos([('skimage.data', 'nothing.png')])
-    with pytest.raises(InputError, match=r'pip install'):
-        photos.load_photos([('no_such_package', 'nothing.png')])

@@ -9,7 +9,6 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tarflow_jax.data.images import decode
-from tarflow_jax.errors import InputError
 
 # Only colour photographs of scenes. Of the two views of the motorcycle one is taken.
 TRAIN_PHOTOS = (
@@ -80,22 +79,9 @@ class Photos(tfds.core.GeneratorBasedBuilder):
 
 
 def load_photos(places: Sequence[tuple[str, str]]) -> list[Image.Image]:
-    """Returns the photographs in RGB, each given as (package, file name).
-
-    Raises:
-        InputError: a package or its photograph is missing.
-    """
-    photos = []
-    for package, file_name in places:
-        try:
-            content = (importlib.resources.files(package) / file_name).read_bytes()
-            photos.append(decode(content))
-        except (ModuleNotFoundError, FileNotFoundError) as error:
-            raise InputError(
-                f"the data set '{Photos.name}' takes {file_name} from the package {package}, "
-                "where it is missing: pip install 'scikit-image>=0.26' 'scikit-learn>=1.5'."
-            ) from error
-    return photos
+    """Returns the photographs in RGB, each given as (package, file name)."""
+    files = [importlib.resources.files(package) / name for package, name in places]
+    return [decode(file.read_bytes()) for file in files]
 
 
 def crop(photo: Image.Image, size: int, seed: int, index: int) -> np.ndarray:

@@ -18,11 +18,11 @@ import tensorflow_datasets as tfds
 
 from tarflow_jax.data import builders
 from tarflow_jax.data.folder import data_folder, failing_writes, one_process, prepared_folders
-from tarflow_jax.data.image_folder.headers import header_tasks, read_headers
 from tarflow_jax.data.image_folder.records import (
     RecordReport,
     RecordTask,
     features,
+    read_headers,
     write_records,
 )
 from tarflow_jax.data.image_folder.tree import ImageTree, describe_ignored, read_tree
@@ -37,6 +37,7 @@ from tarflow_jax.data.image_folder.workfolder import WorkFolder
 from tarflow_jax.data.workers import map_unordered
 from tarflow_jax.errors import InputError
 from tarflow_jax.quantities import format_bytes
+from tarflow_jax.values import Real, Whole
 
 VERSION = '1.0.0'
 
@@ -86,7 +87,9 @@ def prepare_image_folder(
     """
     root = data_folder(data_dir)
     _check_name(name, root)
-    _check_numbers(size, max_unreadable, workers)
+    Whole(1).check('--size', size)
+    Real(0, 100).check('--max_unreadable', max_unreadable)
+    Whole(1).check('--workers', workers)
     tree = read_tree(folder)
     counts = ', '.join(f'{len(files):,} {split}' for split, files in tree.splits.items())
     say(f'{len(tree.classes):,} classes; image files: {counts}.')
@@ -141,7 +144,7 @@ class _Preparation:
         unreadable: list[Unreadable] = []
         sides: list[tuple[int, str]] = []
         done = 0
-        for headers in map_unordered(read_headers, header_tasks(self.tree), self.workers):
+        for headers in map_unordered(read_headers, self._tasks(), self.workers):
             unreadable += headers.unreadable
             sides += [side for side in headers.sides if side[0] < self.size]
             done += len(headers.sides) + len(headers.unreadable)
@@ -161,7 +164,7 @@ class _Preparation:
 
     def write_records(self) -> list[RecordReport]:
         """Writes the record files that are not there yet; the reports are in the files' order."""
-        tasks = list(self._record_tasks())
+        tasks = list(self._tasks())
         written = {task.target.name: self.work.report(task.target.name) for task in tasks}
         reports = [report for report in written.values() if report]
         missing = [task for task in tasks if not written[task.target.name]]
@@ -180,7 +183,7 @@ class _Preparation:
         self.progress('images', done, self.num_files)
         self._check_share(unreadable)
 
-    def _record_tasks(self) -> Iterator[RecordTask]:
+    def _tasks(self) -> Iterator[RecordTask]:
         """Deals the images evenly to record files."""
         for split, files in self.tree.splits.items():
             count = min(math.ceil(len(files) / _IMAGES_A_RECORD_FILE), _MOST_RECORD_FILES)
@@ -205,7 +208,7 @@ class _Preparation:
             filetype_suffix=tfds.core.FileFormat.ARRAY_RECORD.file_suffix,
         )
 
-    def _check_space(self, tasks: list[RecordTask]) -> None:
+    def _check_space(self, tasks: Sequence[RecordTask]) -> None:
         needed = sum(len(task.files) for task in tasks) * self.size**2 * 3
         free = shutil.disk_usage(self.work.path).free
         if needed > free:
@@ -263,12 +266,3 @@ def _check_name(name: str, root: pathlib.Path) -> None:
                 f"a data set '{name}' is already prepared in '{folder}'. Delete that folder to "
                 'prepare it anew, or choose another name.'
             )
-
-
-def _check_numbers(size: int, max_unreadable: float, workers: int) -> None:
-    if size < 1:
-        raise InputError(f'--size must be at least 1 pixel; got {size}.')
-    if not 0 <= max_unreadable <= 100:
-        raise InputError(f'--max_unreadable must lie in 0..100 per cent; got {max_unreadable:g}.')
-    if workers < 1:
-        raise InputError(f'--workers must be at least 1; got {workers}.')

@@ -24,14 +24,14 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from tarflow_jax.data.image_folder.tree import ImageFile
 from tarflow_jax.data.image_folder.unreadable import Unreadable
-from tarflow_jax.data.images import decode, resize_and_crop
+from tarflow_jax.data.images import decode, open_image, resize_and_crop
 from tarflow_jax.files import open_atomically, write_json
 
 _OPTIONS = 'group_size:1,uncompressed'  # random access wants one record a group
 
 
 class RecordTask(NamedTuple):
-    """A file of records to write, of images [size, size, 3], and its report after it."""
+    """Image files for a file of records, of images [size, size, 3], and its report after it."""
 
     root: pathlib.Path
     split: str
@@ -50,6 +50,28 @@ class RecordReport(NamedTuple):
     num_examples: int
     num_bytes: int
     unreadable: list[Unreadable]
+
+
+class Headers(NamedTuple):
+    """The shorter side and the path of each image, and the files that are none."""
+
+    sides: list[tuple[int, str]]
+    unreadable: list[Unreadable]
+
+
+def read_headers(task: RecordTask) -> Headers:
+    """Opens the image files of a task without decoding them."""
+    headers = Headers([], [])
+    for file in task.files:
+        try:
+            with (
+                warnings.catch_warnings(action='ignore'),
+                open_image(task.root / file.path) as image,
+            ):
+                headers.sides.append((min(image.size), file.path))
+        except (OSError, ValueError) as error:
+            headers.unreadable.append(Unreadable.because(task.split, file.path, error))
+    return headers
 
 
 def features(size: int, label: tfds.features.ClassLabel) -> tfds.features.FeaturesDict:
