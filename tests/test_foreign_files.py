@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tarflow_jax.data.images import FORMATS, decode, open_image
-from tarflow_jax.data.npz import NpzFile
+from tarflow_jax.data.npz import open_npz
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import inception_weights, references
 from tarflow_jax.formats import safetensors, torchfile
@@ -52,7 +52,10 @@ def of_torch(path):
 
 
 def of_safetensors(path):
-    return safetensors.read(path).values()
+    content = path.read_bytes()
+    for array in safetensors.read(path).values():
+        assert array.tobytes() in content
+    return []
 
 
 def of_weights(path):
@@ -66,7 +69,7 @@ def of_published(path):
 
 
 def of_data(path):
-    batch = NpzFile(str(path)).open_split('train').__getitems__(range(3))
+    batch = open_npz(str(path)).split('train').__getitems__(range(3))
     assert batch['image'].dtype == np.uint8
     assert batch['label'].min() >= -1
     return []

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from tarflow_jax.data.dataset import Batch
 from tarflow_jax.data.images import decode, open_image, resize_and_crop
-from tarflow_jax.data.splits import Batch
 from tarflow_jax.errors import InputError
 
 _Example: Any = tf_example_pb2.Example  # pyrefly: ignore[missing-attribute] (it is generated)
@@ -103,13 +103,11 @@ def checked_image(name: str, features: Features) -> tfds.features.FeatureConnect
 
 
 def _checked_size(name: str, image_size: int | None) -> int:
-    if image_size is None:
+    if not image_size:
         raise InputError(
             f"the images of data set '{name}' come in any size; open it with image_size=N (the "
             'side in pixels), and they are scaled and cropped to N x N.'
         )
-    if image_size < 1:
-        raise InputError(f'image_size must be at least 1; got {image_size}.')
     return image_size
 
 

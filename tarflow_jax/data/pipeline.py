@@ -3,22 +3,17 @@
 A training batch is a pure function of (seed, step), so there is no iterator state to save.
 """
 
-import contextlib
 import functools
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
 from typing import Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
-from tarflow_jax.data.sources import Batch, Split
+from tarflow_jax.data.dataset import Batch, Split
+from tarflow_jax.data.workers import delayed_signals, end_with_parent
 from tarflow_jax.errors import InputError
 
 
@@ -127,7 +122,7 @@ def _read(
     _parse_flags_for_grain()
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_WORKER_BATCHES)
     ahead = batches.map(read).to_iter_dataset(_WORKER_READS)
-    return _WorkerBatches(iter(ahead.mp_prefetch(options, _end_with_parent)))
+    return _WorkerBatches(iter(ahead.mp_prefetch(options, lambda *_: end_with_parent())))
 
 
 class _WorkerBatches(Iterator[Batch]):
@@ -145,35 +140,11 @@ class _WorkerBatches(Iterator[Batch]):
         if self._started:
             return next(self._batches)
         self._started = True
-        with _blocked_signals():
+        with delayed_signals():
             return next(self._batches)
 
     def close(self) -> None:
         self._batches.close()
-
-
-def _end_with_parent(worker: int, num_workers: int) -> None:
-    """In a worker: lets it end when the process that reads is gone, killed for example."""
-    del worker, num_workers
-    parent = multiprocessing.parent_process()
-
-    def watch():
-        if parent:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Processes that are started meanwhile do not see SIGINT and SIGTERM; this one does later."""
-    resource_tracker.ensure_running()  # or it would be started now, and unblock them again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _parse_flags_for_grain() -> None:

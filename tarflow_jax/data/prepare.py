@@ -5,8 +5,7 @@
     python -m tarflow_jax.data.prepare NAME [--data_dir=DIR] [--manual_dir=DIR]
 
 The first makes one of any folder of images, the second prepares one of ours or of TFDS's own. NAME
-is what `config.data.name` is afterwards. A command that was interrupted goes on when it is given
-again.
+becomes `config.data.name`. A command that was interrupted resumes when it is given again.
 """
 
 import argparse
@@ -15,97 +14,93 @@ import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import tensorflow_datasets as tfds
 from absl import logging
+from tqdm import tqdm
 
-from tarflow_jax.data import tfds_catalog
-from tarflow_jax.data.image_folder.display import PreparationDisplay
-from tarflow_jax.data.image_folder.prepare import prepare_image_folder
+from tarflow_jax.data import catalog
+from tarflow_jax.data.folder import damaged_files, quiet_tfds
+from tarflow_jax.data.image_folder.preparation import prepare_image_folder
 from tarflow_jax.data.image_folder.unreadable import FILE_NAME
-from tarflow_jax.data.prepared import quiet_tfds, reading
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.quantities import format_bytes, format_duration
 
-_MOST_CLASSES_SHOWN = 10
+_SECONDS_BETWEEN_LINES = 10  # of progress that goes into a file
 _EXPERIMENTS = {
     'digits': 'configs/digits.py',
     'photos/64': 'configs/photos.py',
     'photos/256': 'configs/photos.py:256',
 }
 _SMALL = 'configs/small.py'
-_SMALL_BATCH, _SMALL_SHARE = 64, 0.95  # of that config: images a step, of so many of the split
 _SIDE_OF_ANY = 64  # to suggest where images come in any size
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prepares what the command line asks for, and tells what was made.
+    """Prepares a data set according to the command line, and describes it.
 
     Raises:
-        InputError: if it cannot be done as given.
-        RunError: if it cannot go on.
+        InputError: it cannot be done as given.
+        RunError: it cannot be continued.
     """
     start = time.perf_counter()
-    asked = _parse(arguments)
-    if asked.folder is None:
-        folder = tfds_catalog.prepare(asked.name, asked.data_dir, asked.manual_dir)
+    options = _parse(arguments)
+    if options.folder is None:
+        folder = catalog.prepare(options.name, options.data_dir, options.manual_dir)
     else:
-        folder = _prepare_folder(asked)
-    seconds = time.perf_counter() - start
-    print(describe(asked.name, folder, asked.data_dir, seconds))
-
-
-def _prepare_folder(asked: argparse.Namespace) -> pathlib.Path:
-    with PreparationDisplay() as display:
-        return prepare_image_folder(
-            asked.name,
-            asked.folder,
-            asked.data_dir,
-            size=asked.size,
-            upscale=asked.upscale,
-            max_unreadable=1.0 if asked.max_unreadable is None else asked.max_unreadable,
-            workers=_num_cores() if asked.workers is None else asked.workers,
-            say=display.say,
-            progress=display.progress,
+        folder = prepare_image_folder(
+            options.name,
+            options.folder,
+            options.data_dir,
+            size=options.size,
+            upscale=options.upscale,
+            max_unreadable=1.0 if options.max_unreadable is None else options.max_unreadable,
+            workers=_num_cores() if options.workers is None else options.workers,
+            say=tqdm.write,
+            progress=_progress_bars(),
         )
+    seconds = time.perf_counter() - start
+    print(describe(options.name, folder, options.data_dir, seconds))
+
+
+def _progress_bars() -> Callable[[str, int, int], None]:
+    """Returns a function that draws a bar for each stage, or its lines if it goes into a file."""
+    interval = 0.1 if sys.stdout.isatty() else _SECONDS_BETWEEN_LINES
+    bars: dict[str, tqdm] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage not in bars:
+            bars[stage] = tqdm(total=total, desc=stage, file=sys.stdout, mininterval=interval)
+        bars[stage].update(done - bars[stage].n)
+        if done == total:
+            bars[stage].close()
+
+    return progress
 
 
 def describe(name: str, folder: pathlib.Path, data_dir: str, seconds: float) -> str:
-    """What stands in a prepared folder, and the command that trains on it; a few lines."""
-    with quiet_tfds(), reading(folder):
+    """Returns a few lines on a prepared folder, and the command that trains on it."""
+    with quiet_tfds(), damaged_files(folder):
         info = tfds.builder_from_directory(folder).info
         shape = info.features['image'].shape
         label = dict(info.features.items()).get('label')
         splits = {split: info.splits[split].num_examples for split in info.splits}
-    lines = [f'{name} is prepared in {folder}']
-    lines += [f'  {split:10}  {count:,} images' for split, count in splits.items()]
+    facts = {split: f'{count:,} images' for split, count in splits.items()}
     if label is not None:
-        lines.append(f'  {"classes":10}  {label.num_classes:,}{_class_names(label)}')
-    lines += [
-        f'  {"images":10}  {"x".join(str(side or "any") for side in shape)}',
-        f'  {"size":10}  {format_bytes(info.dataset_size)}, in {format_duration(seconds)}',
-    ]
+        facts['classes'] = f'{label.num_classes:,}'
+    facts['images'] = 'x'.join(str(side or 'any') for side in shape)
+    facts['size'] = f'{format_bytes(info.dataset_size)}, in {format_duration(seconds)}'
     if (folder / FILE_NAME).exists():
-        lines.append(f'  {"left out":10}  the files in {folder / FILE_NAME}')
-    num_classes = getattr(label, 'num_classes', 0)
-    return '\n'.join(
-        [*lines, 'Next:', f'  {_next_line(name, data_dir, shape, num_classes, splits)}']
-    )
+        facts['left out'] = f'the files in {folder / FILE_NAME}'
+    lines = [f'  {fact:10}  {value}' for fact, value in facts.items()]
+    command = _training_command(name, data_dir, shape, getattr(label, 'num_classes', 0))
+    return '\n'.join([f'{name} is prepared in {folder}', *lines, 'Next:', f'  {command}'])
 
 
-def _class_names(label: tfds.features.ClassLabel) -> str:
-    names = label.names[: _MOST_CLASSES_SHOWN + 1]
-    if len(names) > _MOST_CLASSES_SHOWN:
-        names[_MOST_CLASSES_SHOWN:] = ['...']
-    return f': {", ".join(names)}'
-
-
-def _next_line(
-    name: str, data_dir: str, shape: Sequence[int], num_classes: int, splits: dict[str, int]
-) -> str:
-    """The command that trains: our experiment on this data set if there is one, or a small one."""
+def _training_command(name: str, data_dir: str, shape: Sequence[int], num_classes: int) -> str:
+    """Returns the command of our experiment on this data set if there is one, or of a small one."""
     workdir = f'--workdir=runs/{name.replace("/", "_")}'
     if name in _EXPERIMENTS:
         words = [f'--config={_EXPERIMENTS[name]}', workdir]
@@ -114,9 +109,6 @@ def _next_line(
         words = [f'--config={_SMALL}:{sides}', workdir, f'--config.data.name={name}']
         if num_classes > 1:
             words.append(f'--config.model.num_classes={num_classes}')
-        num_images = int(splits.get('train', 0) * _SMALL_SHARE)
-        if num_images < _SMALL_BATCH:
-            words.append(f'--config.train.batch_size={max(1, num_images // 2)}')
     if data_dir != _default_data_dir():
         words.append(f'--config.data.dir={data_dir}')
     return shlex.join(['python', '-m', 'tarflow_jax.main', *words])
@@ -128,7 +120,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add('name', metavar='NAME', help='what config.data.name is afterwards')
+    add('name', metavar='NAME', help='config.data.name afterwards')
     add('--folder', metavar='DIR', help='images as CLASS/FILE or SPLIT/CLASS/FILE')
     add('--size', type=int, metavar='N', help='side of the images in pixels')
     add('--upscale', action='store_true', help='enlarge images that are smaller')
@@ -141,28 +133,32 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add('--workers', type=int, metavar='N', help='processes to use; all cores by default')
     add('--data_dir', metavar='DIR', default=_default_data_dir(), help='as config.data.dir')
     add('--manual_dir', metavar='DIR', help="files you downloaded for one of TFDS's data sets")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    _check(options)
+    return options
+
+
+def _check(options: argparse.Namespace) -> None:
     for flag in ('folder', 'data_dir', 'manual_dir'):
-        if getattr(asked, flag) == '':
+        if getattr(options, flag) == '':
             raise InputError(f'--{flag}= is empty; give the path of a folder.')
     of_folders = ('size', 'upscale', 'max_unreadable', 'workers')
-    given = [f'--{name}' for name in of_folders if getattr(asked, name) not in (None, False)]
-    if asked.folder is None and given:
+    given = [f'--{name}' for name in of_folders if getattr(options, name) not in (None, False)]
+    if options.folder is None and given:
         raise InputError(f'{", ".join(given)} can be given with --folder only.')
-    if asked.folder is not None and asked.size is None:
+    if options.folder is not None and options.size is None:
         raise InputError('--folder needs --size=N, the side of the images in pixels.')
-    if asked.folder is not None and asked.manual_dir is not None:
+    if options.folder is not None and options.manual_dir is not None:
         raise InputError("--manual_dir is for TFDS's data sets, not for --folder.")
-    return asked
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError(f'{message} (--help tells what there is)')
+        raise InputError(f'{message} (--help lists all arguments)')
 
 
 def _default_data_dir() -> str:
-    """As in configs/base.py, which is no part of the package."""
+    """Returns the default of configs/base.py, which is no part of the package."""
     return os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
 
 
@@ -171,7 +167,7 @@ def _num_cores() -> int:
 
 
 def run() -> None:
-    """Runs `main` so that what a person can mend is told without a traceback."""
+    """Runs `main`, with errors that a person can correct printed without a traceback."""
     logging.set_verbosity(logging.WARNING)
     try:
         main(sys.argv[1:])
@@ -181,9 +177,9 @@ def run() -> None:
     except RunError as error:
         status, message = 1, str(error)
     except OSError as error:
-        status, message = 1, f'{error}. Mend that and run the same command.'
+        status, message = 1, f'{error}. Correct that and run the same command.'
     except KeyboardInterrupt:
-        status, message = 130, 'interrupted; the same command goes on.'
+        status, message = 130, 'interrupted; the same command resumes.'
     print(f'error: {message}', file=sys.stderr)
     sys.exit(status)
 

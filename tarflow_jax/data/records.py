@@ -1,6 +1,5 @@
 """Folders that TFDS prepared as ArrayRecord, read in any order."""
 
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +8,55 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from tarflow_jax.data.dataset import ArraySplit, Batch, Dataset, Split
 from tarflow_jax.data.examples import ExampleReader
-from tarflow_jax.data.prepared import quiet_tfds, reading
-from tarflow_jax.data.splits import ArraySplit, Batch, Split
+from tarflow_jax.data.folder import PREPARE_COMMAND, damaged_files, quiet_tfds
 from tarflow_jax.errors import InputError
 
 _LOAD_ROWS = 1024
 
 
+def open_records(
+    name: str,
+    folder: pathlib.Path,
+    *,
+    image_size: int | None,
+    in_memory_bytes: int,
+    needs_levels: bool,
+) -> Dataset:
+    """Opens a prepared folder; `sources.open_dataset` describes the arguments and the errors.
+
+    With `needs_levels`, a folder whose metadata has no `num_levels` counts as damaged.
+    """
+    with quiet_tfds(), damaged_files(folder):
+        info = tfds.builder_from_directory(folder).info
+        if needs_levels and 'num_levels' not in info.metadata:
+            raise FileNotFoundError('no metadata.json with num_levels')
+        _check_format(folder, info)
+        reader = ExampleReader(name, dict(info.features.items()), image_size)
+        num_levels = _checked_levels(info.metadata)
+
+    def open_split(spec: str) -> Split:
+        """Opens a split or slice, which must exist; small ones are read into memory whole."""
+        with quiet_tfds(), damaged_files(folder):
+            split = RecordSplit(folder, info.splits[spec].file_instructions, reader)
+            if len(split) * int(np.prod(reader.image_shape)) <= in_memory_bytes:
+                return split.load()
+            split.check_shards()
+            return split
+
+    return Dataset(
+        name,
+        image_shape=reader.image_shape,
+        num_classes=reader.num_classes,
+        num_levels=num_levels,
+        splits=info.splits,
+        open_split=open_split,
+    )
+
+
 class RecordSplit:
-    """A split whose examples are read and decoded when they are asked for."""
+    """A split whose examples are read and decoded when they are used."""
 
     in_memory = False
 
@@ -33,14 +71,13 @@ class RecordSplit:
         self._folder = folder
         self._shard_ends = np.cumsum([part.take for part in instructions])
         self._reader = reader
-        with reading(folder):
-            self._records = ArrayRecordDataSource(instructions)
+        self._records = ArrayRecordDataSource(instructions)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        with reading(self._folder):
+        with damaged_files(self._folder):
             return self._reader(self._records.__getitems__([int(i) for i in indices]))
 
     def check_shards(self) -> None:
@@ -58,54 +95,6 @@ class RecordSplit:
         return ArraySplit(images, labels)
 
 
-class RecordFolder:
-    """A folder that TFDS prepared as ArrayRecord: what it holds, and its splits.
-
-    Attributes:
-        image_shape: (H, W, C) of every image.
-        num_classes: labels are the integers below it; 0 where there are no labels.
-        num_levels: pixels are the integers below it; 256 unless `metadata.json` has another.
-        splits: the splits and their sizes.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        folder: str | os.PathLike[str],
-        *,
-        image_size: int | None,
-        in_memory_bytes: int,
-        needs_levels: bool,
-    ):
-        """Opens a folder; `open_dataset` describes the arguments and what is raised.
-
-        With `needs_levels`, a folder whose metadata has no `num_levels` counts as damaged.
-        """
-        self._folder = pathlib.Path(folder)
-        self._in_memory_bytes = in_memory_bytes
-        with quiet_tfds(), reading(self._folder):
-            info = tfds.builder_from_directory(self._folder).info
-            if needs_levels and 'num_levels' not in info.metadata:
-                raise FileNotFoundError('no metadata.json with num_levels')
-            _check_format(self._folder, info)
-            self._reader = ExampleReader(name, dict(info.features.items()), image_size)
-            self.image_shape = self._reader.image_shape
-            self.num_classes = self._reader.num_classes
-            self.num_levels = _checked_levels(info.metadata)
-            self.splits: tfds.core.SplitDict = info.splits
-
-    def open_split(self, spec: str) -> Split:
-        """Opens a split or slice, which must be one; small ones are read into memory whole."""
-        with quiet_tfds():
-            with reading(self._folder):
-                instructions = self.splits[spec].file_instructions
-            split = RecordSplit(self._folder, instructions, self._reader)
-            if len(split) * int(np.prod(self.image_shape)) <= self._in_memory_bytes:
-                return split.load()
-            split.check_shards()
-        return split
-
-
 def _checked_levels(metadata: Any) -> int:
     levels = (metadata or {}).get('num_levels', 256)
     if type(levels) is not int or not 2 <= levels <= 256:
@@ -118,6 +107,6 @@ def _check_format(folder: pathlib.Path, info: tfds.core.DatasetInfo) -> None:
     if written is not tfds.core.FileFormat.ARRAY_RECORD:
         raise InputError(
             f'the data set in {folder} is prepared as {written.value}, which cannot be read in any '
-            'order. Delete that folder and prepare it with python -m tarflow_jax.data.prepare, or '
-            "with download_and_prepare(file_format='array_record')."
+            f'order. Delete that folder and prepare it with {PREPARE_COMMAND}, or with '
+            "download_and_prepare(file_format='array_record')."
         )

@@ -8,7 +8,7 @@ import pathlib
 import tensorflow_datasets as tfds
 
 from tarflow_jax.data.builders.digits import Digits
-from tarflow_jax.data.builders.photos import Photos, check_size
+from tarflow_jax.data.builders.photos import LARGEST, SMALLEST, Photos
 from tarflow_jax.errors import InputError
 
 BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
@@ -21,34 +21,27 @@ NAMES = (Digits.name, 'photos/64', 'photos/256')
 
 
 def is_own(name: str) -> bool:
-    """Whether one of our builders goes by this name, or by the part of it before a slash."""
+    """Returns whether one of our builders has this name, or the part of it before a slash."""
     return name.split('/')[0] in BUILDERS
 
 
 def version(name: str) -> str:
-    """The version of one of our data sets.
+    """Returns the version of one of our data sets.
 
     Raises:
-        InputError: if there is no such variant of it.
+        InputError: it has no such variant.
     """
-    _config(name)
-    return str(BUILDERS[name.split('/')[0]].VERSION)
+    builder, _, variant = name.partition('/')
+    variants = list(BUILDERS[builder].builder_configs)
+    if variant in variants or (name == builder and not variants):
+        return str(BUILDERS[builder].VERSION)
+    raise InputError(
+        f"there is no data set '{name}': {Digits.name} has no variants, and the photos end in the "
+        f'side of their crops in pixels, photos/{SMALLEST} to photos/{LARGEST}, such as photos/64.'
+    )
 
 
 def make(name: str, data_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
-    """The builder of one of our data sets.
-
-    Raises:
-        InputError: if there is no such variant of it.
-    """
-    return BUILDERS[name.split('/')[0]](data_dir=data_dir, config=_config(name))
-
-
-def _config(name: str) -> str | None:
-    builder, slash, variant = name.partition('/')
-    if builder == Photos.name:
-        check_size(variant)
-        return variant
-    if slash:
-        raise InputError(f"there is no data set '{name}': {builder} has no variants.")
-    return None
+    """Returns the builder of one of our data sets, which has such a variant."""
+    builder, _, variant = name.partition('/')
+    return BUILDERS[builder](data_dir=data_dir, config=variant or None)

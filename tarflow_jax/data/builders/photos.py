@@ -9,7 +9,6 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tarflow_jax.data.images import decode
-from tarflow_jax.errors import InputError
 
 # Only colour photographs of scenes. Of the two views of the motorcycle one is taken.
 TRAIN_PHOTOS = (
@@ -27,16 +26,6 @@ SMALLEST, LARGEST = 8, 300  # pixels; the shorter side of the smallest photograp
 
 _SEEDS = {'train': 0, 'test': 1}
 _LARGEST_OF_MANY = 64
-
-
-def check_size(size: str) -> None:
-    """Raises InputError unless there is a variant 'photos/SIZE'."""
-    if size not in Photos.builder_configs:
-        raise InputError(
-            f"there is no data set '{Photos.name}{'/' if size else ''}{size}': the name ends in "
-            f'the side of its crops in pixels, {Photos.name}/{SMALLEST} to '
-            f'{Photos.name}/{LARGEST}, such as {Photos.name}/64 or {Photos.name}/256.'
-        )
 
 
 class Photos(tfds.core.GeneratorBasedBuilder):
@@ -90,26 +79,13 @@ class Photos(tfds.core.GeneratorBasedBuilder):
 
 
 def load_photos(places: Sequence[tuple[str, str]]) -> list[Image.Image]:
-    """The photographs in RGB, each given as (package, file name).
-
-    Raises:
-        InputError: if a package or its photograph is not there.
-    """
-    photos = []
-    for package, file_name in places:
-        try:
-            content = (importlib.resources.files(package) / file_name).read_bytes()
-            photos.append(decode(content))
-        except (ModuleNotFoundError, FileNotFoundError) as error:
-            raise InputError(
-                f"the data set '{Photos.name}' takes {file_name} from the package {package}, "
-                "where it is missing: pip install 'scikit-image>=0.26' 'scikit-learn>=1.5'."
-            ) from error
-    return photos
+    """Returns the photographs in RGB, each given as (package, file name)."""
+    files = [importlib.resources.files(package) / name for package, name in places]
+    return [decode(file.read_bytes()) for file in files]
 
 
 def crop(photo: Image.Image, size: int, seed: int, index: int) -> np.ndarray:
-    """A random square of a photograph, a function of the photograph, size, seed and index alone.
+    """Cuts a random square, a function of the photograph, size, seed and index alone.
 
     The logarithm of the square's side is uniform between those of `size` and of the shorter side
     of the photograph, and its place is uniform. It is scaled down to `size` with Pillow's

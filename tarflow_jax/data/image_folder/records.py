@@ -13,10 +13,9 @@ pixels).
 """
 
 import contextlib
-import os
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,15 +24,14 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from tarflow_jax.data.image_folder.tree import ImageFile
 from tarflow_jax.data.image_folder.unreadable import Unreadable
-from tarflow_jax.data.image_folder.workers import check_stop
-from tarflow_jax.data.images import decode, resize_and_crop
-from tarflow_jax.files import write_json
+from tarflow_jax.data.images import decode, open_image, resize_and_crop
+from tarflow_jax.files import open_atomically, write_json
 
 _OPTIONS = 'group_size:1,uncompressed'  # random access wants one record a group
 
 
 class RecordTask(NamedTuple):
-    """A file of records to write, of images [size, size, 3], and its report after it."""
+    """Image files for a file of records, of images [size, size, 3], and its report after it."""
 
     root: pathlib.Path
     split: str
@@ -45,7 +43,7 @@ class RecordTask(NamedTuple):
 
 
 class RecordReport(NamedTuple):
-    """What a file of records holds; `num_bytes` is its size."""
+    """The content of a file of records; `num_bytes` is its size."""
 
     record_file: str
     split: str
@@ -53,13 +51,31 @@ class RecordReport(NamedTuple):
     num_bytes: int
     unreadable: list[Unreadable]
 
-    @property
-    def num_files(self) -> int:
-        return self.num_examples + len(self.unreadable)
+
+class Headers(NamedTuple):
+    """The shorter side and the path of each image, and the files that are none."""
+
+    sides: list[tuple[int, str]]
+    unreadable: list[Unreadable]
+
+
+def read_headers(task: RecordTask) -> Headers:
+    """Opens the image files of a task without decoding them."""
+    headers = Headers([], [])
+    for file in task.files:
+        try:
+            with (
+                warnings.catch_warnings(action='ignore'),
+                open_image(task.root / file.path) as image,
+            ):
+                headers.sides.append((min(image.size), file.path))
+        except (OSError, ValueError) as error:
+            headers.unreadable.append(Unreadable.because(task.split, file.path, error))
+    return headers
 
 
 def features(size: int, label: tfds.features.ClassLabel) -> tfds.features.FeaturesDict:
-    """The features of a data set of images [size, size, 3] with labels."""
+    """Returns the features of a data set of images [size, size, 3] with labels."""
     image = tfds.features.Tensor(shape=(size, size, 3), dtype=np.uint8, encoding='bytes')
     return tfds.features.FeaturesDict({'image': image, 'label': label})
 
@@ -71,13 +87,15 @@ def write_records(task: RecordTask) -> RecordReport:
     and the task.
 
     Raises:
-        OSError, RuntimeError: if they cannot be written.
+        OSError, RuntimeError: they cannot be written.
     """
     serialize = _serializer(task.size, task.num_classes)
     unreadable: list[Unreadable] = []
-    with _record_file(task.target) as writer:
+    with (
+        open_atomically(task.target) as unfinished,
+        contextlib.closing(ArrayRecordWriter(unfinished.name, _OPTIONS)) as writer,
+    ):
         for file in task.files:
-            check_stop()
             try:
                 with warnings.catch_warnings(action='ignore'):  # of Pillow's, without file names
                     image = resize_and_crop(decode(task.root / file.path), task.size)
@@ -97,7 +115,10 @@ def write_records(task: RecordTask) -> RecordReport:
 
 
 def _serializer(size: int, num_classes: int) -> Callable[[dict[str, Any]], bytes]:
-    """Of examples to protobuf; TFDS's own writes an example's features in an order by chance."""
+    """Returns a function from examples to protobuf, always with the same bytes.
+
+    TFDS's own writes the features of an example in an arbitrary order.
+    """
     example_features = features(size, tfds.features.ClassLabel(num_classes=num_classes))
     serializer = tfds.core.ExampleSerializer(example_features.get_serialized_info())
 
@@ -106,21 +127,3 @@ def _serializer(size: int, num_classes: int) -> Callable[[dict[str, Any]], bytes
         return message.SerializeToString(deterministic=True)
 
     return serialize
-
-
-@contextlib.contextmanager
-def _record_file(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
-    """A writer of a file that appears at `path` once it is whole."""
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
-    try:
-        writer = ArrayRecordWriter(os.fspath(unfinished), _OPTIONS)
-        try:
-            yield writer
-        finally:
-            writer.close()  # only here does a full disk show
-        with open(unfinished, 'rb') as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise

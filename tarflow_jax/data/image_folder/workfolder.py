@@ -1,35 +1,24 @@
 """The folder in which a data set grows, and that becomes the data set by one rename."""
 
-import contextlib
-import fcntl
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from tarflow_jax.data.image_folder.records import RecordReport
-from tarflow_jax.data.image_folder.unreadable import Unreadable, unreadable_of
-from tarflow_jax.errors import InputError
-from tarflow_jax.files import write_json
+from tarflow_jax.data.image_folder.unreadable import Unreadable
+from tarflow_jax.files import remove_unfinished, write_json
 
-_LOCK_FILE = '.prepare.lock'
-_DAMAGE = (ValueError, TypeError, KeyError, RecursionError)  # of what JSON can hold instead
-
-
-class Preparation(NamedTuple):
-    """What is being prepared, and the files that are no images by their headers."""
-
-    what: Any
-    unreadable: list[Unreadable]
+# A file that is missing, or whose content is not what was written.
+_UNUSABLE = (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError)
 
 
 class WorkFolder:
     """`<version>.half_prepared`, beside the folder `<version>` that it is to become.
 
     In it are `records/`, the later folder; a report of every finished record file in `reports/`;
-    and `preparation.json`, which tells what is being prepared.
+    and `preparation.json`, the images and settings of which these are.
 
     Args:
         target: the data set's folder, `<data_dir>/<name>/<version>`.
@@ -39,64 +28,40 @@ class WorkFolder:
         self.target = target
         self.path = target.with_name(f'{target.name}.half_prepared')
         self.records = self.path / 'records'
-        self._reports = self.path / 'reports'
         self._preparation = self.path / 'preparation.json'
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keeps other processes out; the kernel frees the lock of a killed one.
-
-        Raises:
-            InputError: if another process is in here, or the folder cannot be written to.
-        """
-        parent = self.target.parent
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(parent / _LOCK_FILE, os.O_WRONLY | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise InputError(
-                f"'{parent}' cannot be written to ({error}); give another --data_dir."
-            ) from error
-        with open(descriptor, 'w') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"another process is preparing '{parent.name}' in '{parent.parent}'; wait for "
-                    'it, or stop it.'
-                ) from None
-            yield
-
-    def recorded(self) -> Preparation | None:
-        """What an interrupted preparation wrote with `begin`; None if none can be read."""
-        try:
-            fields = json.loads(self._preparation.read_text())
-            return Preparation(fields['what'], unreadable_of(fields['unreadable']))
-        except (FileNotFoundError, *_DAMAGE):
-            return None
-
     def begin(self, preparation: dict[str, Any]) -> None:
-        """Clears the folder, and records what is being prepared in it."""
+        """Clears the folder, and records the images and settings."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.records.mkdir(parents=True)
         write_json(self._preparation, preparation)
 
-    def resume(self) -> None:
-        """Makes the folder fit to go on: deletes the parts of files that a killed process left."""
+    def resume(self, preparation: dict[str, Any]) -> bool:
+        """Keeps the folder if it is of these images and settings; returns whether it is."""
+        try:
+            if json.loads(self._preparation.read_text()) != preparation:
+                return False
+        except _UNUSABLE:
+            return False
         self.records.mkdir(exist_ok=True)
-        for leftover in self.records.glob('.*'):
-            leftover.unlink()
+        remove_unfinished(self.records)
+        return True
+
+    def report_path(self, record_file: str) -> pathlib.Path:
+        """Returns the place of the report of a record file."""
+        return self.path / 'reports' / f'{record_file}.json'
 
     def report(self, record_file: str) -> RecordReport | None:
-        """The report of a record file that is finished; None if it is not, or cannot be read."""
+        """Returns the report of a record file; None unless both are whole."""
         try:
             fields = json.loads(self.report_path(record_file).read_text())
-            report = RecordReport(**(fields | {'unreadable': unreadable_of(fields['unreadable'])}))
-            is_whole = (self.records / record_file).stat().st_size == report.num_bytes
-            is_of_it = report.record_file == record_file and type(report.num_examples) is int
-        except (FileNotFoundError, *_DAMAGE):
+            unreadable = [Unreadable(*map(str, row)) for row in fields['unreadable']]
+            report = RecordReport(**(fields | {'unreadable': unreadable}))
+            num_bytes = (self.records / record_file).stat().st_size
+        except _UNUSABLE:
             return None
-        return report if is_whole and is_of_it else None
+        is_whole = (report.record_file, report.num_bytes) == (record_file, num_bytes)
+        return report if is_whole and type(report.num_examples) is int else None
 
     def finish(self) -> None:
         """Makes the records the data set's folder, and deletes the rest."""
@@ -105,10 +70,6 @@ class WorkFolder:
         self.records.rename(self.target)
         _flush(self.target.parent)
         shutil.rmtree(self.path)
-
-    def report_path(self, record_file: str) -> pathlib.Path:
-        """Where the report of a record file belongs, once that is whole."""
-        return self._reports / f'{record_file}.json'
 
 
 def _flush(path: pathlib.Path) -> None:

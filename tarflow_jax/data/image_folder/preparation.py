@@ -1,37 +1,43 @@
 """Any class-folder tree of image files, as a TFDS data set of one fixed size in ArrayRecord.
 
-A preparation that was interrupted goes on: finished files of records stay, and the whole is, byte
-for byte, what it would have been without.
+A preparation that was interrupted resumes: finished files of records stay, and the result is, byte
+for byte, that of a preparation without interruption.
 """
 
 import collections
-import contextlib
 import dataclasses
 import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import PIL
 import tensorflow_datasets as tfds
 
 from tarflow_jax.data import builders
-from tarflow_jax.data.image_folder.headers import survey
+from tarflow_jax.data.folder import data_folder, failing_writes, one_process, prepared_folders
 from tarflow_jax.data.image_folder.records import (
     RecordReport,
     RecordTask,
     features,
+    read_headers,
     write_records,
 )
 from tarflow_jax.data.image_folder.tree import ImageTree, describe_ignored, read_tree
-from tarflow_jax.data.image_folder.unreadable import FILE_NAME, LeftOut
-from tarflow_jax.data.image_folder.workers import Workers
+from tarflow_jax.data.image_folder.unreadable import (
+    FILE_NAME,
+    Unreadable,
+    check_share,
+    examples,
+    write_list,
+)
 from tarflow_jax.data.image_folder.workfolder import WorkFolder
-from tarflow_jax.data.prepared import data_folder, prepared_folders
+from tarflow_jax.data.workers import map_unordered
 from tarflow_jax.errors import InputError
 from tarflow_jax.quantities import format_bytes
+from tarflow_jax.values import Real, Whole
 
 VERSION = '1.0.0'
 
@@ -58,41 +64,45 @@ def prepare_image_folder(
 
     The splits are 'train', 'validation' (of a folder val, valid or validation) and 'test'. Examples
     are image uint8 [size, size, 3], the shorter side scaled to `size` and the centre cut, and the
-    label, an index into the sorted names of the class folders. Files that are no images despite
-    their names are left out, and named in `unreadable.txt`.
+    label, an index into the sorted names of the class folders. Files that cannot be read as images
+    are left out, and named in `unreadable.txt`.
 
     Args:
         name: of the data set: lower-case letters, digits and underscores.
         folder: the images.
-        data_dir: where data sets stand prepared.
+        data_dir: the folder of prepared data sets.
         size: side of the images in pixels.
         upscale: enlarge images that are smaller, rather than refuse them.
         max_unreadable: percentage of a split that may be left out.
         workers: processes to use.
-        say: is told what a person should know.
-        progress: is told a stage's name, and how many images of how many are done.
+        say: called with what a person should know.
+        progress: called with a stage's name, and how many of how many images are done.
 
     Returns:
         The folder `<data_dir>/<name>/<version>`, which TFDS reads.
 
     Raises:
-        InputError: if it cannot be done as given. Nothing that was finished is lost.
-        RunError: if a worker process was killed.
+        InputError: it cannot be done as given. Nothing that was finished is lost.
+        RunError: a worker process was killed.
     """
     root = data_folder(data_dir)
     _check_name(name, root)
-    _check_numbers(size, max_unreadable, workers)
+    Whole(1).check('--size', size)
+    Real(0, 100).check('--max_unreadable', max_unreadable)
+    Whole(1).check('--workers', workers)
     tree = read_tree(folder)
-    _tell(tree, say)
+    counts = ', '.join(f'{len(files):,} {split}' for split, files in tree.splits.items())
+    say(f'{len(tree.classes):,} classes; image files: {counts}.')
+    if tree.ignored:
+        say(f'Passed over, by their extension: {describe_ignored(tree.ignored)}.')
     work = WorkFolder(root / name / VERSION)
-    totals = {split: len(files) for split, files in tree.splits.items()}
-    left_out = LeftOut(totals, max_unreadable, work.path)
-    preparation = _Preparation(name, tree, size, upscale, work, left_out, say, progress)
-    with work.lock(), _failing_writes(name, work), Workers(workers) as pool:
-        _check_new(name, root)
-        preparation.look_at_headers(pool)
-        reports = preparation.write_records(pool)
-        return preparation.finish(reports)
+    preparation = _Preparation(
+        name, tree, size, upscale, max_unreadable, workers, work, say, progress
+    )
+    with failing_writes(name, root), one_process(root / name, wait=False):
+        preparation.begin_or_resume()
+        preparation.finish(preparation.write_records())
+    return work.target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,60 +113,79 @@ class _Preparation:
     tree: ImageTree
     size: int
     upscale: bool
+    max_unreadable: float
+    workers: int
     work: WorkFolder
-    left_out: LeftOut
     say: Callable[[str], None]
     progress: Callable[[str, int, int], None]
 
-    def look_at_headers(self, pool: Workers) -> None:
-        """Looks at all headers and clears the work folder, unless that was done before."""
-        what = {
+    @property
+    def num_files(self) -> int:
+        return sum(len(files) for files in self.tree.splits.values())
+
+    def begin_or_resume(self) -> None:
+        """Checks all headers and clears the work folder, unless that was done before."""
+        preparation = {
             'files': self.tree.fingerprint(),
             'size': self.size,
             'upscale': self.upscale,
             'pillow': PIL.__version__,
         }
-        recorded = self.work.recorded()
-        if recorded is not None and recorded.what == what:
-            self.work.resume()
-            self.left_out.add(recorded.unreadable)
+        is_interrupted = self.work.path.exists()
+        if self.work.resume(preparation):
             return
-        if recorded is not None:
+        if is_interrupted:
             self.say('The images or the settings changed since the interruption: begun anew.')
-        total = self.tree.num_files
-        at_least = 0 if self.upscale else self.size
-        found = survey(
-            self.tree, at_least, pool, lambda done: self.progress('headers', done, total)
-        )
-        self.left_out.add(found)
-        self.work.begin({'what': what, 'unreadable': found})
+        self._check_headers()
+        self.work.begin(preparation)
 
-    def write_records(self, pool: Workers) -> list[RecordReport]:
+    def _check_headers(self) -> None:
+        """Raises InputError if images are too small, or too many files are none."""
+        unreadable: list[Unreadable] = []
+        sides: list[tuple[int, str]] = []
+        done = 0
+        for headers in map_unordered(read_headers, self._tasks(), self.workers):
+            unreadable += headers.unreadable
+            sides += [side for side in headers.sides if side[0] < self.size]
+            done += len(headers.sides) + len(headers.unreadable)
+            self.progress('headers', done, self.num_files)
+        self._check_share(unreadable)
+        if sides and not self.upscale:
+            side, path = min(sides)
+            raise InputError(
+                f'{len(sides):,} of {self.num_files:,} images have a side shorter than '
+                f"{self.size} pixels; the smallest is '{path}' with {side}. Choose --size={side} "
+                'or less, take them out, or have them enlarged with --upscale.'
+            )
+
+    def _check_share(self, unreadable: Sequence[Unreadable]) -> None:
+        totals = {split: len(files) for split, files in self.tree.splits.items()}
+        check_share(unreadable, totals, self.max_unreadable, self.work.path)
+
+    def write_records(self) -> list[RecordReport]:
         """Writes the record files that are not there yet; the reports are in the files' order."""
         tasks = list(self._tasks())
         written = {task.target.name: self.work.report(task.target.name) for task in tasks}
         reports = [report for report in written.values() if report]
         missing = [task for task in tasks if not written[task.target.name]]
         if reports:
-            self.say(f'Going on: {len(reports)} of {len(tasks)} record files are written.')
-        for report in reports:
-            self.left_out.add(report.unreadable)
+            self.say(f'Resuming: {len(reports)} of {len(tasks)} record files are written.')
         self._check_space(missing)
-        total = sum(len(task.files) for task in tasks)
-        done = sum(report.num_files for report in reports)
-        self.progress('images', done, total)
-        for report in pool.map(write_records, missing):
+        self._follow(reports)
+        for report in map_unordered(write_records, missing, self.workers):
             reports.append(report)
-            done += report.num_files
-            self.progress('images', done, total)
-            self.left_out.add(report.unreadable)
+            self._follow(reports)
         return sorted(reports)
 
+    def _follow(self, reports: Sequence[RecordReport]) -> None:
+        unreadable = [file for report in reports for file in report.unreadable]
+        done = sum(report.num_examples for report in reports) + len(unreadable)
+        self.progress('images', done, self.num_files)
+        self._check_share(unreadable)
+
     def _tasks(self) -> Iterator[RecordTask]:
-        """The images dealt evenly to record files."""
-        unreadable = self.left_out.paths()
+        """Deals the images evenly to record files."""
         for split, files in self.tree.splits.items():
-            files = tuple(file for file in files if file.path not in unreadable)
             count = min(math.ceil(len(files) / _IMAGES_A_RECORD_FILE), _MOST_RECORD_FILES)
             for index in range(count):
                 part = slice(len(files) * index // count, len(files) * (index + 1) // count)
@@ -179,7 +208,7 @@ class _Preparation:
             filetype_suffix=tfds.core.FileFormat.ARRAY_RECORD.file_suffix,
         )
 
-    def _check_space(self, tasks: list[RecordTask]) -> None:
+    def _check_space(self, tasks: Sequence[RecordTask]) -> None:
         needed = sum(len(task.files) for task in tasks) * self.size**2 * 3
         free = shutil.disk_usage(self.work.path).free
         if needed > free:
@@ -188,8 +217,8 @@ class _Preparation:
                 f'has room for {format_bytes(free)}. Make room or give another --data_dir.'
             )
 
-    def finish(self, reports: list[RecordReport]) -> pathlib.Path:
-        """Writes what TFDS wants to know, and gives the folder its name."""
+    def finish(self, reports: list[RecordReport]) -> None:
+        """Writes TFDS's metadata, and gives the folder its name."""
         by_split: dict[str, list[RecordReport]] = collections.defaultdict(list)
         for report in reports:
             by_split[report.split].append(report)
@@ -213,25 +242,13 @@ class _Preparation:
             disable_shuffling=True,  # the order is ours
             metadata=tfds.core.MetadataDict(num_levels=256),
         )
-        if self.left_out:
-            self.left_out.write(self.work.records)
+        if unreadable := [file for report in reports for file in report.unreadable]:
+            write_list(unreadable, self.work.records)
             self.say(
-                f'Left out {len(self.left_out):,} files that cannot be read ({self.left_out}); '
+                f'Left out {len(unreadable):,} files that cannot be read ({examples(unreadable)}); '
                 f'all are named in {self.work.target / FILE_NAME}.'
             )
         self.work.finish()
-        return self.work.target
-
-
-@contextlib.contextmanager
-def _failing_writes(name: str, work: WorkFolder) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # ArrayRecord's is a RuntimeError, on a full disk
-        raise InputError(
-            f"data set '{name}' cannot be prepared in '{work.target.parent}' ({error}). Make room "
-            'there or mend that: finished record files are kept, and the same command goes on.'
-        ) from error
 
 
 def _check_name(name: str, root: pathlib.Path) -> None:
@@ -240,36 +257,12 @@ def _check_name(name: str, root: pathlib.Path) -> None:
             f"'{name}' cannot be the name of a data set: take lower-case letters, digits and "
             'underscores, a letter first.'
         )
-    if builders.is_own(name):
-        raise InputError(f"'{name}' is the name of a data set of ours; choose another one.")
-    if name in tfds.list_builders(with_community_datasets=False):
-        raise InputError(
-            f"'{name}' is the name of a data set of TFDS's, and would be taken for it; choose "
-            'another one.'
-        )
-    _check_new(name, root)
-
-
-def _check_new(name: str, root: pathlib.Path) -> None:
+    if builders.is_own(name) or name in tfds.list_builders(with_community_datasets=False):
+        owner = 'this package' if builders.is_own(name) else "TFDS's catalog"
+        raise InputError(f"'{name}' is the name of a data set of {owner}; choose another one.")
     for known, folder in prepared_folders(root).items():
         if known.split('/')[0] == name:
             raise InputError(
-                f"a data set '{name}' stands prepared in '{folder}' already. Delete that folder "
-                'to make it anew, or choose another name.'
+                f"a data set '{name}' is already prepared in '{folder}'. Delete that folder to "
+                'prepare it anew, or choose another name.'
             )
-
-
-def _check_numbers(size: int, max_unreadable: float, workers: int) -> None:
-    if size < 1:
-        raise InputError(f'--size must be at least 1 pixel; got {size}.')
-    if not 0 <= max_unreadable <= 100:
-        raise InputError(f'--max_unreadable must lie in 0..100 per cent; got {max_unreadable:g}.')
-    if workers < 1:
-        raise InputError(f'--workers must be at least 1; got {workers}.')
-
-
-def _tell(tree: ImageTree, say: Callable[[str], None]) -> None:
-    counts = ', '.join(f'{len(files):,} {split}' for split, files in tree.splits.items())
-    say(f'{len(tree.classes):,} classes; image files: {counts}.')
-    if tree.ignored:
-        say(f'Passed over, by their extension: {describe_ignored(tree.ignored)}.')

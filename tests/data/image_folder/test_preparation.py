@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from image_trees import CLASSES, KINDS, SIZE, as_pillow_sees, damage, fill, in_order, write_image
 
-from tarflow_jax.data.image_folder.prepare import prepare_image_folder
+from tarflow_jax.data.image_folder.preparation import prepare_image_folder
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
 
@@ -143,7 +143,7 @@ def kill_preparing_halfway(folder, data_dir):
 def test_a_killed_preparation_goes_on(tree, prepared, tmp_path):
     finished = kill_preparing_halfway(tree, tmp_path)
     said = prepare(tree, tmp_path)
-    assert f'Going on: {len(finished)} of {NUM_RECORD_FILES} record files are written.' in said
+    assert f'Resuming: {len(finished)} of {NUM_RECORD_FILES} record files are written.' in said
     folder = tmp_path / 'animals' / '1.0.0'
     assert record_files(folder) == record_files(prepared[0])
     for name, status in finished.items():
@@ -158,7 +158,7 @@ def test_a_record_file_that_was_cut_is_written_again(tree, prepared, tmp_path):
     records = sorted(tmp_path.glob('animals/*.half_prepared/records/*'))
     os.truncate(records[0], 1000)
     said = prepare(tree, tmp_path)
-    assert f'Going on: {len(records) - 1} of {NUM_RECORD_FILES}' in said
+    assert f'Resuming: {len(records) - 1} of {NUM_RECORD_FILES}' in said
     assert record_files(tmp_path / 'animals' / '1.0.0') == record_files(prepared[0])
 
 
@@ -204,12 +204,12 @@ def test_a_full_disk_loses_nothing(tree, prepared, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
-        with pytest.raises(InputError, match=r'File too large.*same command goes on'):
+        with pytest.raises(InputError, match=r'File too large.*same command resumes'):
             prepare(tree, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.rglob('*.unfinished'))
-    assert 'Going on: 3 of' in prepare(tree, tmp_path)
+    assert 'Resuming: 3 of' in prepare(tree, tmp_path)
     assert record_files(tmp_path / 'animals' / '1.0.0') == record_files(prepared[0])
 
 
@@ -272,7 +272,7 @@ def test_nothing_can_be_read(tmp_path):
 def test_a_data_set_that_stands_there_is_kept(small_tree, tmp_path):
     prepare(small_tree, tmp_path)
     before = record_files(tmp_path / 'animals' / '1.0.0')
-    with pytest.raises(InputError, match=r"stands prepared in '.*/animals/1.0.0' already. Delete"):
+    with pytest.raises(InputError, match=r"is already prepared in '.*/animals/1.0.0'. Delete"):
         prepare(small_tree, tmp_path)
     assert record_files(tmp_path / 'animals' / '1.0.0') == before
 
@@ -288,19 +288,19 @@ def test_one_process_at_a_time(small_tree, tmp_path):
 @pytest.mark.parametrize(
     ('name', 'options', 'message'),
     [
-        ('digits', {}, "'digits' is the name of a data set of ours"),
-        ('photos', {}, "'photos' is the name of a data set of ours"),
-        ('mnist', {}, "'mnist' is the name of a data set of TFDS's, and would be taken for it"),
+        ('digits', {}, "'digits' is the name of a data set of this package"),
+        ('photos', {}, "'photos' is the name of a data set of this package"),
+        ('mnist', {}, "'mnist' is the name of a data set of TFDS's catalog"),
         ('Animals', {}, "'Animals' cannot be the name .* lower-case"),
         ('a/b', {}, 'cannot be the name'),
         ('my-animals', {}, 'cannot be the name'),
         ('', {}, 'cannot be the name'),
-        ('animals', dict(size=0), '--size must be at least 1 pixel; got 0'),
+        ('animals', dict(size=0), '--size must be at least 1; got 0'),
         ('animals', dict(workers=0), '--workers must be at least 1; got 0'),
-        ('animals', dict(max_unreadable=101), r'must lie in 0\.\.100 per cent; got 101'),
+        ('animals', dict(max_unreadable=101), '--max_unreadable must be at most 100; got 101'),
         ('animals', dict(max_unreadable=float('nan')), 'got nan'),
         ('animals', dict(data_dir='gs://bucket/data'), 'gs://bucket/data'),
-        ('animals', dict(data_dir='/proc/data'), '/proc/data.* cannot be written to'),
+        ('animals', dict(data_dir='/proc/data'), "cannot be prepared in data_dir '/proc/data'"),
         ('animals', dict(folder='/nowhere'), "there is no folder '/nowhere'"),
     ],
 )
