@@ -9,7 +9,9 @@ from absl import logging
 
 from tarflow_jax.data.splits import ArraySplit, Split, ranges, split_sizes
 from tarflow_jax.errors import InputError
+from tarflow_jax.files import reason_of
 from tarflow_jax.formats.npz import Header, NpzArrays
+from tarflow_jax.values import shown
 
 IMAGE_KEYS = ('arr_0', 'images', 'image', 'data', 'x')
 LABEL_KEYS = ('arr_1', 'labels', 'label', 'y')
@@ -83,8 +85,12 @@ def _joined(array: np.ndarray, rows: Sequence[slice]) -> np.ndarray:
 
 
 def _checked_path(name: str) -> pathlib.Path:
-    path = pathlib.Path(name).expanduser()
-    if not path.exists():
+    try:
+        path = pathlib.Path(name).expanduser()
+        is_there = path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; a ~user that there is not
+        raise InputError(f'{shown(name)} cannot be opened: {reason_of(error)}.') from error
+    if not is_there:
         reason = (
             'it is an address: copy the file here, or mount the bucket'
             if '://' in name

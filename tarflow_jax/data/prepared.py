@@ -17,6 +17,7 @@ from absl import logging
 
 from tarflow_jax.data import builders
 from tarflow_jax.errors import InputError
+from tarflow_jax.values import shown
 
 PREPARE_COMMAND = 'python -m tarflow_jax.data.prepare'
 
@@ -79,7 +80,10 @@ def _version(folder: pathlib.Path) -> tuple[int, ...]:
 def _half_prepared(name: str, root: pathlib.Path) -> list[pathlib.Path]:
     folder = root / name
     inside = name and folder.is_relative_to(root) and '..' not in folder.parts
-    return sorted(folder.glob(_HALF_PREPARED)) if inside else []
+    try:
+        return sorted(folder.glob(_HALF_PREPARED)) if inside else []
+    except OSError:  # a name that is too long for a folder, say
+        return []
 
 
 def _not_there(name: str, root: pathlib.Path, prepared: dict[str, pathlib.Path]) -> str:
@@ -88,7 +92,7 @@ def _not_there(name: str, root: pathlib.Path, prepared: dict[str, pathlib.Path])
     in_catalog = name.split('/')[0] in tfds.list_builders(with_community_datasets=False)
     catalogued = name if in_catalog else 'NAME'
     return (
-        f"there is no data set '{name}' in {root}"
+        f'there is no data set {shown(name)} in {root}'
         + (f"; did you mean '{nearest[0]}'?" if nearest else '.')
         + f' Known there: {", ".join(known)}. Others are prepared first: '
         + f'{PREPARE_COMMAND} {catalogued} --data_dir={root} for '

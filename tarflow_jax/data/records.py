@@ -84,6 +84,7 @@ class RecordFolder:
         self._folder = pathlib.Path(folder)
         self._in_memory_bytes = in_memory_bytes
         with quiet_tfds(), reading(self._folder):
+            _check_files(self._folder)
             info = tfds.builder_from_directory(self._folder).info
             if needs_levels and 'num_levels' not in info.metadata:
                 raise FileNotFoundError('no metadata.json with num_levels')
@@ -104,6 +105,12 @@ class RecordFolder:
                 return split.load()
             split.check_shards()
         return split
+
+
+def _check_files(folder: pathlib.Path) -> None:
+    for path in folder.iterdir():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ValueError(f'{path.name} is no file, but a FIFO, a socket or a device')
 
 
 def _checked_levels(metadata: Any) -> int:

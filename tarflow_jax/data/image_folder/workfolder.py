@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tarflow_jax.data.image_folder.records import RecordReport
 from tarflow_jax.data.image_folder.unreadable import Unreadable, unreadable_of
 from tarflow_jax.errors import InputError
-from tarflow_jax.files import write_json
+from tarflow_jax.files import open_regular, write_json
 
 _LOCK_FILE = '.prepare.lock'
 _DAMAGE = (ValueError, TypeError, KeyError, RecursionError)  # of what JSON can hold instead
@@ -70,7 +70,7 @@ class WorkFolder:
     def recorded(self) -> Preparation | None:
         """What an interrupted preparation wrote with `begin`; None if none can be read."""
         try:
-            fields = json.loads(self._preparation.read_text())
+            fields = _read_json(self._preparation)
             return Preparation(fields['what'], unreadable_of(fields['unreadable']))
         except (FileNotFoundError, *_DAMAGE):
             return None
@@ -90,7 +90,7 @@ class WorkFolder:
     def report(self, record_file: str) -> RecordReport | None:
         """The report of a record file that is finished; None if it is not, or cannot be read."""
         try:
-            fields = json.loads(self.report_path(record_file).read_text())
+            fields = _read_json(self.report_path(record_file))
             report = RecordReport(**(fields | {'unreadable': unreadable_of(fields['unreadable'])}))
             is_whole = (self.records / record_file).stat().st_size == report.num_bytes
             is_of_it = report.record_file == record_file and type(report.num_examples) is int
@@ -109,6 +109,11 @@ class WorkFolder:
     def report_path(self, record_file: str) -> pathlib.Path:
         """Where the report of a record file belongs, once that is whole."""
         return self._reports / f'{record_file}.json'
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    with open_regular(path) as file:
+        return json.load(file)
 
 
 def _flush(path: pathlib.Path) -> None:
