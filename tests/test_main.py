@@ -206,6 +206,7 @@ REFUSED = {
     '--workdir= ': ["--workdir must be a path; got ' '"],
     # Values; `test_loop.py` has more.
     '--config.model.patch_size=3': ['8x8 pixels', '3x3', 'must divide', '1, 2, 4, 8'],
+    f'--config.data.name={"x" * 5000}': ["there is no data set 'xxx"],
     '--config.data.name=digit': ["no data set 'digit'", "did you mean 'digits'?"],
     '--config.seed=-1': ['seed must lie in 0..2147483647; got -1'],
     '--config.sample.seed=99999999999': ['sample.seed must lie in', '99999999999'],

@@ -153,6 +153,19 @@ def test_every_metric_of_inception(runs, whole, weights, tmp_path):
     assert 'has no spatial, no images' in line
 
 
+def test_a_signal_ends_the_making_of_a_reference(runs, tmp_path):
+    flags = ['--mode=prepare_fid', HAAR, '--config.data.train_split=train[:300]']
+    path = runs.data_dir / 'references' / 'digits-train_to_300-haar.npz'
+    for number in signal.SIGTERM, signal.SIGINT:
+        moment = 'call', 'evaluation/quality.py measure_split', 1, number
+        result = runs.run(tmp_path, *flags, status=128 + number, at=moment)
+        words = f'stopped by {number.name}. The same command starts over.'
+        assert result.err == f'error: {words}\n'
+        assert not list(path.parent.glob(f'*{path.name}*'))
+    runs.run(tmp_path, *flags)
+    assert references.read(path).metadata['num_images'] == 300
+
+
 # Found out before the first step of a training, too.
 REFUSED_BY_TRAINING = {
     '--config.evaluate.metrics=foo': 'evaluate.metrics must name some of',
