@@ -1,9 +1,6 @@
-"""The programs of a config, compiled for shapes alone: nothing is computed, no array is made."""
+"""The programs of a config, traced for shapes alone: nothing is computed, no array is made."""
 
-import dataclasses
 import functools
-import re
-import time
 
 import jax
 import jax.numpy as jnp
@@ -11,45 +8,33 @@ import jax.numpy as jnp
 from tarflow_jax import experiment, stopping
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.parallel import rules
-from tarflow_jax.parallel.mesh import batch_shares
-from tarflow_jax.planning import hlo
+from tarflow_jax.parallel.mesh import make_mesh
+from tarflow_jax.planning.topologies import Topology
 from tarflow_jax.sampling.generate import draw_batch
-from tarflow_jax.training import loop
 from tarflow_jax.training import state as states
 from tarflow_jax.training.objective import Noise
 from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from tarflow_jax.training.step import jit_train_step
 
 _SCHEDULE_KEYS = ('peak_learning_rate', 'final_learning_rate', 'warmup_steps')
-_QUICK = {'exec_time_optimization_effort': -1.0}
-_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+_RUN_KEYS = ('num_samples', 'batch_size', 'seed', 'labels')  # of sampling, not of one batch
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What compiling told.
+def make_model(config, topology: Topology):
+    """The model of a config and its mesh of a topology's devices.
 
-    Attributes:
-      fits: whether a device's memory is large enough.
-      peak_bytes: of memory a device at once: arguments, results, temporaries, code. None if the
-        compiler gave up without a number.
-      argument_bytes: of memory a device for what goes in, such as the state.
-      trace_seconds: from Python to a module.
-      compile_seconds: from that to code for the device.
-      module: what was compiled; None if it does not fit.
-      message: the compiler's, if it does not fit.
+    Raises:
+      InputError: the config makes no sense on these devices.
     """
-
-    fits: bool
-    peak_bytes: float | None
-    argument_bytes: float | None
-    trace_seconds: float
-    compile_seconds: float
-    module: hlo.Module | None = None
-    message: str = ''
+    model = experiment.make_model(config, 'tpu' if topology.chip.is_tpu else 'cpu')
+    experiment.how_to_sample(config, model)
+    mesh = make_mesh(**config.mesh, devices=topology.devices)
+    experiment.check_shares(config.train.batch_size, config.train.microbatches, mesh)
+    return model, mesh
 
 
 def abstract_state(config, model: TarFlow, mesh):
-    """Optimizer of a config, and the shapes and places of the state that it trains."""
+    """The optimizer of a config, and shapes and shardings of the state that it trains."""
     keys = config.optimizer
     schedule = learning_rate_schedule(
         peak=keys.peak_learning_rate,
@@ -62,20 +47,15 @@ def abstract_state(config, model: TarFlow, mesh):
     init = functools.partial(
         states.init_state, model=model, optimizer=optimizer, ema=experiment.has_ema(config)
     )
-    return optimizer, place(jax.eval_shape(init, jax.random.key(0)), mesh)
+    return optimizer, _place(jax.eval_shape(init, jax.random.key(0)), mesh)
 
 
-def place(shapes, mesh):
-    """Shapes of parameters or of a state with the places that the rules give them."""
-    return rules.abstract(shapes, rules.shardings(shapes, mesh))
-
-
-def lower_train_step(config, model: TarFlow, mesh, batch_size: int):
-    """The train step, traced; `batch_size` images a step over all devices of the mesh."""
+def lower_train_step(config, model: TarFlow, mesh, batch_size: int) -> jax.stages.Lowered:
+    """The train step, traced for `batch_size` images over all devices of the mesh."""
     optimizer, state = abstract_state(config, model, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     noise = Noise(config.noise.type, config.noise.std, num_levels=256)
-    train_step = loop.jit_train_step(config, model, optimizer, noise, mesh, shardings)
+    train_step = jit_train_step(config, model, optimizer, noise, mesh, shardings)
     over_batch = rules.batch_sharding(mesh)
     batch = {
         'image': _array((batch_size, *model.image_shape), jnp.uint8, over_batch),
@@ -86,77 +66,22 @@ def lower_train_step(config, model: TarFlow, mesh, batch_size: int):
         return train_step.lower(state, batch, signals)
 
 
-def sample_batch_size(config, mesh) -> int:
-    """Samples at a time: those of the config, rounded up to what the devices can share."""
-    shares = batch_shares(mesh)
-    return -(-min(config.sample.batch_size, config.sample.num_samples) // shares) * shares
-
-
-def lower_sampler(config, model: TarFlow, mesh):
-    """The program that draws a batch of samples, traced."""
-    how = experiment.how_to_sample(config, model)
-    of_all = ('num_samples', 'batch_size', 'seed', 'labels')
-    of_a_batch = {key: value for key, value in how.items() if key not in of_all}
-    params = place(jax.eval_shape(model.init_params, jax.random.key(0)), mesh)
-    size = sample_batch_size(config, mesh)
-    numbers = _array((size,), jnp.int32, rules.batch_sharding(mesh))
+def lower_sampler(config, model: TarFlow, mesh, batch_size: int) -> jax.stages.Lowered:
+    """The program that draws a batch of samples, traced for `batch_size` over all devices."""
+    sampling = experiment.how_to_sample(config, model)
+    options = {key: value for key, value in sampling.items() if key not in _RUN_KEYS}
+    params = _place(jax.eval_shape(model.init_params, jax.random.key(0)), mesh)
+    numbers = _array((batch_size,), jnp.int32, rules.batch_sharding(mesh))
     with rules.on(mesh):
         return draw_batch.lower(
-            *(model, params, how['seed'], numbers, numbers, numbers, tuple(of_a_batch.items()))
+            *(model, params, sampling['seed'], numbers, numbers, numbers, tuple(options.items()))
         )
 
 
-def _array(shape, dtype, sharding):
+def _place(shapes, mesh):
+    """Shapes of parameters or of a state with the shardings that the rules give them."""
+    return rules.abstract(shapes, rules.shardings(shapes, mesh))
+
+
+def _array(shape, dtype, sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-
-def compile_program(lower, hbm_bytes: float, *, quick: bool = False) -> Program:
-    """Traces and compiles what `lower()` returns.
-
-    Args:
-      lower: makes a `jax.stages.Lowered`.
-      hbm_bytes: memory of a device.
-      quick: whether the compiler is to take the first layout in memory that it finds, which takes a
-        tenth of the time; products and messages are the same.
-
-    Returns:
-      The program; with fits=False where the compiler runs out of memory, or needs more of it than
-      there is.
-    """
-    start = time.perf_counter()
-    lowered = lower()
-    traced = time.perf_counter()
-    try:
-        compiled = lowered.compile(_QUICK if quick else None)
-    except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
-            raise
-        seconds = time.perf_counter() - traced
-        return Program(
-            False, needed_bytes(str(error)), None, traced - start, seconds, None, str(error)
-        )
-    seconds = time.perf_counter() - traced
-    memory = compiled.memory_analysis()
-    peak = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
-    return Program(
-        fits=peak <= hbm_bytes,
-        peak_bytes=peak,
-        argument_bytes=memory.argument_size_in_bytes,
-        trace_seconds=traced - start,
-        compile_seconds=seconds,
-        module=hlo.parse(compiled.as_text()),
-    )
-
-
-def needed_bytes(message: str) -> float | None:
-    """Bytes a device that a program would take, from the compiler's out-of-memory error."""
-    number = r'([\d.]+)([KMGT]?)'
-    used = re.search(rf'Used {number} of {number} hbm', message)
-    used = used or re.search(rf'\({number}\) exceeds available HBM', message)
-    return float(used[1]) * _UNITS[used[2]] if used else None
