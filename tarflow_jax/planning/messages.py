@@ -56,15 +56,15 @@ def messages(entry: Computation) -> Iterator[Message]:
 
     One that is spread over several fusions, so that it overlaps with their work, counts once.
     """
-    channels = set()
+    spread = set()
     for instruction, times in executed(entry):
         for part in fused(instruction):
+            message = _message(part, times)
             channel = re.search(r'channel_id=(\d+)', part.attributes)
-            if channel and channel[1] in channels:
-                continue
-            if instruction.opcode == 'fusion' and channel:
-                channels.add(channel[1])
-            if message := _message(part, times):
+            if message and part is not instruction and channel:
+                message = None if channel[1] in spread else message
+                spread.add(channel[1])
+            if message:
                 yield message
 
 
