@@ -12,7 +12,7 @@ from tarflow_jax.flow.inputs import as_batch
 from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.likelihood.scores import noisy_images, scored_batches
-from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel import arrays
 
 
 def class_log_probs(model: TarFlow, params, images):
@@ -55,7 +55,7 @@ def score_split(
     for batch in scored_batches(split, mesh, batch_size, before_batch):
         draws = [_noisy_joint(model, noise, params, batch, seed, n) for n in range(num_draws)]
         log_probs = jax.nn.log_softmax(jnp.mean(jnp.stack(draws), axis=0))
-        log_probs, labels = distributed.fetch((log_probs, batch['label']))
+        log_probs, labels = arrays.fetch((log_probs, batch['label']))
         real = batch['mask']
         log_probs, labels = log_probs[real].astype(np.float64), labels[real]
         if (labels < 0).any():

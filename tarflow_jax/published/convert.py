@@ -12,7 +12,7 @@ import numpy as np
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow import patches
 from tarflow_jax.flow.tarflow import TarFlow
-from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel import arrays
 from tarflow_jax.published import layout
 from tarflow_jax.published.name import EXAMPLE, Name
 
@@ -199,7 +199,7 @@ def convert_params(tensors: Mapping[str, np.ndarray], model: TarFlow, shardings=
             array[index] = layout.to_ours(tensors[tensor], name, index[0], shape)
         if sharding is None:
             return array
-        return jax.block_until_ready(distributed.put(array, sharding))  # and let go of `array`
+        return jax.block_until_ready(arrays.put(array, sharding))  # and let go of `array`
 
     shapes = layout.param_shapes(model)
     trees = [shapes] if shardings is None else [shapes, shardings(shapes)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.flow.tarflow import TarFlow
-from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel import arrays, distributed
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.sampling.denoise import denoise
 from tarflow_jax.sampling.sequential import sample
@@ -64,7 +64,7 @@ def host_images(batches: Iterable[SampleBatch]) -> Iterator[np.ndarray]:
     Every process must consume all batches; all but the main one get empty arrays.
     """
     for batch in batches:
-        images = distributed.fetch(batch.images)[batch.mask]
+        images = arrays.fetch(batch.images)[batch.mask]
         yield images[: len(images) if distributed.is_main() else 0]
 
 
@@ -115,12 +115,12 @@ def sample_batches(
     def program(index, labels, attempts):
         return sample_batch(model, params, seed, index, labels, attempts, static)
 
-    rows = distributed.local_rows(mesh, batch_size)
+    rows = arrays.local_rows(mesh, batch_size)
     for start in range(first, num_samples, batch_size):
         before_batch()
         index = np.arange(start, start + batch_size, dtype=np.int32)
         local = index[rows], all_labels[index][rows], np.zeros(len(rows), np.int32)
-        placed = distributed.put_rows(local, mesh, batch_size, rows)
+        placed = arrays.put_rows(local, mesh, batch_size, rows)
         images, num_redrawn, all_finite = _redraw(program, placed, max_draws)
         if must_be_finite and not all_finite:
             raise RunError(
@@ -135,13 +135,13 @@ def _redraw(program, placed, max_draws):
     images, finite = program(index, labels, attempts)
     num_redrawn = 0
     for _ in range(1, max_draws):
-        failed = int((~distributed.fetch(finite)).sum())
+        failed = int((~arrays.fetch(finite)).sum())
         if not failed:
             break
         num_redrawn += failed
         attempts = _next_attempts(finite, attempts)
         images, finite = _keep_finite(finite, images, *program(index, labels, attempts))
-    return images, num_redrawn, max_draws == 1 or distributed.fetch(finite).all()
+    return images, num_redrawn, max_draws == 1 or arrays.fetch(finite).all()
 
 
 @jax.jit

@@ -17,7 +17,7 @@ from tarflow_jax.data import pipeline
 from tarflow_jax.errors import RunError
 from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished
 from tarflow_jax.likelihood.scores import in_float32, score_split
-from tarflow_jax.parallel import distributed, rules
+from tarflow_jax.parallel import arrays, distributed, rules
 from tarflow_jax.sampling.batches import host_images, sample_batches
 from tarflow_jax.sampling.write import GRID_SAMPLES
 from tarflow_jax.stopping import Stop, Stopped
@@ -237,7 +237,7 @@ class Run:
         """Trains to the last step, or until told to stop."""
         first_step = int(state.step)
         batch_size = self.config.train.batch_size
-        rows = distributed.local_rows(self.mesh, batch_size)
+        rows = arrays.local_rows(self.mesh, batch_size)
         batches = pipeline.train_batches(
             self.train_split,
             batch_size=batch_size,
@@ -253,7 +253,7 @@ class Run:
             for step in range(first_step + 1, self.total_steps + 1):
                 if self.stop.agreed:
                     break
-                batch = distributed.put_rows(next(batches), self.mesh, batch_size, rows)
+                batch = arrays.put_rows(next(batches), self.mesh, batch_size, rows)
                 state, report = self.program.step(state, batch, self.stop.received_on(self.mesh))
                 unread.append((step, report))
                 if self.is_pause(step):
