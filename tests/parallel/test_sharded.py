@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from tarflow_jax.flow import TarFlow
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling.denoise import denoise
@@ -89,7 +90,7 @@ def train(mesh, params, optimizer, model=MODEL, **settings):
     settings = (
         dict(seed=0, drop_label=0.1, random_flip=True, ema_decay=0.9, window_steps=1) | settings
     )
-    noise = objective.Noise('gaussian', 0.1, num_levels=17)
+    noise = Noise('gaussian', 0.1, num_levels=17)
     train_step = jax.jit(
         make_train_step(model, optimizer, noise, **settings),
         in_shardings=(state_shardings, rules.batch_sharding(mesh)),
@@ -207,7 +208,7 @@ def test_activations_are_split(params):
     shapes = jax.eval_shape(
         lambda key: init_state(key, MODEL, optimizer, ema=False), jax.random.key(0)
     )
-    noise = objective.Noise('gaussian', 0.1, num_levels=17)
+    noise = Noise('gaussian', 0.1, num_levels=17)
     step = make_train_step(
         MODEL, optimizer, noise, seed=0, drop_label=0.1, random_flip=True, ema_decay=0.0,
         window_steps=1,
