@@ -59,7 +59,7 @@ def results(path) -> dict[str, np.ndarray]:
     state = dataclasses.replace(state, params=jax.device_get(params))
     log_density = jax.jit(lambda *x: negative_log_likelihood(model, *x))
     sampling = dict(experiment.sampling) | {'num_samples': BATCH}
-    with rules.on(mesh):
+    with rules.activation_sharding(mesh):
         nats, latents = log_density(params, images, batch['label'])
         (samples,) = sample_batches(model, params, mesh, **sampling)
         state, report = program.step(jax.device_put(state, shardings), batch, np.zeros(1, np.int32))
