@@ -146,7 +146,7 @@ def _load_folder(path: Path, shardings):
     model = make_model(config.model)
     item = 'ema_params' if config.train.ema_decay else 'params'
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
-    abstract = {item: rules.abstract(shapes, shardings(shapes))}
+    abstract = {item: rules.with_shardings(shapes, shardings(shapes))}
     memory.check_fits({'parameters': abstract})
     with contextlib.ExitStack() as stack:
         stack.callback(quiet_orbax())

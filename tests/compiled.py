@@ -72,7 +72,7 @@ def results(path) -> dict[str, np.ndarray]:
     images = noise.add(jax.random.key(0), batch['image'])
     log_density = jax.jit(lambda *x: negative_log_likelihood(model, *x))
     sampling = dict(experiment.sampling) | {'num_samples': BATCH}
-    with rules.on(mesh):
+    with rules.activation_sharding(mesh):
         params = jax.device_put(params, rules.shardings(params, mesh))
         nats, latents = log_density(params, images, batch['label'])
         (samples,) = sample_batches(model, params, mesh, **sampling)

@@ -74,7 +74,7 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
     done = distributed.of_main(_take_over(workdir, about) if distributed.is_main() else None)
     scores: dict[str, float] = {}
     for number, part in enumerate(parts):
-        with rules.on(experiment.mesh):
+        with rules.activation_sharding(experiment.mesh):
             values = part.scores(done)
         if distributed.is_main():
             scores |= values

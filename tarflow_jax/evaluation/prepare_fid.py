@@ -36,7 +36,7 @@ def prepare_fid(experiment: Experiment, stop: Stop) -> None:
         family: features_of(experiment.config, experiment.mesh, quality.FAMILIES[family])
         for family in quality.families(metric_names(experiment.config)) or ['inception']
     }
-    with rules.on(experiment.mesh):
+    with rules.activation_sharding(experiment.mesh):
         for family, features in families.items():
             reference = DataReference(family, features, experiment)
             reference.ensure(functools.partial(stop.check, STARTS_OVER), say=print)

@@ -97,7 +97,7 @@ class SampleScores:
         }
         self._check_reference()
         self._drawn = None if self._given else self._open_drawn()
-        with rules.on(self._mesh):
+        with rules.activation_sharding(self._mesh):
             references = {family: self._reference(family) for family in self._features}
         self._references = {family: r for family, r in references.items() if r}
         for name in names if distributed.is_main() else ():

@@ -55,12 +55,12 @@ def shardings(tree, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(lambda path, x: _sharding(path, x, mesh), tree)
 
 
-def abstract(shapes, placed):
-    """A tree of shapes and types (`jax.eval_shape`) with the shardings of another tree."""
+def with_shardings(shapes, shardings):
+    """Adds a sharding to each array of a tree of shapes and types (see `jax.eval_shape`)."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
-        placed,
+        shardings,
     )
 
 
@@ -89,7 +89,7 @@ def _name(path) -> str:
 
 
 @contextlib.contextmanager
-def on(mesh: Mesh) -> Iterator[None]:
+def activation_sharding(mesh: Mesh) -> Iterator[None]:
     """A context in which models split their activations over the mesh, under `jit`, too."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATIONS):
         yield
@@ -98,7 +98,8 @@ def on(mesh: Mesh) -> Iterator[None]:
 def gathered(params, *, of_block: bool = False):
     """Gathers parameters in every device's memory, except along the tensor axis.
 
-    Saves messages where parameters are read many times. Changes nothing outside of `on`.
+    Saves messages where parameters are read many times. Outside of `activation_sharding`, it
+    changes nothing.
 
     Args:
       params: of a model, or of one block.

@@ -32,7 +32,7 @@ def lower_train_step(experiment: Experiment, batch_size: int) -> jax.stages.Lowe
         'label': _array((batch_size,), jnp.int32, over_batch),
     }
     signals = _array((mesh.size,), jnp.int32, stopping.sharding(mesh))
-    with rules.on(mesh):
+    with rules.activation_sharding(mesh):
         return training.step.lower(training.state, batch, signals)
 
 
@@ -41,9 +41,9 @@ def lower_sampler(experiment: Experiment, batch_size: int) -> jax.stages.Lowered
     model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
     options = {key: value for key, value in sampling.items() if key not in _RUN_KEYS}
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
-    params = rules.abstract(shapes, rules.shardings(shapes, mesh))
+    params = rules.with_shardings(shapes, rules.shardings(shapes, mesh))
     numbers = _array((batch_size,), jnp.int32, rules.batch_sharding(mesh))
-    with rules.on(mesh):
+    with rules.activation_sharding(mesh):
         return sample_batch.lower(
             *(model, params, sampling['seed'], numbers, numbers, numbers, tuple(options.items()))
         )

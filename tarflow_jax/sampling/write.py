@@ -51,7 +51,7 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
             folder=folder,
         )
     images, is_finite = [], []
-    with rules.on(mesh):
+    with rules.activation_sharding(mesh):
         batches = sample_batches(
             *(model, params, mesh),
             must_be_finite=False,

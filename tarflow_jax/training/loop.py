@@ -137,7 +137,7 @@ class Run:
         self.pace = Pace(self.config.train.batch_size)
         self.restarts = int(state.restarts)
         self.progress = Progress(self.total_steps, step, enabled=distributed.is_main())
-        with self.progress, rules.on(self.mesh):
+        with self.progress, rules.activation_sharding(self.mesh):
             self.describe(state)
             step = self.train_through(state)
             self.checkpoints.wait()

@@ -92,7 +92,7 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
 
     return TrainProgram(
         schedule,
-        state=rules.abstract(shapes, shardings),
+        state=rules.with_shardings(shapes, shardings),
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(
             step_and_signal,

@@ -56,7 +56,7 @@ def test_splash(qkv, plain):
 
 def test_splash_on_a_mesh(qkv, plain):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    with rules.on(mesh):
+    with rules.activation_sharding(mesh):
         qkv = [jax.device_put(x, rules.batch_sharding(mesh)) for x in qkv]
         results = output_and_gradients(attention.splash, qkv, interpret=True)
     assert_close(results, plain)
@@ -77,7 +77,7 @@ def kernels_for_a_tpu(**change):
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
     images = jax.ShapeDtypeStruct((4, *model.image_shape), jnp.float32)
     in_shardings = (rules.shardings(shapes, mesh), rules.batch_sharding(mesh))
-    with rules.on(mesh):
+    with rules.activation_sharding(mesh):
         gradient = jax.jit(jax.grad(loss), in_shardings=in_shardings)
         text = gradient.lower(shapes, images).compile().as_text()
     return text.count('custom_call_target="tpu_custom_call"'), text

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from tarflow_jax.flow import TarFlow
+from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling.denoise import denoise
@@ -72,7 +73,7 @@ def loss_and_gradients(mesh, params, model=MODEL):
         return objective.negative_log_likelihood(model, params, images, labels)[0].mean()
 
     param_shardings = rules.shardings(params, mesh)
-    with rules.on(mesh):
+    with rules.activation_sharding(mesh):
         gradient = jax.jit(jax.value_and_grad(loss), out_shardings=(None, param_shardings))
         params = jax.device_put(params, param_shardings)
         return jax.device_get(gradient(params, *place(mesh, (images, batch['label']))))
@@ -89,7 +90,7 @@ def train(mesh, params, optimizer, model=MODEL, **settings):
     settings = (
         dict(seed=0, drop_label=0.1, random_flip=True, ema_decay=0.9, window_steps=1) | settings
     )
-    noise = objective.Noise('gaussian', 0.1, num_levels=17)
+    noise = Noise('gaussian', 0.1, num_levels=17)
     train_step = jax.jit(
         make_train_step(model, optimizer, noise, **settings),
         in_shardings=(state_shardings, rules.batch_sharding(mesh)),
@@ -97,7 +98,7 @@ def train(mesh, params, optimizer, model=MODEL, **settings):
         donate_argnums=0,
     )
     losses = []
-    with rules.on(mesh):
+    with rules.activation_sharding(mesh):
         state = jax.jit(init, out_shardings=state_shardings)(params)
         for step in range(STEPS):
             state, report = train_step(state, place(mesh, make_batch(step)))
@@ -109,7 +110,7 @@ def guided_samples(mesh, params):
     noise = np.random.default_rng(0).normal(size=(BATCH, *MODEL.image_shape)).astype(np.float32)
     noise, labels = place(mesh, (noise, make_batch(0)['label']))
     params = jax.device_put(params, rules.shardings(params, mesh))
-    with rules.on(mesh):
+    with rules.activation_sharding(mesh):
         images = sample(MODEL, params, noise, labels, guidance=1.5, anneal_guidance=True)
         return jax.device_get((images, denoise(MODEL, params, images, labels, noise_std=0.1)))
 
@@ -207,13 +208,13 @@ def test_activations_are_split(params):
     shapes = jax.eval_shape(
         lambda key: init_state(key, MODEL, optimizer, ema=False), jax.random.key(0)
     )
-    noise = objective.Noise('gaussian', 0.1, num_levels=17)
+    noise = Noise('gaussian', 0.1, num_levels=17)
     step = make_train_step(
         MODEL, optimizer, noise, seed=0, drop_label=0.1, random_flip=True, ema_decay=0.0,
         window_steps=1,
     )  # fmt: skip
     shardings = (rules.shardings(shapes, mesh), rules.batch_sharding(mesh))
-    with rules.on(mesh):
+    with rules.activation_sharding(mesh):
         text = (
             jax.jit(step, in_shardings=shardings).lower(shapes, make_batch(0)).compile().as_text()
         )
@@ -234,7 +235,7 @@ def test_initialisation_makes_only_the_share_of_each_device():
         return init_state(key, model, optimizer, ema=True)
 
     shapes = jax.eval_shape(init, jax.random.key(0))
-    with rules.on(mesh):
+    with rules.activation_sharding(mesh):
         compiled = (
             jax.jit(init, out_shardings=rules.shardings(shapes, mesh))
             .lower(jax.random.key(0))
@@ -261,7 +262,7 @@ def test_a_checkpoint_of_any_mesh_restores_on_any_other(one_device, tmp_path):
             checkpoints.save(0, items)
             checkpoints.wait()
         for other in {one_device, meshes[number - 1]}:
-            abstract = rules.abstract(shapes, rules.shardings(shapes, other))
+            abstract = rules.with_shardings(shapes, rules.shardings(shapes, other))
             with contextlib.closing(
                 Checkpoints(tmp_path / str(number), read_only=True)
             ) as checkpoints:
