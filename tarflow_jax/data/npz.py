@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 from absl import logging
 
-from tarflow_jax.data.dataset import ArraySplit, Dataset, ranges, split_sizes
+from tarflow_jax.data.dataset import ArraySplit, Dataset, one_split, ranges
 from tarflow_jax.errors import InputError
 from tarflow_jax.formats.npz import Header, NpzArrays
 
@@ -36,7 +36,7 @@ def open_npz(name: str) -> Dataset:
         InputError: the file does not exist, is damaged, or holds something else.
     """
     images, labels = _read(name)
-    splits = split_sizes({'train': len(images)})
+    splits = one_split('train', len(images))
 
     def open_split(spec: str) -> ArraySplit:
         """Opens a slice: a view, where it is one range."""
