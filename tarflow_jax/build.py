@@ -29,7 +29,7 @@ class Experiment:
       config: see `configs/base.py`; every value is one that its key may have.
       model: the flow, with the attention kernel of the devices.
       mesh: the devices.
-      sampling: arguments of `sampling.generate`, from the section sample.
+      sampling: arguments of `sampling.batches.sample_batches`, from the section sample.
     """
 
     config: ConfigDict

@@ -7,13 +7,14 @@ import difflib
 from collections.abc import Mapping
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.flow.tarflow import CHOICES, SIZES
+from tarflow_jax.flow.attention import IMPLEMENTATIONS
+from tarflow_jax.flow.tarflow import ATTRIBUTES
 from tarflow_jax.likelihood.noise import NOISE_TYPES, Noise
+from tarflow_jax.sampling.batches import LABELS
 from tarflow_jax.sampling.denoise import NOISE_STD
-from tarflow_jax.sampling.generate import LABELS
 from tarflow_jax.sampling.guidance import ATTENTION_TEMPERATURE, GUIDE, WEIGHT
 from tarflow_jax.sampling.sequential import PRIOR_TEMPERATURE
-from tarflow_jax.values import MOST, Choice, Flag, ImageShape, Location, Real, Text, Texts, Whole
+from tarflow_jax.values import MOST, Choice, Flag, Location, Real, Text, Texts, Whole
 
 SEED = Whole(0, MOST, f'must lie in 0..{MOST}')
 SHARE = Real(0, 1, below=True)
@@ -25,12 +26,8 @@ DEVICES = Whole(-1, 2**20)
 
 KEYS = {
     'seed': SEED,
-    'model.image_shape': ImageShape(),
-    **{f'model.{name}': Whole(low, high, words) for name, (low, high, words) in SIZES.items()},
-    'model.volume_preserving': Flag(),
-    **{f'model.{name}': Choice(names) for name, names in CHOICES.items()},
-    'model.attention': Choice((*CHOICES['attention'], 'auto')),
-    'model.unroll': Flag(),
+    **{f'model.{name}': kind for name, kind in ATTRIBUTES.items()},
+    'model.attention': Choice((*IMPLEMENTATIONS, 'auto')),
     'data.name': Text(),
     'data.dir': Location(),
     'data.train_split': Text(),

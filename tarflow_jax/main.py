@@ -7,7 +7,7 @@ A training resumes from the newest checkpoint of its workdir; if the config now 
 set, noise, seed or batch, only with --allow_changes (`workdir.MEANING` has all of these keys).
 
 On several hosts the same command runs on each, with the workdir on a disk that all of them share:
-srun, mpirun and Kubernetes' TPU pods are noticed (`parallel/distributed.LAUNCHERS`), on TPU VMs add
+srun, mpirun and Kubernetes' TPU pods are noticed (`parallel/cluster.LAUNCHERS`), on TPU VMs add
 --distributed=on, and anywhere else say who is who:
 
     --coordinator=HOST:PORT --num_processes=N --process_id=I [--coordinator_timeout=SECONDS]
@@ -46,7 +46,7 @@ from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.evaluation.evaluate import check as check_evaluation
 from tarflow_jax.evaluation.evaluate import evaluate
 from tarflow_jax.evaluation.prepare_fid import prepare_fid
-from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel import cluster, distributed
 from tarflow_jax.parallel.host_memory import keep_freed_memory
 from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.planning import plan as planning
@@ -80,7 +80,7 @@ ALLOW_CHANGES = flags.DEFINE_bool(
     'allow_changes', False, 'whether a training may resume with another data set, noise or seed'
 )
 DISTRIBUTED = flags.DEFINE_enum(
-    'distributed', 'auto', distributed.MODES, 'whether this is one process of several'
+    'distributed', 'auto', cluster.MODES, 'whether this is one process of several'
 )
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT where process 0 listens')
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'how many there are')
@@ -121,7 +121,7 @@ def main(_) -> int:
                 options = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
                 return planning.plan(config, workdir, TOPOLOGY.value, **options)
             keys.check(config)
-            distributed.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
+            cluster.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
         experiment = build(config)
         if MODE.value == 'train':
             return train(experiment, workdir, checkpoint, stop)
@@ -268,13 +268,13 @@ def run():
     except Exception as error:
         stack = traceback.format_exc()
         status, message = 1, f'{type(error).__name__}: {error}'
-    distributed.wait_for_its_cause(status)
+    cluster.wait_for_its_cause(status)
     print(f'{stack}error: {message}', file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    distributed.leave(status, message)
+    cluster.leave(status, message)
     if flags.FLAGS.is_parsed() and MODE.value not in ('convert', 'plan'):
-        distributed.leave_before_connecting(status, message, *place_flags())
+        cluster.leave_before_connecting(status, message, *place_flags())
     os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tarflow_jax import files
-from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel import cluster, distributed
 from tarflow_jax.terminal import SIGNALS
 
 PATIENCE_SECONDS = 20  # for the main thread to come round: clouds kill after 30
@@ -148,7 +148,7 @@ def _end(number: signal.Signals) -> None:
     )
     files.remove_own_unfinished()
     print(f'error: {stopped}', file=sys.stderr, flush=True)
-    distributed.leave(stopped.status, stopped)
+    cluster.leave(stopped.status, stopped)
     os._exit(stopped.status)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tarflow_jax.build import build
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
-from tarflow_jax.sampling.generate import draw
+from tarflow_jax.sampling.batches import sample_batches
 from tarflow_jax.training.objective import negative_log_likelihood
 from tarflow_jax.training.program import make_program
 
@@ -61,12 +61,12 @@ def results(path) -> dict[str, np.ndarray]:
     sampling = dict(experiment.sampling) | {'num_samples': BATCH}
     with rules.on(mesh):
         nats, latents = log_density(params, images, batch['label'])
-        (drawn,) = draw(model, params, mesh, **sampling)
+        (samples,) = sample_batches(model, params, mesh, **sampling)
         state, report = program.step(jax.device_put(state, shardings), batch, np.zeros(1, np.int32))
     arrays = {
         'nats': nats,
         'latents': latents,
-        'samples': drawn.images,
+        'samples': samples.images,
         'loss': report['loss'],
         'grad_norm': report['grad_norm'],
     }

@@ -42,8 +42,7 @@ def random_params():
                 return values / 8  # shifts and scales of about the size of the pixels
             return 1 + values if path[-1].key == 'scale' else values
 
-        images = np.zeros((1, *model.image_shape), np.float32)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+        shapes = jax.eval_shape(model.init_params, jax.random.key(0))
         return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
     return make

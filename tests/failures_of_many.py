@@ -60,9 +60,10 @@ def test_all_end_as_the_one_that_failed(runs, tmp_path, case):
     results = [run.wait() for run in runs.start_many(NUMBER, tmp_path, **how)]
     print(f'{case}: {[result.status for result in results]} in {time.monotonic() - start:.1f} s')
     causes = [words.format(i) if killed else words for i in failing]
+    # The first of several that are to be killed may end the others before they are.
+    assert not killed or any(results[i].status == -signal.SIGKILL for i in failing)
     for process, result in enumerate(results):
-        if process in failing and killed:
-            assert result.status == -signal.SIGKILL
+        if process in failing and killed and result.status == -signal.SIGKILL:
             continue
         assert result.status == status, result
         line = result.err.splitlines()[-1]
@@ -100,7 +101,7 @@ def test_a_slow_one_is_waited_for_and_nothing_is_lost(runs, tmp_path):
 def test_failures_of_other_modes(runs, whole, tmp_path, mode):
     flags = (f'--checkpoint={whole[0]}', f'--mode={mode}')
     for victim in 0, 2:
-        trap = ('call', 'sampling/generate.py _draw_finite', 1, signal.SIGKILL)
+        trap = ('call', 'sampling/batches.py _redraw', 1, signal.SIGKILL)
         if mode == 'evaluate':
             trap = (*SCORES, signal.SIGKILL)
         running = runs.start_many(NUMBER, tmp_path, *flags, at={victim: trap})

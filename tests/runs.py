@@ -261,10 +261,10 @@ def _print_into(folder):
 def _call(folder, function, process, arguments):
     _print_into(folder)
     from tarflow_jax import main
-    from tarflow_jax.parallel import distributed
+    from tarflow_jax.parallel import cluster
 
     def call(_):
-        distributed.connect(*main.place_flags())
+        cluster.connect(*main.place_flags())
         print(function(process))
 
     sys.argv = ['tarflow_jax/main.py', '--mode=convert', '--workdir=none', *arguments]

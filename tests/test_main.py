@@ -12,8 +12,8 @@ import pytest
 from runs import ROOT, TIMEOUT, files_in, metrics_in, steps_in, wait_until_held
 
 import tarflow_jax
-from tarflow_jax import main
 from tarflow_jax.formats import torchfile
+from tarflow_jax.sampling import write
 
 UNCONDITIONAL = [
     '--config.model.patch_size=2',
@@ -206,6 +206,7 @@ REFUSED = {
     '--workdir= ': ["--workdir must be a path; got ' '"],
     # Values; `test_loop.py` has more.
     '--config.model.patch_size=3': ['8x8 pixels', '3x3', 'must divide', '1, 2, 4, 8'],
+    f'--config.data.name={"x" * 5000}': ["there is no data set 'xxx"],
     '--config.data.name=digit': ["no data set 'digit'", "did you mean 'digits'?"],
     '--config.seed=-1': ['seed must lie in 0..2147483647; got -1'],
     '--config.sample.seed=99999999999': ['sample.seed must lie in', '99999999999'],
@@ -365,7 +366,7 @@ def test_a_checkpoint_for_a_run_that_has_its_own(runs, whole, tmp_path):
     result = runs.run(workdir, *flags)
     assert 'going on from the checkpoint of step 24' in result.out
     assert f'{workdir} has checkpoints of its own, from which training resumes' in result.err
-    assert f'--checkpoint={whole[0]}, from which a new run takes' in result.err
+    assert 'that of --checkpoint, from which a new run takes' in result.err
 
 
 class RunsCode:
@@ -503,5 +504,5 @@ def test_samples_that_are_not_finite_become_no_file_without_a_word(
     result = runs.run(tmp_path / 'run', *flags, status=1)
     assert result.err.startswith('error: 16 of 16 samples are not finite after 10 draws of')
     assert not files_in(tmp_path / 'run')
-    main.check_finite(np.array([True, False, True]))
+    write.check_finite(np.array([True, False, True]))
     assert caplog.messages[0].startswith('1 of 3 samples are not finite after 10 draws')

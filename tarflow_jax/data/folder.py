@@ -17,6 +17,7 @@ from absl import logging
 
 from tarflow_jax.data import builders
 from tarflow_jax.errors import InputError
+from tarflow_jax.values import shown
 
 PREPARE_COMMAND = 'python -m tarflow_jax.data.prepare'
 
@@ -55,11 +56,11 @@ def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
     known = sorted({*builders.NAMES, *prepared})
     nearest = difflib.get_close_matches(name, known, n=1)
     raise InputError(
-        f"there is no data set '{name}' in {root}"
+        f'there is no data set {shown(name)} in {root}'
         + (f"; did you mean '{nearest[0]}'?" if nearest else '.')
         + f' Known there: {", ".join(known)}. Others are prepared first: '
-        + f'{PREPARE_COMMAND} {name} --data_dir={root} for one of TFDS, the same with --folder=DIR '
-        + '--size=N for folders of images.'
+        + f'{PREPARE_COMMAND} {shown(name)} --data_dir={root} for one of TFDS, the same with '
+        + '--folder=DIR --size=N for folders of images.'
     )
 
 

@@ -8,7 +8,9 @@ from absl import logging
 
 from tarflow_jax.data.dataset import ArraySplit, Dataset, one_split, ranges
 from tarflow_jax.errors import InputError
+from tarflow_jax.files import reason_of
 from tarflow_jax.formats.npz import Header, NpzArrays
+from tarflow_jax.values import shown
 
 IMAGE_KEYS = ('arr_0', 'images', 'image', 'data', 'x')
 LABEL_KEYS = ('arr_1', 'labels', 'label', 'y')
@@ -57,8 +59,12 @@ def open_npz(name: str) -> Dataset:
 
 
 def _read(name: str) -> tuple[np.ndarray, np.ndarray]:
-    path = pathlib.Path(name).expanduser()
-    if not path.exists():
+    try:
+        path = pathlib.Path(name).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; a ~user that there is not
+        raise InputError(f'{shown(name)} cannot be opened: {reason_of(error)}.') from error
+    if not exists:
         raise InputError(
             f"'{name}' cannot be opened: there is no such file. Give its path, absolute or from "
             'the working directory; copy it here, or mount its bucket, if it is an address.'

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarflow_jax.evaluation.moments import Gaussian
-from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel import arrays
 
 NEIGHBOURS = 3  # k of precision and recall
 _ROWS = 1024  # of a table of distances that is in memory at once
@@ -71,7 +71,7 @@ class InceptionScore:
 
     def score(self) -> tuple[float, float]:
         """Mean and standard deviation over the parts, of all processes; every one must ask."""
-        counts, probs, negentropy = distributed.sum_float64(
+        counts, probs, negentropy = arrays.sum_float64(
             (self._counts, self._probs, self._negentropy)
         )
         filled = counts > 0  # with fewer samples than parts, some have none

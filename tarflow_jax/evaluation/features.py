@@ -11,7 +11,7 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import haar, inception_weights
 from tarflow_jax.evaluation.inception import Inception
 from tarflow_jax.evaluation.preprocessing import PREPROCESSINGS, preprocess
-from tarflow_jax.parallel import distributed, rules
+from tarflow_jax.parallel import arrays, rules
 
 QUANTIZATIONS = ('truncate', 'round')
 INCEPTION = ('pool', 'spatial', 'logits_unbiased')
@@ -53,7 +53,7 @@ class Features:
         if any(name in INCEPTION for name in self.names):
             params, digest = inception_weights.load(weights)
             everywhere = jax.tree.map(lambda _: rules.replicated(mesh), params)
-            self._params = distributed.put(params, everywhere)
+            self._params = arrays.put(params, everywhere)
             self.settings = {'preprocessing': preprocessing, 'inception_sha256': digest}
 
     def only(self, names: Iterable[str]) -> 'Features':

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel import arrays
 
 
 class Gaussian(NamedTuple):
@@ -43,7 +43,7 @@ class Moments:
 
         Raises ValueError for fewer than two rows.
         """
-        count, total, products = distributed.sum_float64(
+        count, total, products = arrays.sum_float64(
             (np.array(self._count, np.float64), self._sum, self._products)
         )
         return gaussian_of_sums(int(count), total, products)

@@ -22,7 +22,7 @@ from tarflow_jax.evaluation.features import Features, to_8_bits
 from tarflow_jax.evaluation.moments import Gaussian, Moments
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.likelihood.scores import scored_batches
-from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel import arrays
 
 # The features that a metric compares, and how.
 METRICS = {
@@ -104,12 +104,12 @@ def measure(
     """
     sums = _Sums(num_images)
     for batch in batches:
-        rows = distributed.local_rows(mesh, len(batch.index))
+        rows = arrays.local_rows(mesh, len(batch.index))
         counts = batch.mask[rows]
         index = batch.index[rows][counts]
         chosen = keep(index) if keep else np.zeros(len(index), bool)
         for compute in features:
-            found = distributed.fetch_rows(compute(batch.images))
+            found = arrays.fetch_rows(compute(batch.images))
             for name, values in found.items():
                 sums.add(name, values[counts], index, chosen)
     return sums.total()
@@ -149,10 +149,10 @@ class _Sums:
 
 def _in_order(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
     """The rows [n, D] of all processes, which have different n, by the number of their image."""
-    counts = distributed.gather_rows(np.array([len(rows)], np.int32))
+    counts = arrays.gather_rows(np.array([len(rows)], np.int32))
     missing = counts.max() - len(rows)
-    index = distributed.gather_rows(np.pad(index, (0, missing), constant_values=-1))
-    rows = distributed.gather_rows(np.pad(rows, [(0, missing), (0, 0)]))
+    index = arrays.gather_rows(np.pad(index, (0, missing), constant_values=-1))
+    rows = arrays.gather_rows(np.pad(rows, [(0, missing), (0, 0)]))
     order = np.argsort(index, kind='stable')
     return rows[order[np.sum(index < 0) :]]
 
@@ -188,7 +188,7 @@ def measure_split(
     def batches() -> Iterator[Batch]:
         for batch in scored_batches(split, mesh, batch_size, before_batch):
             images = to_8_bits(batch['image'], num_levels)
-            index = distributed.fetch(batch['index'])
+            index = arrays.fetch(batch['index'])
             yield Batch(images, index, batch['mask'])
             if flip:
                 yield Batch(_mirror(images), index + num_images, batch['mask'])

@@ -19,10 +19,10 @@ from tarflow_jax.evaluation.prepare_fid import DataReference, features_of
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.files import make_writable, sha256_of
 from tarflow_jax.likelihood.scores import scored_batches
-from tarflow_jax.parallel import distributed, rules
+from tarflow_jax.parallel import arrays, distributed, rules
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.quantities import format_duration
-from tarflow_jax.sampling.generate import draw, spread_labels
+from tarflow_jax.sampling.batches import sample_batches, spread_labels
 from tarflow_jax.stopping import RESUMES, Stop
 
 REPORT_SHARE = 0.1  # of the samples, after which a line tells how far it is
@@ -199,7 +199,7 @@ class SampleScores:
         batch_size = self._settings.batch_size
         check = self._stop.check
         for batch in scored_batches(self._given, self._mesh, batch_size, check):
-            yield quality.Batch(batch['image'], distributed.fetch(batch['index']), batch['mask'])
+            yield quality.Batch(batch['image'], arrays.fetch(batch['index']), batch['mask'])
 
     def _drawn_batches(self, drawn: DrawnSamples) -> Iterator[quality.Batch]:
         """Those drawn before an interruption, in the batches of then, and all others."""
@@ -211,7 +211,7 @@ class SampleScores:
             yield self._read_batch(drawn, start, min(start + batch_size, first), batch_size)
         pace = _Pace(first, total)
         quantization = self._settings.quantization
-        batches = draw(
+        batches = sample_batches(
             *(self._model, self._params, self._mesh),
             first=first,
             before_batch=self._stop.check,
@@ -220,7 +220,7 @@ class SampleScores:
         try:
             for batch in batches:
                 images = to_levels(batch.images, quantization)
-                drawn.add(distributed.fetch(images)[batch.mask], batch.num_redrawn)
+                drawn.add(arrays.fetch(images)[batch.mask], batch.num_redrawn)
                 yield quality.Batch(images, batch.index, batch.mask)
                 pace.tell(drawn.count)
         finally:
@@ -229,12 +229,10 @@ class SampleScores:
     def _read_batch(self, drawn: DrawnSamples, start: int, stop: int, size: int) -> quality.Batch:
         mesh = self._mesh
         images = np.zeros((size, *self._model.image_shape), np.uint8)
-        images[: stop - start] = distributed.array_of_main(drawn.read(start, stop))
+        images[: stop - start] = arrays.array_of_main(drawn.read(start, stop))
         index = np.arange(start, start + size, dtype=np.int32)
-        rows = distributed.local_rows(mesh, size)
-        return quality.Batch(
-            distributed.put_rows(images[rows], mesh, size, rows), index, index < stop
-        )
+        rows = arrays.local_rows(mesh, size)
+        return quality.Batch(arrays.put_rows(images[rows], mesh, size, rows), index, index < stop)
 
     def _save(self, drawn: DrawnSamples) -> None:
         """Makes `samples/evaluated.npz`, as ADM's sample batches are."""

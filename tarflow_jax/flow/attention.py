@@ -1,4 +1,4 @@
-"""Causal attention over a whole sequence, by XLA or by a kernel made for the device.
+"""Causal attention over a whole sequence, by XLA or by a kernel for one kind of device.
 
 Suffix letters as in `conditioner`: B batch, T tokens, S attended tokens, N heads, K head dim. All
 implementations compute softmax(q k^T / sqrt(K)) v with the softmax in float32; the kernels never
@@ -16,24 +16,24 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
-# float32 means float32: a TPU's or a recent GPU's default would round the factors of a product.
+# Full float32 products: by default, TPUs and recent GPUs round the factors.
 PRECISION = jax.lax.Precision.HIGHEST
 
 
 def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
-    """Attention of tokens at the positions [T] to all S tokens that are not after them.
+    """Attention of the tokens at positions [T] to all S tokens at or before them, in plain XLA.
 
-    Works on a sequence and on a KV cache; plain XLA.
+    Works on a sequence and on a KV cache.
 
     Args:
       q_BTNK: queries.
       k_BNSK: keys, in the order of positions.
       v_BNSK: values.
       position_T: positions of the queries in the sequence.
-      temperature: what the logits are divided by, a scalar or [B].
+      temperature: divides the logits, a scalar or [B].
 
     Returns:
-      mixed values [B, T, N, K] of the type of `v_BNSK`.
+      mixed values [B, T, N, K], in the dtype of `v_BNSK`.
     """
     batch, _, _, head_dim = q_BTNK.shape
     logits_BNTS = jnp.einsum(
@@ -51,7 +51,7 @@ def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
 
 
 def xla(q_BTNK, k_BTNK, v_BTNK):
-    """Causal attention [B, T, N, K] on any device, in the type of its inputs."""
+    """Causal attention [B, T, N, K] on any device, in the dtype of its inputs."""
     k_BNSK, v_BNSK = k_BTNK.swapaxes(1, 2), v_BTNK.swapaxes(1, 2)
     return attend(q_BTNK, k_BNSK, v_BNSK, jnp.arange(q_BTNK.shape[1]), 1.0)
 
@@ -66,8 +66,8 @@ def cudnn(q_BTNK, k_BTNK, v_BTNK, implementation: Literal['cudnn', 'xla'] = 'cud
 def splash(q_BTNK, k_BTNK, v_BTNK, interpret=False):
     """Causal attention [B, T, N, K] by the Pallas kernel for TPUs; T is a multiple of 128.
 
-    A kernel is not split by the compiler: under activation rules each device runs it on its own
-    rows and heads. With `interpret` it runs on any device, slowly.
+    The compiler cannot split a kernel: under activation rules, each device runs it on its own
+    rows and heads. With `interpret`, it runs on any device, slowly.
     """
     length, head_dim = q_BTNK.shape[1], q_BTNK.shape[3]
 
@@ -84,7 +84,7 @@ def splash(q_BTNK, k_BTNK, v_BTNK, interpret=False):
 
 
 IMPLEMENTATIONS: dict[str, Callable] = {'xla': xla, 'cudnn': cudnn, 'splash': splash}
-SPLASH_BLOCKS = (512, 256, 128)  # sides of the square tiles, the first that divides T is taken
+SPLASH_BLOCKS = (512, 256, 128)  # sides of square tiles; the first that divides T
 
 
 def _splash_kernel(length, num_heads, interpret):

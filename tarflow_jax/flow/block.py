@@ -5,12 +5,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tarflow_jax.flow.attention import PRECISION
-from tarflow_jax.flow.conditioner import KVCache, Linear, TransformerLayer, named
+from tarflow_jax.flow.conditioner import KVCache, Linear, TransformerLayer, name_axes
 
 embed_init = nn.initializers.normal(1e-2)
 
-# What the gradient keeps of a layer; the rest is computed a second time when it is needed. 'dots'
-# keeps products with parameters, and what an attention kernel itself asks to be kept.
+# The intermediate results of a layer that are kept for its gradient; all others are recomputed.
+# 'dots' keeps products with parameters, and what an attention kernel marks as 'attention'.
 _SAVEABLE = jax.checkpoint_policies
 REMAT_POLICIES = {
     'none': _SAVEABLE.everything_saveable,
@@ -23,7 +23,7 @@ REMAT_POLICIES = {
 
 
 class FlowBlock(nn.Module):
-    """Shifts and scales every token by what a causal transformer reads in the tokens before it.
+    """Shifts and scales every token as a causal transformer predicts from the tokens before it.
 
     With x the data side and z the latent side (in the paper mu is shift, alpha log_scale),
 
@@ -65,23 +65,24 @@ class FlowBlock(nn.Module):
     def _layer_class(self):
         if self.remat == 'none':
             return TransformerLayer
-        # In a loop, XLA cannot merge the second computation with the first; written out, it could.
+        # XLA could merge the recomputation with the first computation, but not across loop steps.
         return nn.remat(
             TransformerLayer, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll
         )
 
     def __call__(self, x_BTP, labels_B):
-        """The block over whole sequences: (z [B, T, P], log_det [B] in nats)."""
+        """Maps whole sequences [B, T, P] to (z [B, T, P], log_det [B] in nats)."""
         h_BTD = self._embed(x_BTP, labels_B, self.pos_embed)
         (h_BTD, _), _ = self.layers((h_BTD, None), jnp.arange(self.num_layers), None, 1.0)
         shift, log_scale = (self._delay(p) for p in self._head(h_BTD))
-        z_BTP = (x_BTP - shift) * jnp.exp(-log_scale)
-        return z_BTP, -log_scale.sum(axis=(1, 2))
+        with jax.named_scope('affine'):
+            z_BTP = (x_BTP - shift) * jnp.exp(-log_scale)
+            return z_BTP, -log_scale.sum(axis=(1, 2))
 
     def cast(self, params):
-        """Parameters of the same block, with those cast to `dtype` that layers cast at every use.
+        """Casts parameters to `dtype` that layers would otherwise cast at every use.
 
-        Changes no result, and halves what sampling in bfloat16 reads for every token.
+        Changes no result, and halves the bytes that sampling in bfloat16 reads for every token.
         """
         layers = dict(params['layers'])
         for name in ('attention', 'mlp'):
@@ -89,22 +90,23 @@ class FlowBlock(nn.Module):
         return {**params, 'layers': layers}
 
     def empty_cache(self, batch: int) -> KVCache:
+        """The cache before the first token, for `batch` rows."""
         heads = self.width // self.head_dim
         shape = (self.num_layers, batch, heads, self.num_tokens, self.head_dim)
-        empty = named(
+        empty = name_axes(
             jnp.zeros(shape, self.dtype), ('layers', 'batch', 'heads', 'tokens', 'head_dim')
         )
         return KVCache(empty, empty)
 
     def step(self, x_BP, labels_B, position, cache, temperature):
-        """Reads one data-side token and predicts the affine map of the next.
+        """Predicts the affine map of the next token from one data-side token and the cache.
 
         Args:
           x_BP: the token at `position` [B, P]; the tokens before it are in the cache.
           labels_B: class labels, -1 for none.
           position: scalar int array, 0 to num_tokens - 2.
           cache: see `empty_cache`.
-          temperature: what the attention logits are divided by, a scalar or [B].
+          temperature: divides the attention logits, a scalar or [B].
 
         Returns:
           ((shift, log_scale) of token `position + 1`, each [B, P], the new cache).
@@ -120,10 +122,10 @@ class FlowBlock(nn.Module):
         h_BTD = self.proj_in(x_BTP) + pos_embed_TD[None]
         if self.num_classes:
             h_BTD = h_BTD + self._class_embedding(labels_B)[:, None]
-        return named(h_BTD, ('batch', 'tokens', 'width'))
+        return name_axes(h_BTD, ('batch', 'tokens', 'width'))
 
     def _class_embedding(self, labels_B):
-        """A row of the class table [B, D]; its mean where the label is -1, NaN for no class."""
+        """Rows of the class table [B, D]: their mean for label -1, NaN for labels out of range."""
         one_hot_BC = jax.nn.one_hot(labels_B, self.num_classes)
         is_class_B = (labels_B >= -1) & (labels_B < self.num_classes)
         weights_BC = jnp.where(labels_B[:, None] < 0, 1 / self.num_classes, one_hot_BC)
@@ -138,5 +140,5 @@ class FlowBlock(nn.Module):
         return out[:, :, 1], out[:, :, 0]
 
     def _delay(self, p_BTP):
-        """Moves predictions one token on: what is read in token t acts on token t + 1."""
+        """Shifts predictions by one token: the output at token t acts on token t + 1."""
         return jnp.pad(p_BTP[:, :-1], ((0, 0), (1, 0), (0, 0)))

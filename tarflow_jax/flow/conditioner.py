@@ -1,10 +1,10 @@
-"""The causal transformer that reads each token together with the tokens before it.
+"""The causal transformer: the output at a token depends on it and the tokens before it.
 
 Suffix letters name dimensions: B batch, T tokens, S attended tokens, D width, N heads, K head dim,
 F hidden of the MLP, L layers.
 
-The same parameters serve two calls: a whole sequence [B, T, D] at once, or, given a `KVCache` and
-a position, the single token [B, 1, D] at that position. LayerNorm statistics, softmax and the
+The same parameters serve two kinds of input: a whole sequence [B, T, D], or, with a `KVCache` and a
+position, the single token [B, 1, D] at that position. LayerNorm statistics, softmax and the
 residual stream are float32 whatever `dtype` is.
 """
 
@@ -18,8 +18,8 @@ from flax import linen as nn
 from tarflow_jax.flow import attention
 from tarflow_jax.flow.attention import PRECISION
 
-# Says which axis of an activation is which; the rules in `parallel` say how that is split.
-named = nn.with_logical_constraint
+# Names the axes of an activation; the rules in `parallel` say how each is split over devices.
+name_axes = nn.with_logical_constraint
 
 
 class Linear(nn.Module):
@@ -55,7 +55,7 @@ class Linear(nn.Module):
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers for the tokens seen so far, each [L, B, N, S, K]."""
+    """Keys and values of all layers for the tokens so far, each [L, B, N, S, K]."""
 
     keys: jax.Array
     values: jax.Array
@@ -63,11 +63,11 @@ class KVCache(NamedTuple):
     def write(self, layer, position, key_BTNK, value_BTNK) -> 'KVCache':
         """The cache with one token (T = 1) written at `position` of `layer`, in place under jit."""
 
-        def put(cache, new_BTNK):
+        def update(cache, new_BTNK):
             new = new_BTNK.swapaxes(1, 2)[None].astype(cache.dtype)
             return jax.lax.dynamic_update_slice(cache, new, (layer, 0, 0, position, 0))
 
-        return KVCache(put(self.keys, key_BTNK), put(self.values, value_BTNK))
+        return KVCache(update(self.keys, key_BTNK), update(self.values, value_BTNK))
 
     def read(self, layer) -> tuple[jax.Array, jax.Array]:
         """Keys and values of one layer, each [B, N, S, K]."""
@@ -88,7 +88,7 @@ class CausalAttention(nn.Module):
         heads = width // self.head_dim
 
         qkv = Linear((heads, 3, self.head_dim), self.dtype, name='qkv')(h_BTD)
-        qkv = named(qkv, ('batch', 'tokens', 'heads', None, 'head_dim'))
+        qkv = name_axes(qkv, ('batch', 'tokens', 'heads', None, 'head_dim'))
         q_BTNK, k_BTNK, v_BTNK = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
         if cache is None:
             mixed_BTNK = attention.IMPLEMENTATIONS[self.attention](q_BTNK, k_BTNK, v_BTNK)
@@ -96,7 +96,7 @@ class CausalAttention(nn.Module):
             cache = cache.write(layer, position, k_BTNK, v_BTNK)
             k_BNSK, v_BNSK = cache.read(layer)
             mixed_BTNK = attention.attend(q_BTNK, k_BNSK, v_BNSK, position[None], temperature)
-        mixed_BTNK = named(mixed_BTNK, ('batch', 'tokens', 'heads', 'head_dim'))
+        mixed_BTNK = name_axes(mixed_BTNK, ('batch', 'tokens', 'heads', 'head_dim'))
         out_BTD = Linear((width,), self.dtype, name='out')(mixed_BTNK)
         return out_BTD, cache
 
@@ -111,7 +111,7 @@ class Mlp(nn.Module):
     def __call__(self, h_BTD):
         width = h_BTD.shape[-1]
         h_BTF = Linear((self.expansion * width,), self.dtype, name='up')(h_BTD)
-        h_BTF = named(jax.nn.gelu(h_BTF, approximate=False), ('batch', 'tokens', 'hidden'))
+        h_BTF = name_axes(jax.nn.gelu(h_BTF, approximate=False), ('batch', 'tokens', 'hidden'))
         return Linear((width,), self.dtype, name='down')(h_BTF)
 
 
@@ -120,7 +120,7 @@ class TransformerLayer(nn.Module):
 
     Shaped to be scanned over layers: `(h, cache)` is carried, `layer` is this layer's index in the
     cache; `position` and `temperature` (a scalar or one value a row, dividing the attention logits)
-    are the same for all layers. Without a cache the whole sequence is read at once.
+    are the same for all layers. Without a cache the input is a whole sequence.
     """
 
     head_dim: int
@@ -139,7 +139,7 @@ class TransformerLayer(nn.Module):
         )
         h_BTD = h_BTD + update
         h_BTD = h_BTD + mlp(self.norm('mlp_norm', h_BTD))
-        h_BTD = named(h_BTD, ('batch', 'tokens', 'width'))
+        h_BTD = name_axes(h_BTD, ('batch', 'tokens', 'width'))
         return (h_BTD, cache), None
 
     def norm(self, name, h_BTD):

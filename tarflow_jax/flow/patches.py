@@ -21,6 +21,7 @@ def grid_shape(image_shape: tuple[int, int, int], patch_size: int) -> tuple[int,
     return height // patch_size, width // patch_size
 
 
+@jax.named_scope('patchify')
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     """Cuts images [B, H, W, C] into tokens [B, T, P]."""
     batch, height, width, channels = images.shape
@@ -30,8 +31,9 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     return x.reshape(batch, rows * columns, channels * patch_size**2)
 
 
+@jax.named_scope('unpatchify')
 def unpatchify(tokens: jax.Array, patch_size: int, image_shape: tuple[int, int, int]) -> jax.Array:
-    """Puts tokens [B, T, P] back together into images [B, H, W, C]; inverts `patchify`."""
+    """Assembles tokens [B, T, P] into images [B, H, W, C]; inverts `patchify`."""
     height, width, channels = image_shape
     rows, columns = grid_shape(image_shape, patch_size)
     x = tokens.reshape(-1, rows, columns, channels, patch_size, patch_size)

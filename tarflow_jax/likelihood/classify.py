@@ -8,21 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.flow.tarflow import TarFlow, as_images, check_params
+from tarflow_jax.flow.inputs import as_batch
+from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.likelihood.scores import noisy_images, scored_batches
-from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel import arrays
 
 
 def class_log_probs(model: TarFlow, params, images):
-    """log p(y | images) [B, num_classes] for all classes y, equally likely beforehand.
+    """Returns log p(y | images) [B, num_classes] for all classes y, equally likely a priori.
 
     p(y | x) = p(x | y) / sum_y' p(x | y')
     """
     check_params(model, params)
     if not model.num_classes:
         raise InputError('the model has no classes (model.num_classes=0): it cannot classify.')
-    return jax.nn.log_softmax(_joint(model, params, as_images(images, model.image_shape)))
+    return jax.nn.log_softmax(_joint(model, params, as_batch('images', images, model.image_shape)))
 
 
 def score_split(
@@ -37,7 +38,7 @@ def score_split(
     seed: int,
     before_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """How well the Bayes classifier knows the labels of a split.
+    """Scores the Bayes classifier on the labels of a split.
 
     log p(x | y) is averaged over `num_draws` draws of the noise before Bayes' rule is applied.
     Arguments as of `scores.score_split`.
@@ -47,19 +48,19 @@ def score_split(
     """
     if not model.num_classes:
         raise InputError(
-            'accuracy was asked of a model without classes (model.num_classes=0); take it out of '
+            'accuracy needs a model with classes, and model.num_classes is 0; take it out of '
             'evaluate.metrics.'
         )
     correct = cross_entropy = 0.0
     for batch in scored_batches(split, mesh, batch_size, before_batch):
         draws = [_noisy_joint(model, noise, params, batch, seed, n) for n in range(num_draws)]
         log_probs = jax.nn.log_softmax(jnp.mean(jnp.stack(draws), axis=0))
-        log_probs, labels = distributed.fetch((log_probs, batch['label']))
+        log_probs, labels = arrays.fetch((log_probs, batch['label']))
         real = batch['mask']
         log_probs, labels = log_probs[real].astype(np.float64), labels[real]
         if (labels < 0).any():
             raise InputError(
-                'accuracy was asked of images without labels; take it out of evaluate.metrics.'
+                'accuracy needs labels, and some images have none; take it out of evaluate.metrics.'
             )
         correct += np.sum(log_probs.argmax(axis=1) == labels)
         cross_entropy -= log_probs[np.arange(len(labels)), labels].sum()

@@ -11,7 +11,7 @@ import numpy as np
 from tarflow_jax.data import pipeline
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.likelihood.noise import Noise
-from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel import arrays
 from tarflow_jax.parallel.mesh import shared_batch_size
 
 
@@ -75,7 +75,7 @@ def _log_probs(score, batches, num_draws, seed) -> np.ndarray:
     """The log-probability in nats of every draw of every image, float64 [num_draws, images]."""
     log_probs = []
     for batch in batches:
-        draws = [distributed.fetch(score(batch, seed, k)) for k in range(num_draws)]
+        draws = [arrays.fetch(score(batch, seed, k)) for k in range(num_draws)]
         log_probs.append(np.array(draws, np.float64)[:, batch['mask']])
     return np.concatenate(log_probs, axis=1)
 
@@ -96,14 +96,14 @@ def scored_batches(split, mesh, batch_size: int, before_batch: Callable[[], obje
       mesh; and 'mask' [B], NumPy, of which rows are examples.
     """
     batch_size = shared_batch_size(batch_size, len(split), mesh)
-    rows = distributed.local_rows(mesh, batch_size)
+    rows = arrays.local_rows(mesh, batch_size)
     batches = pipeline.eval_batches(split, batch_size=batch_size, rows=rows)
     with contextlib.closing(batches):
         for i, batch in enumerate(batches):
             before_batch()
             index = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
             local = {'image': batch['image'], 'label': batch['label'], 'index': index[rows]}
-            placed = distributed.put_rows(local, mesh, batch_size, rows)
+            placed = arrays.put_rows(local, mesh, batch_size, rows)
             yield {**placed, 'mask': index < len(split)}
 
 

@@ -1,4 +1,4 @@
-"""The mesh of devices; one device is a mesh too."""
+"""The mesh of devices; a single device is a mesh, too."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ AXES = ('data', 'fsdp', 'tensor')
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Devices as a grid with the axes data, fsdp and tensor, near ones next to each other.
+    """Arranges devices in a grid with the axes data, fsdp and tensor, near ones side by side.
 
-    Several slices of TPUs lie one after the other along the data axis: what crosses the slow
-    network between them is one sum of gradients a step.
+    Slices of TPUs follow one another along the data axis: only one sum of gradients per step
+    crosses the slow network between them.
 
     Args:
-      data: devices that share a batch, each with all parameters; -1 for all that are left.
+      data: devices that share a batch, each with all parameters; -1 for all remaining devices.
       fsdp: devices that share a batch and the parameters.
       tensor: devices that share the heads and hidden features of every layer.
-      devices: all that there are, by default.
+      devices: by default, all.
 
     Raises:
       InputError: the axes do not multiply to the number of devices, or the data axis cannot be
@@ -52,31 +52,31 @@ def make_mesh(
 
 
 def count_slices(devices: Sequence[jax.Device]) -> int:
-    """TPU slices that are joined by a data centre's network; 1 for anything else."""
+    """The number of TPU slices, which a data centre's network joins; 1 for other devices."""
     return len({getattr(device, 'slice_index', None) or 0 for device in devices})
 
 
 def batch_shares(mesh: Mesh) -> int:
-    """Into how many equal parts a batch is split."""
+    """The number of equal parts that a batch is split into."""
     return mesh.shape['data'] * mesh.shape['fsdp']
 
 
 def _fill_in(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
-    """Sizes of the axes without -1."""
-    asked = ', '.join(f'{axis}={size}' for axis, size in sizes.items())
+    """Sizes of the axes, -1 replaced."""
+    given = ', '.join(f'{axis}={size}' for axis, size in sizes.items())
     known = math.prod(size for size in sizes.values() if size != -1)
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) == 1 and known > 0 and num_devices % known == 0:
         sizes[free[0]] = num_devices // known
     if min(sizes.values()) < 1 or math.prod(sizes.values()) != num_devices:
         raise InputError(
-            f'the mesh {asked} does not multiply to the {num_devices} device(s) there are. Every '
+            f'the mesh {given} does not multiply to the {num_devices} device(s). Every '
             'axis is a positive number, or one of them is -1 for the rest.'
         )
     return tuple(sizes.values())
 
 
 def shared_batch_size(batch_size: int, num_rows: int, mesh: Mesh) -> int:
-    """The size of the batches in which devices share rows evenly, the last one filled up."""
+    """The size of batches whose rows devices share evenly; the last batch is padded to it."""
     shares = batch_shares(mesh)
     return -(-min(batch_size, num_rows) // shares) * shares

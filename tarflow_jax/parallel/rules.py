@@ -1,4 +1,4 @@
-"""Which axis of which array is split over which axis of the mesh, on one screen.
+"""Sharding rules: which axis of which array is split over which axis of the mesh.
 
 Letters of the comments name a parameter's dimensions: X blocks, L layers, H W C image, T tokens,
 P patch features, D width, N heads, K head dim, F hidden of the MLP, C (of class_embed) classes.
@@ -18,7 +18,7 @@ from tarflow_jax.errors import InputError
 BATCH = P(('data', 'fsdp'))  # the first axis of images, labels, masks
 REPLICATED = P()
 
-# Parameters, and what an optimizer or a moving average keeps for each, by the end of their path.
+# Parameters, their moving average and optimizer state, by the end of their path.
 PARAMS = (
     (r'attention/qkv/kernel', P(None, None, 'fsdp', 'tensor')),  # XLDN3K
     (r'attention/qkv/bias', P(None, None, 'tensor')),  # XLN3K
@@ -35,7 +35,7 @@ PARAMS = (
     (r'prior_var', REPLICATED),  # HWC
 )
 
-# Activations, by the names that the model gives to their axes; other axes are not split.
+# Activations, by the names that the model gives to their axes; axes of other names are not split.
 ACTIVATIONS = (
     ('batch', ('data', 'fsdp')),
     ('heads', 'tensor'),
@@ -44,9 +44,9 @@ ACTIVATIONS = (
 
 
 def shardings(tree, mesh: Mesh):
-    """The sharding of every array of a tree (parameters, a train state) by the end of its path.
+    """Returns the sharding of every array of a tree, such as parameters or a train state.
 
-    Scalars, such as counters, are on every device.
+    Scalars, such as counters, are replicated.
 
     Raises:
       InputError: an axis that a rule splits does not divide evenly.
@@ -90,26 +90,26 @@ def _name(path) -> str:
 
 @contextlib.contextmanager
 def on(mesh: Mesh) -> Iterator[None]:
-    """Splits the activations of models that are called meanwhile; a jitted call counts, too."""
+    """A context in which models split their activations over the mesh, under `jit`, too."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATIONS):
         yield
 
 
 def gathered(params, *, of_block: bool = False):
-    """Parameters whole in every device's memory, but for the tensor axis.
+    """Gathers parameters in every device's memory, except along the tensor axis.
 
-    What is read again and again is collected once. Changes nothing outside of `on`.
+    Saves messages where parameters are read many times. Changes nothing outside of `on`.
 
     Args:
-      params: of a model.
-      of_block: whether they are `params['blocks']` of one block alone, without the axis X.
+      params: of a model, or of one block.
+      of_block: whether `params` is one slice of `params['blocks']`, without the axis X.
     """
     if not nn.get_logical_axis_rules():
         return params
 
     def gather(path, x):
         split = _spec(path)[1:] if of_block else _spec(path)
-        # Split first: or what casts `x` would be done after the messages, which would be longer.
+        # Split first: otherwise a cast of `x` would come after the messages and lengthen them.
         x = jax.lax.with_sharding_constraint(x, P(*split))
         whole = (axis if axis == 'tensor' else None for axis in split)
         return jax.lax.with_sharding_constraint(x, P(*whole))
@@ -118,10 +118,10 @@ def gathered(params, *, of_block: bool = False):
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of anything whose first axis is the batch."""
+    """The sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Of anything that every device holds whole."""
+    """The sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, REPLICATED)

@@ -1,1 +1,1 @@
-"""Compiling a config ahead of time for hardware that is not here, and what that foretells."""
+"""Compiling a config ahead of time for absent hardware, and what that says of memory and time."""

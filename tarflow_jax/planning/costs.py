@@ -1,236 +1,152 @@
-"""What one run of a compiled module costs: products, memory traffic, collectives, cycles.
+"""What an instruction of a compiled module costs a device: products, and bytes through HBM.
 
-XLA's own cost analysis counts the body of a loop once, whatever its length; here everything is
-multiplied by how often it runs.
+XLA's own cost analysis counts the body of a loop once, whatever its length, and does not know
+kernels.
 """
 
-import dataclasses
 import math
 import re
-from collections.abc import Callable
 
-from tarflow_jax.planning.hlo import HBM, Computation, Instruction, Module, Shape
+from tarflow_jax.planning.hlo import HBM, Instruction, fused, integers
 
-# Passes of bfloat16 products that a TPU's matrix unit takes for one product of float32 factors.
-# https://docs.jax.dev/en/latest/jax.lax.html#jax.lax.Precision: DEFAULT 1, HIGH 3, HIGHEST 6.
+# Passes of a TPU's matrix unit, which multiplies bfloat16, for a product of float32 factors, by
+# the product's precision: https://docs.jax.dev/en/latest/jax.lax.html#jax.lax.Precision.
 FLOAT32_PASSES = {'default': 1, 'high': 3, 'highest': 6}
 
-# Move no data of their own; a loop's, a call's or a branch's instructions are counted themselves.
+# These move no data; what loops and calls run is counted itself.
 _FREE = (
     'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'while', 'call',
     'conditional', 'after-all', 'partition-id', 'replica-id', 'opt-barrier', 'async-start',
     'async-update',
 )  # fmt: skip
-_FREE_TARGETS = ('AllocateBuffer', 'ConcatBitcast', 'Sharding')
+_FREE_TARGETS = re.compile('custom_call_target="(AllocateBuffer|ConcatBitcast|Sharding)"')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 _SAME_DATA = ('bitcast', 'reshape', 'copy', 'convert')
 
+# Products over all pairs of tokens in the splash kernels: two forward, three for the gradient of
+# queries (logits again), four for that of keys and values.
+_KERNEL_PRODUCTS = {'mha_fwd': 2, 'mha_dq': 3, 'mha_dkv': 4}
 
-@dataclasses.dataclass
-class Costs:
-    """What a device does in one run.
 
-    Attributes:
-      flops: of all products, two for a multiplication and an addition.
-      pass_flops: `flops`, each product as often as the matrix unit must pass over it.
-      hbm_bytes: read from and written to HBM.
-      cycles: the compiler's estimate, of its fusions alone.
+def flops(instruction: Instruction) -> tuple[float, float]:
+    """FLOPs of an instruction's products, and those times the passes of the matrix unit.
+
+    A multiplication and an addition are two. Of a fusion all that stands in it counts.
     """
-
-    flops: float = 0.0
-    pass_flops: float = 0.0
-    hbm_bytes: float = 0.0
-    cycles: float = 0.0
+    products = [_product_flops(part) for part in fused(instruction)]
+    return sum(count for count, _ in products), sum(count * passes for count, passes in products)
 
 
-def count(module: Module, kernel_flops: Callable[[str, Instruction, list[Shape]], float]) -> Costs:
-    """Counts a module.
-
-    Args:
-      module: of one device.
-      kernel_flops: of the custom call of a name and operands; the module does not say them.
-    """
-    costs = Costs()
-    for computation, instruction, times in module.executed():
-        flops, pass_flops = _flops(module, computation, instruction)
-        if is_kernel(instruction):
-            operands = [shape for i in instruction.operands for shape in
-                        computation.instructions[i].shapes]  # fmt: skip
-            flops = pass_flops = kernel_flops(instruction.name, instruction, operands)
-        costs.flops += times * flops
-        costs.pass_flops += times * pass_flops
-        costs.hbm_bytes += times * traffic(module, computation, instruction)
-        cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
-        costs.cycles += times * int(cycles[1]) if cycles else 0
-    return costs
-
-
-def is_kernel(instruction: Instruction) -> bool:
-    """Whether it is a kernel that was not written by XLA (a Pallas one)."""
-    return instruction.opcode == 'custom-call' and 'tpu_custom_call' in instruction.attributes
-
-
-def _flops(module, computation, instruction) -> tuple[float, float]:
-    """FLOPs of an instruction, or of all that a fusion holds; and with the passes over them."""
-    if instruction.opcode == 'fusion':
-        inner = module.inside(module.called(instruction, 'calls'))
-        counted = [_product_flops(*place) for place in inner]
-    else:
-        counted = [_product_flops(computation, instruction)]
-    return sum(f for f, _ in counted), sum(f * passes for f, passes in counted)
-
-
-def _product_flops(computation: Computation, instruction: Instruction) -> tuple[float, int]:
-    if instruction.opcode not in ('dot', 'convolution'):
-        return 0.0, 0
-    left, right = (computation.operand(instruction, i).shapes[0] for i in (0, 1))
-    if instruction.opcode == 'dot':
-        (axes,) = re.findall(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.attributes)
-        contracted = math.prod(left.dims[int(axis)] for axis in axes.split(',') if axis)
-        flops = 2.0 * math.prod(instruction.shapes[0].dims) * contracted
-    else:
-        flops = _convolution_flops(instruction, left, right)
-    precision = re.search(r'operand_precision=\{(\w+)', instruction.attributes)
+def _product_flops(product: Instruction) -> tuple[float, int]:
+    if product.opcode == 'custom-call':
+        return _kernel_flops(product), 1
+    if product.opcode not in ('dot', 'convolution'):
+        return 0.0, 1
+    left, right = (operand.arrays[0] for operand in product.operands)
+    size = _dot_size if product.opcode == 'dot' else _convolution_size
+    precision = re.search(r'operand_precision=\{(\w+)', product.attributes)
     is_float32 = left.dtype == right.dtype == 'f32'
-    passes = FLOAT32_PASSES.get(precision[1] if precision else 'default', 1) if is_float32 else 1
-    return flops, passes
+    passes = FLOAT32_PASSES[precision[1] if precision else 'default'] if is_float32 else 1
+    return 2.0 * size(product, left.dims, right.dims), passes
 
 
-def _convolution_flops(instruction, left: Shape, right: Shape) -> float:
-    """Of a convolution, in the form of which a TPU's compiler writes every product.
+def _dot_size(product: Instruction, left, _) -> int:
+    """Multiplications of a matrix product."""
+    (axes,) = re.findall(r'lhs_contracting_dims=\{([\d,]*)\}', product.attributes)
+    return math.prod(product.arrays[0].dims) * math.prod(left[axis] for axis in integers(axes))
 
-    Positions of the window that lie in the padding, or between dilated elements, cost nothing.
+
+def _convolution_size(product: Instruction, left, right) -> int:
+    """Multiplications of a matrix product that the TPU's compiler has written as a convolution.
+
+    Its batch, columns and contracted axes are the convolution's, or lie along the window, which
+    meets as many elements of an axis as the longest of the factors and the result has.
     """
-    labels = re.findall(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes)
-    ((of_left, of_right, of_out),) = labels
-    parts = re.search(r'window=\{([^}]*)\}', instruction.attributes)
-    window = dict(part.split('=') for part in parts[1].split()) if parts else {}
-    positions = 1.0
-    for axis in (label for label in of_out if label.isdigit()):
-        positions *= _positions(
-            left.dims[of_left.index(axis)],
-            right.dims[of_right.index(axis)],
-            instruction.shapes[0].dims[of_out.index(axis)],
-            window,
-            int(axis),
-        )
-    batch = left.dims[of_left.index('b')] / instruction.integer('batch_group_count', 1)
-    inputs, outputs = (right.dims[of_right.index(label)] for label in 'io')
-    return 2.0 * positions * batch * inputs * outputs
+    (labels,) = re.findall(r'dim_labels=(\w+)_(\w+)->(\w+)', product.attributes)
+    sizes = {}
+    for axes, dims in zip(labels, (left, right, product.arrays[0].dims), strict=True):
+        for axis, size in zip(axes, dims, strict=True):
+            sizes[axis] = max(size, sizes.get(axis, 1))
+    del sizes['f']  # of the left factor it is 'i', of the result 'o'
+    return math.prod(sizes.values())
 
 
-def _positions(size, window_size, out_size, window, axis) -> int:
-    """Pairs of an output and a window position along an axis that meet an element."""
+def _kernel_flops(kernel: Instruction) -> float:
+    """FLOPs of a kernel for attention, which the module does not say.
 
-    def value(key, default):
-        return window[key].split('x')[axis] if key in window else default
-
-    low = int(str(value('pad', '0_0')).split('_')[0])
-    stride, base, dilation = (int(value(key, 1)) for key in ('stride', 'lhs_dilate', 'rhs_dilate'))
-    last = (size - 1) * base
-    met = 0
-    for k in range(window_size):
-        offset = k * dilation - low  # of output o, the place is o * stride + offset
-        first, end = -(offset // stride), (last - offset) // stride
-        first, end = max(first, 0), min(end, out_size - 1)
-        if base == 1:
-            met += max(0, end - first + 1)
-        else:
-            met += sum((o * stride + offset) % base == 0 for o in range(first, end + 1))
-    return met
+    A causal kernel of square tiles, n a side, computes (n + 1) / 2n of all pairs of tokens.
+    """
+    kind = next((kind for kind in _KERNEL_PRODUCTS if kind in kernel.name), None)
+    arrays = [array for operand in kernel.operands for array in operand.arrays]
+    queries = next((array for array in arrays if len(array.dims) == 4), None)
+    if kind is None or queries is None:
+        return 0.0
+    batch, heads, tokens, features = queries.dims
+    tile = re.search(r'block_q\D*(\d+)', kernel.attributes)
+    tiles = max(1, tokens // int(tile[1])) if tile else 1
+    pairs = tokens**2 * (tiles + 1) / (2 * tiles)
+    return _KERNEL_PRODUCTS[kind] * 2.0 * batch * heads * pairs * features
 
 
-def traffic(module: Module, computation: Computation, instruction: Instruction) -> float:
+def hbm_bytes(instruction: Instruction) -> float:
     """Bytes that an instruction reads from HBM and writes to it."""
-    opcode = instruction.opcode
-    if opcode in _FREE or opcode.endswith('-done'):
-        return 0.0
-    if any(f'target="{target}"' in instruction.attributes for target in _FREE_TARGETS):
-        return 0.0
-    operands = [computation.instructions[name] for name in instruction.operands]
+    opcode, operands, made = instruction.opcode, instruction.operands, instruction.arrays
+    if opcode in _FREE or opcode.endswith('-done') or _FREE_TARGETS.search(instruction.attributes):
+        return 0
     if opcode == 'fusion':
-        return _fusion_traffic(module, module.called(instruction, 'calls'), operands, instruction)
+        return _fusion_bytes(instruction)
     if opcode in ('copy-start', 'slice-start', *_SLICES):
-        return _slice_traffic(operands[0], instruction)
+        taken = made[1 if opcode == 'slice-start' else 0]
+        return taken.stored_bytes * (operands[0].arrays[0].space == HBM) + _in_hbm([taken])
     if opcode == 'dynamic-update-slice':
-        return 2 * _in_hbm(operands[1].shapes)
+        return 2 * _in_hbm(operands[1].arrays)
     if opcode == 'send':
-        return _in_hbm(operands[0].shapes)
-    written = instruction.shapes
+        return _in_hbm(operands[0].arrays)
     if opcode.endswith('-start'):
-        written = written[-len(operands) :]
-    return sum(_in_hbm(operand.shapes) for operand in operands) + _in_hbm(written)
+        made = made[-len(operands) :]
+    return sum(_in_hbm(operand.arrays) for operand in operands) + _in_hbm(made)
 
 
-def _in_hbm(shapes) -> int:
-    return sum(shape.stored_bytes for shape in shapes if shape.space == HBM)
+def _in_hbm(arrays) -> int:
+    return sum(array.stored_bytes for array in arrays if array.space == HBM)
 
 
-def _slice_traffic(source: Instruction, made: Instruction) -> float:
-    """Of a copy or a slice: the part that is taken is read, and written."""
-    taken = made.shapes[1 if made.opcode == 'slice-start' else 0]
-    read = taken.stored_bytes if source.shapes[0].space == HBM else 0
-    return read + _in_hbm([taken])
-
-
-def _fusion_traffic(module, fused: Computation, operands, instruction) -> float:
-    """Of a fusion: parts alone of what it slices, and of what it updates in place."""
-    read = sum(
-        _read(module, fused, parameter, operand)
-        for parameter, operand in zip(fused.parameters, operands, strict=True)
-    )
-    results = [fused.root]
-    if fused.root.opcode == 'tuple':
-        results = [fused.instructions[name] for name in fused.root.operands]
+def _fusion_bytes(fusion: Instruction) -> float:
+    """Bytes of a fusion, which moves only those parts of an array that it slices or updates."""
+    (computation,) = fusion.called
+    read = 0
+    for parameter, operand in zip(computation.parameters, fusion.operands, strict=True):
+        read += min(_in_hbm(operand.arrays), _sliced_bytes(parameter))
+    root = computation.root
+    results = root.operands if root.opcode == 'tuple' else [root]
     written = 0
-    for result, shape in zip(results, instruction.shapes, strict=False):
-        if shape.space == HBM:
-            update = _update(module, fused, result)
-            written += min(update or math.inf, shape.stored_bytes)
+    for result, array in zip(results, fusion.arrays, strict=False):
+        written += min(_in_hbm([array]), _updated_bytes(result))
     return read + written
 
 
-def _read(module, fused: Computation, parameter: Instruction, operand: Instruction) -> int:
-    """Bytes that a fusion reads of an operand."""
-    whole = _in_hbm(operand.shapes)
-    if not whole:
-        return 0
-    parts = _parts_read(module, fused, parameter)
-    return whole if parts is None else min(whole, parts)
-
-
-def _parts_read(module, fused: Computation, source: Instruction) -> int | None:
-    """Bytes of the slices that are all a fusion reads of a value; None if it reads the whole."""
+def _sliced_bytes(source: Instruction) -> float:
+    """Bytes of the slices that a fusion reads of a value; infinite if it reads the whole."""
     total = 0
-    for user in fused.users[source.name]:
-        if user.opcode in _SLICES and user.operands[0] == source.name:
-            total += user.shapes[0].stored_bytes
-        elif user.opcode == 'dynamic-update-slice' and user.operands[0] == source.name:
+    for user in source.users:
+        if user.opcode in _SLICES and user.operands[0] is source:
+            total += user.arrays[0].stored_bytes
+        elif user.opcode == 'dynamic-update-slice' and user.operands[0] is source:
             continue  # the rest of it stays where it is
-        elif user.opcode in _SAME_DATA:
-            parts = _parts_read(module, fused, user)
-            if parts is None or not fused.users[user.name]:
-                return None
-            total += parts
+        elif user.opcode in _SAME_DATA and user.users:
+            total += _sliced_bytes(user)
         elif user.opcode == 'fusion':
-            called = module.called(user, 'calls')
-            parameter = called.parameters[user.operands.index(source.name)]
-            parts = _parts_read(module, called, parameter)
-            if parts is None:
-                return None
-            total += parts
+            total += _sliced_bytes(user.called[0].parameters[user.operands.index(source)])
         else:
-            return None
+            return math.inf
     return total
 
 
-def _update(module, fused: Computation, result: Instruction) -> int | None:
-    """Bytes that a fusion writes of a result that is an update in place; None for any other."""
+def _updated_bytes(result: Instruction) -> float:
+    """Bytes that an update in place writes of a fusion's result; infinite for any other result."""
     while result.opcode in _SAME_DATA:
-        result = fused.operand(result, 0)
+        result = result.operands[0]
     if result.opcode == 'fusion':
-        called = module.called(result, 'calls')
-        return _update(module, called, called.root)
-    if result.opcode != 'dynamic-update-slice':
-        return None
-    return fused.operand(result, 1).shapes[0].stored_bytes
+        return _updated_bytes(result.called[0].root)
+    is_update = result.opcode == 'dynamic-update-slice'
+    return result.operands[1].arrays[0].stored_bytes if is_update else math.inf

@@ -1,271 +1,180 @@
-"""Reads the text of a compiled XLA module: computations, instructions, shapes, loops.
+"""Reads the text of a compiled XLA module: instructions, the arrays they make, what they call.
 
-Only what a compiled module's text says is used, so that a module for hardware that is not here can
-be read. The grammar is that of `jax.stages.Compiled.as_text()` on CPU and TPU.
+The text is all there is of a module for absent hardware. Its grammar is that of
+`jax.stages.Compiled.as_text()` on CPU and TPU.
 """
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Iterator
 
-ITEM_BITS = {'pred': 8, 's4': 4, 'u4': 4, 'token': 0, 'opaque': 0}
 HBM = 0  # the memory space that is written without a name; a TPU's VMEM is 1
-_LEAF = re.compile(r'(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?')
-_HEADER = re.compile(r'^(ENTRY )?%([\w.\-]+) \(.*\{$')
-_INSTRUCTION = re.compile(r'^  (ROOT )?%([\w.\-]+) = ')
-_CALLED = re.compile(r'(calls|body|condition|to_apply)=%([\w.\-]+)')
-_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_LINE = re.compile(r'\n(?=  (?:ROOT )?%[\w.\-]+ = |(?:ENTRY )?%[\w.\-]+ \(|\}$)', re.MULTILINE)
+_HEADER = re.compile(r'(?P<entry>ENTRY )?%(?P<name>[\w.\-]+) \(')
+_INSTRUCTION = re.compile(
+    r'  (?P<root>ROOT )?%(?P<name>[\w.\-]+) = (?P<arrays>\(.*?\)|\S+) '
+    r'(?P<opcode>[\w\-]+)\((?P<argument>[^)]*)\)(?P<attributes>.*)',
+    re.DOTALL,
+)
+_ARRAY = re.compile(r'(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?')
+_CALLED = re.compile(
+    r'(?:calls|condition|body|to_apply|true_computation|false_computation|branch_computations)='
+    r'\{?((?:%[\w.\-]+(?:, )?)+)'
+)
+_NAME = re.compile(r'%([\w.\-]+)')
+_BITS = {'pred': 8, 'token': 0, 'opaque': 0}  # of types whose names have no number of bits
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """One array: what it holds, and where it lies."""
+class Array:
+    """The type, shape and memory space of an array.
+
+    `num_bytes` are those of its elements, `stored_bytes` also those that fill up the tiles of its
+    layout.
+    """
 
     dtype: str
     dims: tuple[int, ...]
-    space: int = HBM
-    padded: int = 0  # elements with those that fill up tiles
-
-    @property
-    def item_bits(self) -> int:
-        if self.dtype in ITEM_BITS:
-            return ITEM_BITS[self.dtype]
-        return int(re.findall(r'\d+', self.dtype)[0])  # f32, bf16, s8, f8e4m3fn
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of its elements."""
-        return math.prod(self.dims) * self.item_bits // 8
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes in memory: those that fill up tiles count."""
-        return self.padded * self.item_bits // 8
+    space: int
+    num_bytes: int
+    stored_bytes: int
 
     @classmethod
-    def parse(cls, dtype: str, dims: str, layout: str) -> 'Shape':
-        sizes = tuple(int(size) for size in dims.split(',') if size)
-        space = re.search(r'S\((\d+)\)', layout or '')
-        return cls(dtype, sizes, int(space[1]) if space else HBM, _padded(sizes, layout or ''))
+    def parse(cls, dtype: str, sizes: str, layout: str) -> 'Array':
+        dims = integers(sizes)
+        bits = _BITS[dtype] if dtype in _BITS else int(re.findall(r'\d+', dtype)[0])
+        space = re.search(r'S\((\d+)\)', layout)
+        num_bytes, stored = math.prod(dims) * bits // 8, _stored_elements(dims, layout) * bits // 8
+        return cls(dtype, dims, int(space[1]) if space else HBM, num_bytes, stored)
 
 
-def _padded(dims, layout) -> int:
+def _stored_elements(dims, layout: str) -> int:
     """Elements of an array with its minor axes rounded up to whole tiles."""
     order, _, tiles = layout.partition(':')
     tile = re.search(r'T\(([\d,]+)\)', tiles)
-    if not tile or not order:
-        return math.prod(dims)
-    minor_first = [dims[int(axis)] for axis in order.split(',')]
-    sides = [int(side) for side in reversed(tile[1].split(','))]
-    rounded = [
-        -(-size // sides[i]) * sides[i] if i < len(sides) else size
-        for i, size in enumerate(minor_first)
-    ]
-    return math.prod(rounded)
+    sides = integers(tile[1])[::-1] if tile else ()
+    minor_first = [dims[axis] for axis in integers(order)] or dims
+    sides += (1,) * (len(minor_first) - len(sides))
+    pairs = zip(minor_first, sides, strict=False)
+    return math.prod(-(-size // side) * side for size, side in pairs)
 
 
-@dataclasses.dataclass(frozen=True)
+def integers(text: str | None) -> tuple[int, ...]:
+    """Numbers separated by commas."""
+    return tuple(int(number) for number in (text or '').split(',') if number)
+
+
+@dataclasses.dataclass(eq=False)
 class Instruction:
-    """One line of a computation.
+    """An instruction of a computation.
 
     Attributes:
       name: unique in the module.
       opcode: such as 'fusion'.
-      shapes: the arrays that it makes; more than one for a tuple.
-      operands: names of the instructions it reads.
+      arrays: the arrays that it makes; more than one for a tuple.
       argument: the text between its parentheses, such as the value of a constant.
       attributes: the text after them.
+      operands: the instructions whose results it reads.
+      called: the computations that it runs, in the order of the text.
+      users: the instructions that read its result.
     """
 
     name: str
     opcode: str
-    shapes: tuple[Shape, ...]
-    operands: tuple[str, ...]
+    arrays: list[Array]
     argument: str
     attributes: str
-
-    def integer(self, key: str, default: int) -> int:
-        """An attribute `key=number`."""
-        found = re.search(rf'\b{key}=(\d+)', self.attributes)
-        return int(found[1]) if found else default
+    operands: list['Instruction']
+    called: list['Computation']
+    users: list['Instruction'] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Computation:
-    """Instructions in the order they run in; `root` makes the result."""
+    """Instructions in the order in which they run; `root` makes the result."""
 
-    name: str
-    instructions: dict[str, Instruction]
+    instructions: list[Instruction]
     root: Instruction
 
-    @functools.cached_property
+    @property
     def parameters(self) -> list[Instruction]:
-        found = [i for i in self.instructions.values() if i.opcode == 'parameter']
-        return sorted(found, key=lambda parameter: int(parameter.argument))
-
-    @functools.cached_property
-    def users(self) -> dict[str, list[Instruction]]:
-        """Which instructions read each."""
-        users = {name: [] for name in self.instructions}
-        for instruction in self.instructions.values():
-            for operand in dict.fromkeys(instruction.operands):
-                users.get(operand, []).append(instruction)
-        return users
-
-    def operand(self, instruction: Instruction, index: int) -> Instruction:
-        return self.instructions[instruction.operands[index]]
+        parameters = [i for i in self.instructions if i.opcode == 'parameter']
+        return sorted(parameters, key=lambda parameter: int(parameter.argument))
 
 
-@dataclasses.dataclass
-class Module:
-    """A compiled module.
+def parse(text: str) -> Computation:
+    """The computation that a module starts with; what it calls hangs on it.
 
-    Attributes:
-      computations: by name.
-      entry: the one that runs first.
-      loops_of_unknown_length: loops that are counted as if they ran once.
+    Computations stand before those that call them, and instructions before those that read them.
     """
-
-    computations: dict[str, Computation]
-    entry: Computation
-    loops_of_unknown_length: list[str] = dataclasses.field(default_factory=list)
-
-    def called(self, instruction: Instruction, role: str) -> Computation:
-        """The computation that an instruction runs as its 'calls', 'body', 'condition'..."""
-        return self.computations[dict(_CALLED.findall(instruction.attributes))[role]]
-
-    def executed(self) -> Iterator[tuple[Computation, Instruction, int]]:
-        """Every instruction that runs, its computation, and how many times it does.
-
-        What stands inside fusions is not listed. Every branch of a conditional counts.
-        """
-        self.loops_of_unknown_length.clear()
-        yield from self._executed(self.entry, 1)
-
-    def _executed(self, computation, times):
-        for instruction in computation.instructions.values():
-            yield computation, instruction, times
-            if instruction.opcode == 'while':
-                trips = self.trip_count(computation, instruction)
-                yield from self._executed(self.called(instruction, 'body'), times * trips)
-            elif instruction.opcode == 'conditional':
-                branches = _BRANCHES.search(instruction.attributes)
-                names = re.findall(r'%([\w.\-]+)', branches[1]) if branches else ()
-                for name in names:
-                    yield from self._executed(self.computations[name], times)
-            elif instruction.opcode in ('call', 'async-start'):
-                role = 'to_apply' if instruction.opcode == 'call' else 'calls'
-                yield from self._executed(self.called(instruction, role), times)
-
-    def inside(self, computation: Computation) -> Iterator[tuple[Computation, Instruction]]:
-        """Every instruction of a fused computation, and of those fused into it."""
-        for instruction in computation.instructions.values():
-            yield computation, instruction
-            if instruction.opcode == 'fusion':
-                yield from self.inside(self.called(instruction, 'calls'))
-
-    def trip_count(self, computation: Computation, loop: Instruction) -> int:
-        """How often a loop runs: what the compiler says, else counted from its condition."""
-        known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
-        if known:
-            return int(known[1])
-        trips = self._count(computation, loop)
-        if trips is None:
-            self.loops_of_unknown_length.append(loop.name)
-            return 1
-        return trips
-
-    def _count(self, computation, loop) -> int | None:
-        """Trips of `for (i = first; i < bound; i += step)`, None for any other loop."""
-        condition, body = (self.called(loop, role) for role in ('condition', 'body'))
-        test = condition.root
-        operands = [condition.instructions[name] for name in test.operands]
-        if test.opcode == 'fusion':
-            test = self.called(test, 'calls').root
-        if 'direction=LT' not in test.attributes or len(operands) != 2:
-            return None
-        counter = next((i for i in operands if i.opcode == 'get-tuple-element'), None)
-        bound = next((_constant(condition, i) for i in operands if i is not counter), None)
-        if counter is None or bound is None:
-            return None
-        index = counter.integer('index', 0)
-        first = _constant(computation, _element(computation, loop.operands[0], index))
-        step = _step(body, index)
-        return -(-(bound - (first or 0)) // (step or 1))
+    computations, instructions = {}, {}
+    name = root = entry = ''
+    for line in _LINE.split(re.sub(r'/\*index=\d+\*/', '', text)):
+        if match := _INSTRUCTION.match(line):
+            instruction = _instruction(match, instructions, computations)
+            instructions[instruction.name] = instruction
+            root = instruction.name if match['root'] else root
+        elif header := _HEADER.match(line):
+            name, instructions = header['name'], {}
+            entry = name if header['entry'] else entry
+        elif line.startswith('}') and name:
+            computations[name] = Computation(list(instructions.values()), instructions[root])
+    return computations[entry]
 
 
-def _element(computation: Computation, name: str, index: int) -> Instruction:
-    """An element of the tuple called `name`."""
-    made = computation.instructions[name]
-    return computation.operand(made, index) if made.opcode == 'tuple' else made
+def _instruction(match: re.Match, instructions, computations) -> Instruction:
+    argument, attributes = match['argument'], match['attributes']
+    names = [] if match['opcode'] == 'constant' else _NAME.findall(argument)
+    called = [name for listed in _CALLED.findall(attributes) for name in _NAME.findall(listed)]
+    instruction = Instruction(
+        name=match['name'],
+        opcode=match['opcode'],
+        arrays=[Array.parse(*array) for array in _ARRAY.findall(match['arrays'])],
+        argument=argument,
+        attributes=attributes,
+        operands=[instructions[name] for name in names],
+        called=[computations[name] for name in called],
+    )
+    for operand in dict.fromkeys(instruction.operands):
+        operand.users.append(instruction)
+    return instruction
 
 
-def _constant(computation: Computation, instruction: Instruction) -> int | None:
-    while instruction.opcode in ('copy', 'bitcast', 'convert', 'copy-done', 'copy-start'):
-        instruction = computation.operand(instruction, 0)
-    is_number = instruction.opcode == 'constant' and re.fullmatch(r'-?\d+', instruction.argument)
-    return int(instruction.argument) if is_number else None
+def executed(computation: Computation, times: int = 1) -> Iterator[tuple[Instruction, int]]:
+    """All instructions that run, each with the number of times that it does.
+
+    A fusion is one instruction. All branches of a conditional count, and a loop of unknown length
+    counts as one that runs once.
+    """
+    for instruction in computation.instructions:
+        yield instruction, times
+        if instruction.opcode == 'while':
+            _, body = instruction.called
+            yield from executed(body, times * (trip_count(instruction) or 1))
+        elif instruction.opcode in ('call', 'conditional', 'async-start'):
+            for called in instruction.called:
+                yield from executed(called, times)
 
 
-def _step(body: Computation, index: int) -> int | None:
-    """What a loop's body adds to its counter."""
-    new = _element(body, body.root.name, index)
-    while new.opcode in ('copy', 'bitcast'):
-        new = body.operand(new, 0)
-    if new.opcode != 'add':
-        return None
-    added = (_constant(body, body.instructions[name]) for name in new.operands)
-    return next((value for value in added if value is not None), None)
+def fused(instruction: Instruction) -> Iterator[Instruction]:
+    """All instructions of a fusion and of the fusions in it; of another instruction, itself."""
+    if instruction.opcode != 'fusion':
+        yield instruction
+        return
+    for part in instruction.called[0].instructions:
+        yield from fused(part)
 
 
-def parse(text: str) -> Module:
-    """Reads a module from its text."""
-    computations, entry, name = {}, '', ''
-    instructions, root = {}, ''
-    for line in _logical_lines(re.sub(r'/\*index=\d+\*/', '', text)):
-        if header := _HEADER.match(line):
-            name, instructions, root = header[2], {}, ''
-            entry = name if header[1] else entry
-        elif name and line == '}':
-            computations[name] = Computation(name, instructions, instructions[root])
-            name = ''
-        elif name and (start := _INSTRUCTION.match(line)):
-            made = _instruction(start[2], line[start.end() :])
-            instructions[made.name] = made
-            root = made.name if start[1] else root
-    return Module(computations, computations[entry])
+def trip_count(loop: Instruction) -> int | None:
+    """The number of times that a scan's loop runs; None for any other loop.
 
-
-def _logical_lines(text: str) -> Iterator[str]:
-    """Lines, with those joined to the one before that only continue it (attributes of kernels)."""
-    pending = ''
-    for line in text.splitlines():
-        starts = line in ('}', '') or _INSTRUCTION.match(line) or _HEADER.match(line)
-        if starts and pending:
-            yield pending
-            pending = ''
-        pending += line
-    yield pending
-
-
-def _instruction(name: str, text: str) -> Instruction:
-    end = _closing(text, 0) + 1 if text.startswith('(') else text.index(' ')
-    shapes = tuple(Shape.parse(*leaf) for leaf in _LEAF.findall(text[:end]))
-    call = text[end:].lstrip()
-    opcode, _, _ = call.partition('(')
-    close = _closing(call, len(opcode))
-    argument = call[len(opcode) + 1 : close]
-    operands = () if opcode == 'constant' else tuple(re.findall(r'%([\w.\-]+)', argument))
-    return Instruction(name, opcode, shapes, operands, argument, call[close + 1 :])
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
-    depth = 0
-    for match in re.compile(r'[()]').finditer(text, start):
-        depth += 1 if match[0] == '(' else -1
-        if not depth:
-            return match.start()
-    return len(text) - 1
+    It is what the compiler notes, or else the only integer in the loop's condition: a scan counts
+    from 0 by ones up to it.
+    """
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(known[1])
+    condition, _ = loop.called
+    constants = [i.argument for i in condition.instructions if i.opcode == 'constant']
+    numbers = [int(value) for value in constants if value.isdecimal()]
+    return numbers[0] if len(numbers) == 1 else None

@@ -12,7 +12,7 @@ import numpy as np
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow import patches
 from tarflow_jax.flow.tarflow import TarFlow
-from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel import arrays
 from tarflow_jax.published import layout
 from tarflow_jax.published.name import EXAMPLE, Name
 
@@ -193,13 +193,13 @@ def convert_params(tensors: Mapping[str, np.ndarray], model: TarFlow, shardings=
         name = layout.name_of(path).removeprefix('blocks/')
         array = np.empty(leaf.shape, np.float32)
         if name == 'prior_var':
-            array[:] = model.from_tokens(tensors[layout.VARIANCE][None], depth=0)[0]
+            array[:] = model.unpatchify(tensors[layout.VARIANCE][None])[0]
         for tensor, index in parts[name]:
             shape = leaf.shape[len(index) :]
             array[index] = layout.to_ours(tensors[tensor], name, index[0], shape)
         if sharding is None:
             return array
-        return jax.block_until_ready(distributed.put(array, sharding))  # and let go of `array`
+        return jax.block_until_ready(arrays.put(array, sharding))  # and let go of `array`
 
     shapes = layout.param_shapes(model)
     trees = [shapes] if shardings is None else [shapes, shardings(shapes)]
@@ -217,9 +217,9 @@ def to_state_dict(model: TarFlow, params) -> dict[str, np.ndarray]:
     check_can_be_published(model)
     params = jax.device_get(params)
     ours = layout.flat(params['blocks'])
-    mask = np.tri(model.block().num_tokens, dtype=np.float32)
+    mask = np.tri(model.token_flow().num_tokens, dtype=np.float32)
     variance = params.get('prior_var', np.ones(model.image_shape, np.float32))
-    tensors = {layout.VARIANCE: np.asarray(model.to_tokens(variance[None], depth=0)[0])}
+    tensors = {layout.VARIANCE: np.asarray(model.patchify(variance[None])[0])}
     for tensor, name, index in layout.entries(model):
         is_mask = name == layout.MASK
         tensors[tensor] = mask if is_mask else layout.to_theirs(ours[name][index], name, index[0])

@@ -47,11 +47,11 @@ VARIANCE = 'var'  # of the prior [T, P]; stored there of every model, all ones b
 def tensor_shapes(model: TarFlow) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors that the published code stores of such a model, in its order."""
     ours = flat(param_shapes(model)['blocks'])
-    block = model.block()
-    shapes: dict[str, tuple[int, ...]] = {VARIANCE: (block.num_tokens, block.token_dim)}
+    flow = model.token_flow()
+    shapes: dict[str, tuple[int, ...]] = {VARIANCE: (flow.num_tokens, flow.token_dim)}
     for tensor, name, index in entries(model):
         if name == MASK:
-            shapes[tensor] = (block.num_tokens, block.num_tokens)
+            shapes[tensor] = (flow.num_tokens, flow.num_tokens)
         else:
             shapes[tensor] = _published_shape(name, ours[name].shape[len(index) :])
     return shapes

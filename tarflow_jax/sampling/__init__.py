@@ -1,4 +1,4 @@
-"""The inverse of the flow, and what makes samples better."""
+"""The inverse of the flow, its guidance, and the removal of noise from samples."""
 
 from tarflow_jax.sampling.denoise import denoise
 from tarflow_jax.sampling.sequential import sample

@@ -1,7 +1,7 @@
-"""Guidance of the inverse: push each affine map away from what an unguided pass predicts.
+"""Guidance of the inverse: pushes each affine map away from the prediction of an unguided pass.
 
-The guided pass knows the label; the unguided one does not, and may see its attention logits
-divided by a temperature, which is what guides a model without classes (paper, section 3.5):
+The unguided pass has no label, and may divide its attention logits by a temperature, which guides
+models without classes as well (paper, section 3.5):
 
     shift     <- shift     + w_t (shift     - unguided shift)
     log_scale <- log_scale + w_t (log_scale - unguided log_scale)
@@ -27,29 +27,31 @@ ATTENTION_TEMPERATURE = Real(0, 1000, above=True)
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=['weight', 'attention_temperature'],
-    meta_fields=['guide', 'anneal', 'active'],
+    meta_fields=['guided', 'anneal', 'active'],
 )
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """How to guide; a pytree, so that another weight or temperature is not compiled again.
+    """Settings of the guidance; a pytree, so that a new weight or temperature needs no compilation.
+
+    By default there is no guidance.
 
     Attributes:
       weight: w, at least 0.
       attention_temperature: divides the attention logits of the unguided pass.
-      guide: 'both', 'scale' or 'shift'.
+      guided: the guided part of the affine map, 'both', 'scale' or 'shift'.
       anneal: whether the weight grows linearly over a block's tokens, w_t = w t / (T - 1).
-      active: whether there is a second, unguided pass at all.
+      active: whether there is an unguided pass.
     """
 
-    weight: float
-    attention_temperature: float
-    guide: str
-    anneal: bool
-    active: bool
+    weight: float | jax.Array = 0.0
+    attention_temperature: float | jax.Array = 1.0
+    guided: str = 'both'
+    anneal: bool = False
+    active: bool = False
 
     @classmethod
     def checked(cls, weight, guide, anneal, attention_temperature, *, num_classes) -> 'Guidance':
-        """Guidance of a model with `num_classes`; refuses what could not change anything."""
+        """Guidance of a model with `num_classes`; guidance without any effect is refused."""
         weight = WEIGHT.check('guidance', weight)
         GUIDE.check('guide', guide)
         anneal = Flag().check('anneal_guidance', anneal)
@@ -63,16 +65,17 @@ class Guidance:
         return cls(weight, temperature, guide, anneal, active=weight > 0)
 
     def double(self, x, unguided):
-        """Every row of the guided pass with its row of the unguided one; `x` without guidance.
+        """Interleaves rows of the guided pass with rows of the unguided pass; `x` without guidance.
 
-        The two are neighbours, so that a batch that is split over devices stays where it is.
+        Both rows of a sample stay on the device of a batch that is split over devices.
         """
         if not self.active:
             return x
         return jnp.stack([x, unguided], axis=1).reshape(-1, *x.shape[1:])
 
+    @jax.named_scope('guidance')
     def combine(self, affine, position, num_tokens):
-        """Guides the (shift, log_scale) predicted for token `position + 1`; halves the batch."""
+        """Guides the (shift, log_scale) of token `position + 1`; inverts `double` on the batch."""
         if not self.active:
             return affine
         weight = self.weight * (position + 1) / (num_tokens - 1) if self.anneal else self.weight
@@ -80,8 +83,11 @@ class Guidance:
         def extrapolate(part, doubled):
             pairs = doubled.reshape(-1, 2, *doubled.shape[1:])
             guided, unguided = pairs[:, 0], pairs[:, 1]
-            is_guided = part in GUIDED_PARTS[self.guide]
+            is_guided = part in GUIDED_PARTS[self.guided]
             return guided + weight * (guided - unguided) if is_guided else guided
 
         shift, log_scale = affine
         return extrapolate('shift', shift), extrapolate('log_scale', log_scale)
+
+
+NO_GUIDANCE = Guidance()

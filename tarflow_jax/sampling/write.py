@@ -11,7 +11,13 @@ from tarflow_jax import capacity, imagefiles
 from tarflow_jax.errors import RunError
 from tarflow_jax.files import make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
-from tarflow_jax.sampling.generate import MOST_DRAWS, REMEDIES, generate, spread_labels
+from tarflow_jax.sampling.batches import (
+    MAX_DRAWS,
+    REMEDIES,
+    host_images,
+    sample_batches,
+    spread_labels,
+)
 from tarflow_jax.stopping import STARTS_OVER, Stop
 
 GRID_SAMPLES = 100  # at most, in a picture
@@ -28,7 +34,7 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
       mesh: the devices.
       folder: for the files, made if it is missing.
       stop: hears the signals.
-      sampling: arguments of `generate`.
+      sampling: arguments of `sample_batches`.
 
     Raises:
       InputError: the samples do not fit the memory or the disk, or the folder cannot be written to.
@@ -46,18 +52,18 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
         )
     images, is_finite = [], []
     with rules.on(mesh):
-        for batch in generate(
+        batches = sample_batches(
             *(model, params, mesh),
-            most_draws=MOST_DRAWS,
             must_be_finite=False,
             before_batch=functools.partial(stop.check, STARTS_OVER),
             **sampling,
-        ):
+        )
+        for batch in host_images(batches):
             images.append(imagefiles.to_uint8(batch))
             is_finite.append(np.isfinite(batch).all(axis=(1, 2, 3)))
     if not distributed.is_main():
         return
-    _check_finite(np.concatenate(is_finite))
+    check_finite(np.concatenate(is_finite))
     images = np.concatenate(images)
     labels = spread_labels(sampling['labels'], len(images), model.num_classes, sampling['seed'])
     arrays = {'arr_0': images} if labels is None else {'arr_0': images, 'arr_1': labels}
@@ -65,12 +71,12 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
     imagefiles.write_png(folder / 'samples.png', imagefiles.image_grid(images[:GRID_SAMPLES]))
 
 
-def _check_finite(is_finite: np.ndarray) -> None:
+def check_finite(is_finite: np.ndarray) -> None:
     """Says how many samples are not finite; raises RunError if none is."""
     failed = np.count_nonzero(~is_finite)
     if not failed:
         return
-    problem = f'{failed} of {len(is_finite)} samples are not finite after {MOST_DRAWS} draws of '
+    problem = f'{failed} of {len(is_finite)} samples are not finite after {MAX_DRAWS} draws of '
     problem += f'their noise. {REMEDIES}'
     if failed == len(is_finite):
         raise RunError(f'{problem} Nothing was written.')

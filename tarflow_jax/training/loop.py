@@ -17,8 +17,8 @@ from tarflow_jax.data import pipeline
 from tarflow_jax.errors import RunError
 from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished
 from tarflow_jax.likelihood.scores import in_float32, score_split
-from tarflow_jax.parallel import distributed, rules
-from tarflow_jax.sampling.generate import generate
+from tarflow_jax.parallel import arrays, distributed, rules
+from tarflow_jax.sampling.batches import host_images, sample_batches
 from tarflow_jax.sampling.write import GRID_SAMPLES
 from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training import state as states
@@ -237,7 +237,7 @@ class Run:
         """Trains to the last step, or until told to stop."""
         first_step = int(state.step)
         batch_size = self.config.train.batch_size
-        rows = distributed.local_rows(self.mesh, batch_size)
+        rows = arrays.local_rows(self.mesh, batch_size)
         batches = pipeline.train_batches(
             self.train_split,
             batch_size=batch_size,
@@ -253,7 +253,7 @@ class Run:
             for step in range(first_step + 1, self.total_steps + 1):
                 if self.stop.agreed:
                     break
-                batch = distributed.put_rows(next(batches), self.mesh, batch_size, rows)
+                batch = arrays.put_rows(next(batches), self.mesh, batch_size, rows)
                 state, report = self.program.step(state, batch, self.stop.received_on(self.mesh))
                 unread.append((step, report))
                 if self.is_pause(step):
@@ -378,9 +378,11 @@ class Run:
 
     def sample(self, step, state: states.TrainState):
         sampling: dict[str, Any] = {**self.experiment.sampling, 'before_batch': self.stop.check}
-        sampling['num_samples'] = min(sampling['num_samples'], GRID_SAMPLES)
-        batches = generate(self.experiment.model, state.sampling_params, self.mesh, **sampling)
-        images = np.concatenate([imagefiles.to_uint8(batch) for batch in batches])
+        sampling |= {'num_samples': min(sampling['num_samples'], GRID_SAMPLES), 'max_draws': 1}
+        batches = sample_batches(
+            self.experiment.model, state.sampling_params, self.mesh, **sampling
+        )
+        images = np.concatenate([imagefiles.to_uint8(images) for images in host_images(batches)])
         if not distributed.is_main():
             return
         grid = imagefiles.image_grid(images)

@@ -8,19 +8,22 @@ import jax.numpy as jnp
 from tarflow_jax.flow.tarflow import TarFlow, normal_log_prob
 
 
+@jax.named_scope('drop_labels')
 def drop_labels(key, labels, rate: float):
-    """Labels [B] with a share `rate` of them replaced by -1, so that both densities are learned."""
+    """Replaces a share `rate` of labels [B] by -1, to learn the density without labels as well."""
     return jnp.where(jax.random.bernoulli(key, rate, labels.shape), -1, labels)
 
 
+@jax.named_scope('flip')
 def flip_half(key, images):
-    """Images [B, H, W, C], every second one on average mirrored left to right."""
+    """Mirrors images [B, H, W, C] left to right, each with probability one half."""
     flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1], images)
 
 
+@jax.named_scope('loss')
 def negative_log_likelihood(model: TarFlow, params, images, labels):
-    """Nats per dimension of each image [B] under a standard normal prior, and the latents.
+    """Returns nats per dimension [B] under a standard normal prior, and the latents [B, H, W, C].
 
     -(log N(z; 0, 1) + log_det) / (H W C): the published loss plus its dropped constant,
     log(2 pi) / 2.

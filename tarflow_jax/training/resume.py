@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tarflow_jax.parallel import distributed, memory, rules
+from tarflow_jax.parallel import arrays, memory, rules
 from tarflow_jax.training import health
 from tarflow_jax.training import state as states
 from tarflow_jax.training.checkpoint import Checkpoints
@@ -79,7 +79,7 @@ def _new_health(mesh):
 def _replicated(mesh, value):
     """A scalar, float32 or int32, on every device."""
     array = np.asarray(value, np.int32 if isinstance(value, int) else np.float32)
-    return distributed.put(array, rules.replicated(mesh))
+    return arrays.put(array, rules.replicated(mesh))
 
 
 def forget_losses(state: states.TrainState, mesh) -> states.TrainState:

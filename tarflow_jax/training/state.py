@@ -119,7 +119,7 @@ def make_train_step(
         return nats.mean(), jnp.mean(jax.lax.stop_gradient(latents) ** 2, axis=0)
 
     def gather_params(params):
-        blocks = model.block().cast(params['blocks'])
+        blocks = model.token_flow().block().cast(params['blocks'])
         return rules.gathered({**params, 'blocks': blocks})
 
     update = optax.with_extra_args_support(optimizer).update

@@ -199,6 +199,12 @@ def header_of(shape, version=(1, 0)):
     return header.getvalue()
 
 
+@pytest.mark.parametrize('name', ['a' * 5000 + '.npz', '~nobody_of_this_name/images.npz'])
+def test_a_name_that_no_file_can_have(name):
+    with pytest.raises(InputError, match='cannot be opened: '):
+        opened(name)
+
+
 def test_a_file_larger_than_the_memory(tmp_path):
     """The memory of this process is bounded, so that it is too little on any machine."""
     header, num_images = header_of((2**36, 8, 8, 1)), 2**36

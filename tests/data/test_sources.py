@@ -186,6 +186,19 @@ def test_a_file_of_other_json_is_damage(prepared, tmp_path, file, content):
         open_dataset('digits', tmp_path).split('train')
 
 
+@pytest.mark.parametrize('file', ['dataset_info.json', 'features.json', 'metadata.json', 'x.json'])
+@pytest.mark.parametrize('kind', ['fifo', 'link'])
+def test_what_is_no_file_is_not_waited_for(prepared, tmp_path, file, kind):
+    folder = shutil.copytree(prepared, tmp_path, dirs_exist_ok=True) / 'digits' / '1.0.0'
+    (folder / file).unlink(missing_ok=True)
+    if kind == 'fifo':
+        os.mkfifo(folder / file)
+    else:
+        (folder / file).symlink_to('/dev/zero')
+    with pytest.raises(InputError, match=f'{file} is no file, but a FIFO, a socket or a device'):
+        open_dataset('digits', tmp_path)
+
+
 @pytest.mark.parametrize('levels', ['null', '"17"', '0', '1', '257', '1e9', 'true', '[17]'])
 def test_levels_that_are_no_number_of_levels(prepared, tmp_path, levels):
     folder = shutil.copytree(prepared, tmp_path, dirs_exist_ok=True) / 'digits' / '1.0.0'
@@ -331,7 +344,7 @@ def test_a_half_prepared_folder(tmp_path, prepare_stripes):
     assert len(open_dataset('stripes', tmp_path).split('train')) == 20
 
 
-@pytest.mark.parametrize('name', ['', '..', '../..', '/', '/etc', '.', '*', 'a/../b'])
+@pytest.mark.parametrize('name', ['', '..', '../..', '/', '/etc', '.', '*', 'a/../b', 'a' * 5000])
 def test_names_that_are_none(tmp_path, name):
     with pytest.raises(InputError, match='there is no data set'):
         open_dataset(name, tmp_path)

@@ -12,7 +12,7 @@ from runs import TIMEOUT, files_in, wait_for
 
 from tarflow_jax.evaluation import inception_weights, prepare_fid, references
 from tarflow_jax.formats import torchfile
-from tarflow_jax.sampling.generate import spread_labels
+from tarflow_jax.sampling.batches import spread_labels
 
 HAAR = '--config.evaluate.metrics=haar_frechet,haar_precision,haar_recall'
 INCEPTION = '--config.evaluate.metrics=fid,sfid,inception_score,precision,recall'
@@ -151,6 +151,19 @@ def test_every_metric_of_inception(runs, whole, weights, tmp_path):
         tmp_path, '--mode=evaluate', *flags, f'--config.evaluate.reference={theirs}'
     )
     assert 'has no spatial, no images' in line
+
+
+def test_a_signal_ends_the_making_of_a_reference(runs, tmp_path):
+    flags = ['--mode=prepare_fid', HAAR, '--config.data.train_split=train[:300]']
+    path = runs.data_dir / 'references' / 'digits-train_to_300-haar.npz'
+    for number in signal.SIGTERM, signal.SIGINT:
+        moment = 'call', 'evaluation/quality.py measure_split', 1, number
+        result = runs.run(tmp_path, *flags, status=128 + number, at=moment)
+        words = f'stopped by {number.name}. The same command starts over.'
+        assert result.err == f'error: {words}\n'
+        assert not list(path.parent.glob(f'*{path.name}*'))
+    runs.run(tmp_path, *flags)
+    assert references.read(path).metadata['num_images'] == 300
 
 
 # Found out before the first step of a training, too.
@@ -397,7 +410,7 @@ def test_images_without_labels_are_no_test_of_a_classifier(runs, whole, tmp_path
         *(*flags, f'--checkpoint={whole[0]}', f'--config.data.name={tmp_path}/some.npz'),
         status=2,
     ).err
-    assert 'accuracy was asked of images without labels' in line
+    assert 'accuracy needs labels, and some images have none' in line
 
 
 def test_a_reference_of_other_images_is_made_anew(runs, whole, evaluated, tmp_path):

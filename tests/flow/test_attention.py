@@ -1,4 +1,4 @@
-"""Attention made for a device computes what plain attention does."""
+"""Attention kernels of devices compute the same as plain attention."""
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ def qkv():
     return [jnp.asarray(draws.normal(size=SHAPE), jnp.float32) for _ in range(3)]
 
 
-def output_and_gradients(attend, qkv, **how):
+def output_and_gradients(attend, qkv, **arguments):
     def weighted_sum(*qkv):
-        out = attend(*qkv, **how)
+        out = attend(*qkv, **arguments)
         return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
 
     (_, out), grads = jax.jit(jax.value_and_grad(weighted_sum, (0, 1, 2), has_aux=True))(*qkv)

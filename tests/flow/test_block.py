@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tarflow_jax.flow import TarFlow
+from tarflow_jax.flow import TokenFlow
 
 BATCH, TOKENS, FEATURES = 3, 4, 4
 
 
 @pytest.fixture(scope='module', params=[False, True], ids=['scales', 'volume_preserving'])
 def block_and_params(request, random_params):
-    model = TarFlow(
-        (4, 4, 1),
-        patch_size=2,
+    flow = TokenFlow(
+        num_tokens=TOKENS,
+        token_dim=FEATURES,
         width=8,
         head_dim=4,
         num_blocks=1,
@@ -22,8 +22,8 @@ def block_and_params(request, random_params):
         num_classes=3,
         volume_preserving=request.param,
     )
-    params = random_params(model)['blocks']
-    return model.block(), jax.tree.map(lambda leaf: leaf[0], params)
+    params = random_params(flow)['blocks']
+    return flow.block(), jax.tree.map(lambda leaf: leaf[0], params)
 
 
 @pytest.fixture(scope='module')

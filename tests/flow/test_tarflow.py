@@ -1,4 +1,4 @@
-"""The chain: what makes it a normalizing flow, and its labels, directions and precisions."""
+"""The properties of a normalizing flow, and its labels, directions and precisions."""
 
 import functools
 import math
@@ -28,10 +28,10 @@ def jacobian(model, params, image, label):
     """Of one image's latents, as a matrix over its tokens' features in the image's order."""
 
     def forward(x):
-        latents, _ = model.apply({'params': params}, model.from_tokens(x[None], 0), label[None])
-        return model.to_tokens(latents, 0)[0]
+        latents, _ = model.apply({'params': params}, model.unpatchify(x[None]), label[None])
+        return model.patchify(latents)[0]
 
-    return jax.jacfwd(forward)(model.to_tokens(image[None], 0)[0])
+    return jax.jacfwd(forward)(model.patchify(image[None])[0])
 
 
 def test_a_new_model_is_exactly_the_identity(random_batch):
@@ -207,8 +207,8 @@ def test_log_prob_is_the_density_of_the_latents_plus_log_det(random_params, rand
         (dict(remat=False), 'remat must be one of none, dots, full; got False'),
         (dict(remat='some'), "remat must be one of none, dots, full; got 'some'"),
         (dict(attention='flash'), "attention must be one of xla, cudnn, splash; got 'flash'"),
-        (dict(attention='splash'), 'takes a multiple of 128 tokens; the 4 patches'),
-        (dict(attention='cudnn'), "takes dtype='bfloat16' and a head_dim that is a multiple of 8"),
+        (dict(attention='splash'), 'needs a multiple of 128 tokens; got 4'),
+        (dict(attention='cudnn'), "needs dtype='bfloat16' and a head_dim that is a multiple of 8"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused_at_once(change, message):
@@ -221,12 +221,12 @@ def test_sizes_that_do_not_fit_together_are_refused_at_once(change, message):
     [
         ((2, 8, 8, 1), None, r'\[batch, 4, 4, 1\]; got \[2, 8, 8, 1\]'),
         ((4, 4, 1), None, r'got \[4, 4, 1\]'),
-        ((2, 4, 4, 1), [0], r'shape \(2,\), one an image; got \(1,\)'),
+        ((2, 4, 4, 1), [0], r'shape \(2,\), one per row; got \(1,\)'),
         ((2, 4, 4, 1), [[0], [1]], r'got \(2, 1\)'),
         ((2, 4, 4, 1), [0, 3], r'0\.\.2, or be -1 for no label; got \[3\]'),
         ((2, 4, 4, 1), [-2, 0], r'got \[-2\]'),
         ((2, 4, 4, 1), np.array([0, 3]), r'0\.\.2, or be -1 for no label; got \[3\]'),
-        ((2, 4, 4, 1), 3, r'shape \(2,\), one an image; got \(\)'),
+        ((2, 4, 4, 1), 3, r'shape \(2,\), one per row; got \(\)'),
         ((2, 4, 4, 1), [0, 0.7], r'labels must be whole numbers; got array\(\[0. , 0.7\]'),
         ((2, 4, 4, 1), [0, math.nan], 'labels must be whole numbers'),
         ((2, 4, 4, 1), [True, False], 'labels must be whole numbers'),

@@ -1,4 +1,4 @@
-"""Every number of the published PyTorch code, computed by ours; README.md tells what they are."""
+"""Numbers of the published PyTorch code, computed by ours; README.md describes them."""
 
 import functools
 import json
@@ -64,8 +64,8 @@ class Golden:
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(self.params, self.x)
 
-    def sample(self, **how):
-        return tarflow_jax.sample(self.model, self.params, self.image('noise'), self.y, **how)
+    def sample(self, **arguments):
+        return tarflow_jax.sample(self.model, self.params, self.image('noise'), self.y, **arguments)
 
     def bits_per_dim(self):
         levels = np.moveaxis(self.arrays['bpd_x_int'], 1, -1)

@@ -97,7 +97,7 @@ def test_what_is_no_image_is_refused(random_params):
     params = random_params(MODEL)
     images = np.zeros((1, 4, 4, 1), np.uint8)
     with pytest.raises(
-        InputError, match=r'got uint8\. Of levels 0\.\.255, take images / 127\.5 - 1'
+        InputError, match=r'got uint8\. For levels 0\.\.255, take images / 127\.5 - 1'
     ):
         class_log_probs(MODEL, params, images)
     with pytest.raises(InputError, match='params are not those of the model'):

@@ -5,7 +5,7 @@ from tarflow_jax.parallel.mesh import make_mesh
 
 
 @pytest.mark.parametrize(
-    ('asked', 'sizes'),
+    ('axes', 'sizes'),
     [
         (dict(), (8, 1, 1)),
         (dict(data=-1, fsdp=2, tensor=2), (2, 2, 2)),
@@ -13,13 +13,13 @@ from tarflow_jax.parallel.mesh import make_mesh
         (dict(data=2, fsdp=1, tensor=4), (2, 1, 4)),
     ],
 )
-def test_the_axes_share_all_devices(asked, sizes):
-    mesh = make_mesh(**asked)
+def test_the_axes_share_all_devices(axes, sizes):
+    mesh = make_mesh(**axes)
     assert tuple(mesh.shape.items()) == tuple(zip(('data', 'fsdp', 'tensor'), sizes, strict=True))
 
 
 @pytest.mark.parametrize(
-    ('asked', 'message'),
+    ('axes', 'message'),
     [
         (dict(data=3), r'data=3, fsdp=1, tensor=1 does not multiply to the 8 device'),
         (dict(data=8, tensor=2), 'data=8, fsdp=1, tensor=2'),
@@ -30,6 +30,6 @@ def test_the_axes_share_all_devices(asked, sizes):
         (dict(data=-1, fsdp=16), 'fsdp=16'),
     ],
 )
-def test_axes_that_do_not_multiply_to_the_devices_are_refused(asked, message):
+def test_axes_that_do_not_multiply_to_the_devices_are_refused(axes, message):
     with pytest.raises(InputError, match=message):
-        make_mesh(**asked)
+        make_mesh(**axes)

@@ -1,4 +1,4 @@
-"""The rules say for every parameter how it is split, and refuse what cannot be."""
+"""The rules split every parameter, and refuse sizes that the mesh cannot split."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Eight devices, however they share the work, compute what one does."""
+"""Eight devices compute what one does, however they share the work."""
 
 import contextlib
 import math
@@ -78,7 +78,7 @@ def loss_and_gradients(mesh, params, model=MODEL):
         return jax.device_get(gradient(params, *place(mesh, (images, batch['label']))))
 
 
-def train(mesh, params, optimizer, model=MODEL, **how):
+def train(mesh, params, optimizer, model=MODEL, **settings):
     """The state and the losses after a few steps, laid over the mesh as a run does it."""
 
     def init(params):
@@ -86,10 +86,12 @@ def train(mesh, params, optimizer, model=MODEL, **how):
         return state.replace(params=params, ema_params=params)
 
     state_shardings = rules.shardings(jax.eval_shape(init, params), mesh)
-    how = dict(seed=0, drop_label=0.1, random_flip=True, ema_decay=0.9, window_steps=1) | how
+    settings = (
+        dict(seed=0, drop_label=0.1, random_flip=True, ema_decay=0.9, window_steps=1) | settings
+    )
     noise = objective.Noise('gaussian', 0.1, num_levels=17)
     train_step = jax.jit(
-        make_train_step(model, optimizer, noise, **how),
+        make_train_step(model, optimizer, noise, **settings),
         in_shardings=(state_shardings, rules.batch_sharding(mesh)),
         out_shardings=(state_shardings, rules.replicated(mesh)),
         donate_argnums=0,
@@ -173,7 +175,7 @@ def test_the_same_samples(mesh, params, by_one_device):
 
 
 @pytest.mark.parametrize(
-    ('shape', 'how'),
+    ('shape', 'settings'),
     [
         ('data', dict(microbatches=2)),
         ('all_three', dict(microbatches=4)),
@@ -181,9 +183,9 @@ def test_the_same_samples(mesh, params, by_one_device):
         ('all_three', dict(gather='step', microbatches=2)),
     ],
 )
-def test_other_ways_to_the_same_step(shape, how, params, by_one_device):
+def test_other_ways_to_the_same_step(shape, settings, params, by_one_device):
     """Gradients accumulated over parts of the batch; parameters collected once a step."""
-    state, losses = train(make_mesh(**MESHES[shape]), params, OPTIMIZERS['sgd'], **how)
+    state, losses = train(make_mesh(**MESHES[shape]), params, OPTIMIZERS['sgd'], **settings)
     expected, expected_losses = by_one_device['sgd']
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert_arrays_close(jax.device_get((state.params, state.ema_params)), expected)

@@ -72,7 +72,7 @@ def test_the_prior_decides_which_density_a_volume_preserving_model_climbs(
 
 
 @pytest.mark.parametrize(
-    ('how', 'message'),
+    ('arguments', 'message'),
     [
         (dict(noise_std=-0.1), 'noise_std must be at least 0; got -0.1'),
         (dict(noise_std=float('nan')), 'noise_std must be at least 0; got nan'),
@@ -85,7 +85,7 @@ def test_the_prior_decides_which_density_a_volume_preserving_model_climbs(
         (dict(params=None), 'params are not those of the model'),
     ],
 )
-def test_what_cannot_be_is_refused(random_params, how, message):
+def test_what_cannot_be_is_refused(random_params, arguments, message):
     sound = dict(params=random_params(MODEL), images=np.zeros((1, 4, 4, 1)), noise_std=0.1)
     with pytest.raises(InputError, match=message):
-        denoise(MODEL, **{**sound, **how})
+        denoise(MODEL, **{**sound, **arguments})

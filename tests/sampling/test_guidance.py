@@ -19,7 +19,7 @@ UNCONDITIONAL = TarFlow((4, 4, 1), num_blocks=2, **SIZES)
 
 @functools.partial(jax.jit, static_argnums=0)
 def affine_of_second_token(model, params, first_BP, labels):
-    block = model.block()
+    block = model.token_flow().block()
     params = {'params': jax.tree.map(lambda leaf: leaf[0], params['blocks'])}
     cache = block.empty_cache(len(labels))
     affine, _ = block.apply(params, first_BP, labels, jnp.int32(0), cache, 1.0, method='step')
@@ -33,7 +33,7 @@ def test_guidance_pushes_only_what_it_guides_away_from_the_unguided_pass(
     params = random_params(ONE_STEP)
     noise, _ = random_batch(ONE_STEP, batch=3)
     labels = np.arange(3, dtype=np.int32)
-    tokens = ONE_STEP.to_tokens(noise, 0)
+    tokens = ONE_STEP.patchify(noise)
     shift, log_scale = affine_of_second_token(ONE_STEP, params, tokens[:, 0], labels)
     free_shift, free_log_scale = affine_of_second_token(
         ONE_STEP, params, tokens[:, 0], np.full(3, -1, np.int32)
@@ -46,8 +46,8 @@ def test_guidance_pushes_only_what_it_guides_away_from_the_unguided_pass(
     expected = tokens[:, 1] * np.exp(log_scale) + shift
 
     images = sample(ONE_STEP, params, noise, labels, guidance=weight, guide=guide)
-    np.testing.assert_allclose(ONE_STEP.to_tokens(images, 0)[:, 1], expected, atol=1e-5)
-    np.testing.assert_array_equal(ONE_STEP.to_tokens(images, 0)[:, 0], tokens[:, 0])
+    np.testing.assert_allclose(ONE_STEP.patchify(images)[:, 1], expected, atol=1e-5)
+    np.testing.assert_array_equal(ONE_STEP.patchify(images)[:, 0], tokens[:, 0])
 
 
 def test_no_weight_is_no_guidance_and_little_weight_is_little(random_params, random_batch):
@@ -95,7 +95,7 @@ def test_annealing_lets_the_weight_grow_from_token_to_token(anneal):
 
 
 @pytest.mark.parametrize(
-    ('num_classes', 'how', 'message'),
+    ('num_classes', 'arguments', 'message'),
     [
         (3, dict(guidance=-1), 'guidance must be at least 0; got -1'),
         (3, dict(guidance=float('nan')), 'guidance must be at least 0; got nan'),
@@ -112,7 +112,7 @@ def test_annealing_lets_the_weight_grow_from_token_to_token(anneal):
         (0, dict(guidance=1.5), 'guidance=1.5 would change nothing: the model has no classes'),
     ],
 )
-def test_guidance_that_makes_no_sense_is_refused(num_classes, how, message, random_params):
+def test_guidance_that_makes_no_sense_is_refused(num_classes, arguments, message, random_params):
     model = CONDITIONAL if num_classes else UNCONDITIONAL
     with pytest.raises(InputError, match=message):
-        sample(model, random_params(model), np.zeros((1, 4, 4, 1), np.float32), **how)
+        sample(model, random_params(model), np.zeros((1, 4, 4, 1), np.float32), **arguments)

@@ -55,10 +55,10 @@ def test_the_prior_temperature_scales_the_noise(params, random_batch):
 def test_other_inputs_do_not_compile_again(params, random_batch, caplog):
     noise, labels = random_batch(MODEL)
 
-    def programs_compiled(batch, **how):
+    def programs_compiled(batch, **arguments):
         caplog.clear()
         with jax.log_compiles():
-            sample(MODEL, params, noise[:batch], labels[:batch], **how)
+            sample(MODEL, params, noise[:batch], labels[:batch], **arguments)
         return sum('Compiling jit(_sample)' in record.message for record in caplog.records)
 
     assert programs_compiled(batch=3, guidance=1.5, attention_temperature=0.7) == 1
@@ -67,13 +67,13 @@ def test_other_inputs_do_not_compile_again(params, random_batch, caplog):
 
 
 @pytest.mark.parametrize(
-    ('noise', 'labels', 'how', 'message'),
+    ('noise', 'labels', 'arguments', 'message'),
     [
         ((4, 4, 4), None, {}, r'\[batch, 4, 4, 1\]; got \[4, 4, 4\]'),
         ((2, 4, 4, 3), None, {}, r'got \[2, 4, 4, 3\]'),
         ((2, 4, 4, 1), [0, 3], {}, r'lie in 0\.\.2, or be -1 for no label; got \[3\]'),
         ((2, 4, 4, 1), [0, -5], {}, r'got \[-5\]'),
-        ((2, 4, 4, 1), [0, 1, 2], {}, r'shape \(2,\), one an image; got \(3,\)'),
+        ((2, 4, 4, 1), [0, 1, 2], {}, r'shape \(2,\), one per row; got \(3,\)'),
         ((2, 4, 4, 1), None, dict(prior_temperature=-1), 'at least 0; got -1'),
         ((2, 4, 4, 1), None, dict(prior_temperature=float('nan')), 'at least 0; got nan'),
         ((2, 4, 4, 1), None, dict(prior_temperature=float('inf')), 'at most 100; got inf'),
@@ -85,11 +85,11 @@ def test_other_inputs_do_not_compile_again(params, random_batch, caplog):
         ((2, 4, 4, 1), None, dict(params={}), 'params are not those of the model: blocks'),
     ],
 )
-def test_what_the_model_cannot_serve_is_refused(params, noise, labels, how, message):
+def test_what_the_model_cannot_serve_is_refused(params, noise, labels, arguments, message):
     labels = None if labels is None else np.array(labels)
     sound = dict(model=MODEL, params=params, noise=np.zeros(noise, np.float32), labels=labels)
     with pytest.raises(InputError, match=message):
-        sample(**{**sound, **how})
+        sample(**{**sound, **arguments})
 
 
 def test_parameters_of_another_model_are_told(params, random_params):

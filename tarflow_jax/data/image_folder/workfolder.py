@@ -8,7 +8,7 @@ from typing import Any
 
 from tarflow_jax.data.image_folder.records import RecordReport
 from tarflow_jax.data.image_folder.unreadable import Unreadable
-from tarflow_jax.files import remove_unfinished, write_json
+from tarflow_jax.files import open_regular, remove_unfinished, write_json
 
 # A file that is missing, or whose content is not what was written.
 _UNUSABLE = (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError)
@@ -39,7 +39,7 @@ class WorkFolder:
     def resume(self, preparation: dict[str, Any]) -> bool:
         """Keeps the folder if it is of these images and settings; returns whether it is."""
         try:
-            if json.loads(self._preparation.read_text()) != preparation:
+            if _read_json(self._preparation) != preparation:
                 return False
         except _UNUSABLE:
             return False
@@ -54,7 +54,7 @@ class WorkFolder:
     def report(self, record_file: str) -> RecordReport | None:
         """Returns the report of a record file; None unless both are whole."""
         try:
-            fields = json.loads(self.report_path(record_file).read_text())
+            fields = _read_json(self.report_path(record_file))
             unreadable = [Unreadable(*map(str, row)) for row in fields['unreadable']]
             report = RecordReport(**(fields | {'unreadable': unreadable}))
             num_bytes = (self.records / record_file).stat().st_size
@@ -70,6 +70,11 @@ class WorkFolder:
         self.records.rename(self.target)
         _flush(self.target.parent)
         shutil.rmtree(self.path)
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    with open_regular(path) as file:
+        return json.load(file)
 
 
 def _flush(path: pathlib.Path) -> None:

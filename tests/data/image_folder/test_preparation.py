@@ -199,6 +199,16 @@ def test_notes_of_an_interruption_that_cannot_be_read_are_made_again(
     assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == 40
 
 
+@pytest.mark.parametrize('pattern', ['preparation.json', 'reports/*.json'])
+def test_notes_that_are_no_files_are_not_waited_for(small_tree, tmp_path, pattern):
+    stop_halfway(small_tree, tmp_path, at=1)
+    for path in tmp_path.glob(f'animals/*.half_prepared/{pattern}'):
+        path.unlink()
+        os.mkfifo(path)
+    prepare(small_tree, tmp_path)
+    assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == 40
+
+
 def test_a_full_disk_loses_nothing(tree, prepared, tmp_path):
     stop_halfway(tree, tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

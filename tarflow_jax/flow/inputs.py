@@ -1,0 +1,62 @@
+"""Arrays that callers give to a flow: their types, shapes and values are checked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.values import refuse
+
+
+def as_batch(name: str, array, row_shape: tuple[int, ...]) -> jax.Array:
+    """A batch of images, noise or tokens as float32 [B, *row_shape].
+
+    Args:
+      name: the array's name in messages.
+      array: floating-point numbers in an array or in nested lists.
+      row_shape: the shape of one row.
+
+    Raises:
+      InputError: the array has another shape, or integers, which are hardly in [-1, 1].
+    """
+    array = _as_array(name, array)
+    if array.ndim == 0 or array.shape[1:] != row_shape:
+        expected = ', '.join(map(str, ('batch', *row_shape)))
+        raise InputError(f'the model takes {name} of shape [{expected}]; got {list(array.shape)}.')
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        advice = ' For levels 0..255, take images / 127.5 - 1.' if name == 'images' else ''
+        raise InputError(f'{name} must be floating-point numbers; got {array.dtype}.{advice}')
+    return jnp.asarray(array, jnp.float32)
+
+
+def as_labels(labels, batch: int, num_classes: int) -> jax.Array:
+    """Labels as int32 [batch], all -1 for None; values are checked unless `jit` traces them."""
+    if labels is None:
+        return jnp.full((batch,), -1, jnp.int32)
+    labels = _as_array('labels', labels)
+    if labels.shape != (batch,):
+        raise InputError(f'labels must have the shape ({batch},), one per row; got {labels.shape}.')
+    if not jnp.issubdtype(labels.dtype, jnp.integer) and batch:
+        refuse('labels', 'must be whole numbers', labels)
+    if num_classes and not isinstance(labels, jax.core.Tracer):
+        values = np.asarray(labels)
+        wrong = values[(values < -1) | (values >= num_classes)]
+        if wrong.size:
+            raise InputError(
+                f'labels must lie in 0..{num_classes - 1}, or be -1 for no label; '
+                f'got {sorted(set(wrong.tolist()))[:5]}.'
+            )
+    return jnp.asarray(labels, jnp.int32)
+
+
+def _as_array(name: str, value) -> jax.Array | np.ndarray:
+    """Arrays, traced ones included, as they are; lists and numbers as NumPy arrays."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return value
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # lists of unequal lengths
+        array = np.array(None)
+    if array.dtype.kind not in 'biufcV':  # V includes bfloat16
+        refuse(name, 'must be an array of numbers', value)
+    return array

@@ -1,0 +1,287 @@
+"""How one process of many joins the others, usually one on each host of a pod, and leaves them."""
+
+import atexit
+import contextlib
+import dataclasses
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax._src.clusters import ClusterEnv  # who is who under a launcher; it has no public name
+
+from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.parallel.hub import Hub
+from tarflow_jax.parallel.member import GRACE_SECONDS, Member, ignore_late_signals, open_tunnel
+
+MODES = ('auto', 'on', 'off')
+
+# The environment of a launcher of several processes, which `auto` looks for: a variable, and what
+# its value says. A laptop has none of them, nor has a batch script of Slurm outside of `srun`.
+LAUNCHERS = (
+    ('SLURM_STEP_NUM_TASKS', lambda value: int(value) > 1),  # srun --ntasks=2
+    ('OMPI_COMM_WORLD_SIZE', lambda value: int(value) > 1),  # mpirun -n 2
+    ('TPU_WORKER_HOSTNAMES', lambda value: ',' in value),  # a pod slice of TPUs
+    ('TPU_PROCESS_ADDRESSES', lambda value: ',' in value),
+    ('MEGASCALE_COORDINATOR_ADDRESS', bool),  # several slices
+    ('JAX_COORDINATOR_ADDRESS', bool),
+)
+
+_NAMES = ('coordinator', 'number of processes', 'number of this process')
+_WITHOUT_PROXY = 'no_grpc_proxy'  # of gRPC, which prefers it to `no_proxy`
+_HEARTBEAT_SECONDS = 10**6  # for JAX to wait: members of the hub tell sooner, and in words
+_FAILURES_SECONDS = 1  # for the failure of another process to be heard of
+
+_connecting = False  # has begun, at least
+_member: Member | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The place of this process among several.
+
+    Attributes:
+      coordinator: HOST:PORT at which process 0 listens.
+      num_processes: of them all.
+      process_id: of this one.
+      local_device_ids: of the devices of this machine that are this process's; None for all.
+    """
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+    local_device_ids: Sequence[int] | None = None
+
+
+def connect(
+    mode: str = 'auto',
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: int = 300,
+) -> None:
+    """Joins this process to the others; must come before anything else that JAX does.
+
+    Args:
+      mode: 'off' for a process on its own; 'on' for one of several; 'auto' for one of several if
+        `coordinator` is given or the environment is that of a launcher (`LAUNCHERS`).
+      coordinator: HOST:PORT at which process 0 listens. It, `num_processes` and `process_id` are
+        given all three, or are all found in the launcher's environment.
+      num_processes: of them all.
+      process_id: of this one, in [0, num_processes).
+      timeout: seconds to wait for the others.
+
+    Raises:
+      InputError: the arguments do not go together, or there is no launcher to ask.
+      RunError: the coordinator does not answer, or its port is taken. Where other processes never
+        come, or fail from here on, the process ends itself with a status and words.
+    """
+    global _connecting
+    _connecting = True
+    if place := find_place(mode, coordinator, num_processes, process_id, timeout):
+        _start_jax(place, _join(place, timeout), timeout)
+
+
+def find_place(mode, coordinator, num_processes, process_id, timeout) -> Place | None:
+    """The place of this process among several, None for one on its own; see `connect`."""
+    given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
+    if mode == 'off' or (mode == 'auto' and not _any_given(given) and not launched()):
+        return None
+    if timeout < 1:
+        raise InputError(f'--coordinator_timeout must be at least 1 second; got {timeout}.')
+    if _any_given(given):
+        place = Place(*check(given))
+    else:
+        place = _ask_launcher(timeout)
+    return place if place.num_processes > 1 else None
+
+
+def _any_given(given: dict) -> bool:
+    return any(value is not None for value in given.values())
+
+
+def launched() -> bool:
+    """Whether a launcher says, in the environment, that this is one process of several."""
+    for name, says_several in LAUNCHERS:
+        value = os.environ.get(name, '')
+        with contextlib.suppress(ValueError):
+            if value and says_several(value):
+                return True
+    return False
+
+
+def check(given: dict) -> tuple[str, int, int]:
+    """The three flags; raises InputError unless all are given and go together."""
+    missing = [f'--{name}' for name, value in given.items() if value is None]
+    if missing:
+        raise InputError(
+            f'{" and ".join(missing)} must be given too: --coordinator=HOST:PORT, --num_processes '
+            'and --process_id go together (or leave all three to a launcher such as srun).'
+        )
+    host, _, port = given['coordinator'].rpartition(':')
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise InputError(
+            f'--coordinator must be HOST:PORT, the same for every process, with the host of '
+            f'process 0 and a free port of it (10.0.0.1:8476); got {given["coordinator"]!r}.'
+        )
+    if given['num_processes'] < 1:
+        raise InputError(f'--num_processes must be at least 1; got {given["num_processes"]}.')
+    if not 0 <= given['process_id'] < given['num_processes']:
+        raise InputError(
+            f'--process_id must lie in 0..{given["num_processes"] - 1} for --num_processes='
+            f'{given["num_processes"]}, another for every process; got {given["process_id"]}.'
+        )
+    return given['coordinator'], given['num_processes'], given['process_id']
+
+
+def _ask_launcher(timeout: int) -> Place:
+    found: Any = ClusterEnv.auto_detect_unset_distributed_params(
+        os.environ.get('JAX_COORDINATOR_ADDRESS'), None, None, None, None, timeout
+    )
+    missing = [f'the {name}' for name, value in zip(_NAMES, found, strict=False) if value is None]
+    if missing:
+        raise InputError(
+            '--distributed=on, and JAX finds no launcher to ask for the other processes: '
+            f'{", ".join(missing)} cannot be known. '
+            'Give --coordinator=HOST:PORT, --num_processes and --process_id, or start the '
+            'processes with srun, mpirun or on a TPU pod; --distributed=off is one process alone.'
+        )
+    coordinator, num_processes, process_id, local_device_ids = found
+    if os.environ.get('JAX_LOCAL_DEVICE_IDS'):  # which JAX reads where none are given
+        local_device_ids = None
+    return Place(coordinator, num_processes, process_id, local_device_ids)
+
+
+def _join(place: Place, timeout: float) -> tuple[Member, int]:
+    """This process as a member of the hub, and its port to JAX's coordination service."""
+    if place.process_id == 0:
+        listener = _listen(place.coordinator)
+        service_port = _free_port()
+        hub = Hub(listener, place.coordinator, place.num_processes, timeout, service_port)
+        connection = socket.create_connection(('127.0.0.1', listener.getsockname()[1]))
+        return Member(0, place.num_processes, connection, hub), service_port
+    connection = _reach(place.coordinator, timeout)
+    member = Member(place.process_id, place.num_processes, connection)
+    return member, open_tunnel(_address(place.coordinator))
+
+
+def _start_jax(place: Place, joined: tuple[Member, int], timeout: float) -> None:
+    global _member
+    _member, service_port = joined
+    if not _member.wait_for_all(timeout):
+        _member = None
+        reason = 'what listens there is no process of this program'
+        raise RunError(_no_answer(place.coordinator, timeout, reason))
+    service = f'127.0.0.1:{service_port}'
+    # JAX warns of proxies. The way to this machine leads through none.
+    jax.config.update('jax_check_proxy_envs', False)
+    without_proxy = os.environ.get(_WITHOUT_PROXY) or os.environ.get('no_proxy') or ''
+    os.environ[_WITHOUT_PROXY] = f'{without_proxy},127.0.0.1'
+    # Signals are ours: JAX's own service would take SIGTERM away.
+    jax.config.update('jax_enable_preemption_service', False)
+    jax.distributed.initialize(
+        service,
+        place.num_processes,
+        place.process_id,
+        place.local_device_ids,
+        cluster_detection_method='deactivate',
+        coordinator_bind_address=service,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+    )
+    atexit.register(_finish, _member)
+
+
+def _finish(member: Member) -> None:
+    """At the end of a process: no sooner than all are done, and process 0 last."""
+    ignore_late_signals()
+    try:
+        member.wait_for_end()
+    except KeyboardInterrupt:
+        member.fail(130, 'interrupted.')
+    jax.distributed.shutdown()
+    member.wait_until_alone()
+
+
+def _address(coordinator: str) -> tuple[str, int]:
+    host, _, port = coordinator.rpartition(':')
+    return host.strip('[]'), int(port)
+
+
+def _listen(coordinator: str) -> socket.socket:
+    _, port = _address(coordinator)
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        return socket.create_server(('', port), family=family, backlog=1024, dualstack_ipv6=both)
+    except OSError as error:
+        raise RunError(
+            f'process 0 cannot listen at --coordinator={coordinator} ({error.strerror}): choose '
+            'a free port, the same for every process.'
+        ) from error
+
+
+def _free_port() -> int:
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        return server.getsockname()[1]
+
+
+def _reach(coordinator: str, timeout: float) -> socket.socket:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            left = max(deadline - time.monotonic(), 0.1)
+            connection = socket.create_connection(_address(coordinator), timeout=left)
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise RunError(_no_answer(coordinator, timeout, error)) from error
+            time.sleep(0.1)
+        else:
+            connection.settimeout(None)
+            return connection
+
+
+def _no_answer(coordinator, timeout, reason) -> str:
+    return (
+        f'the coordinator {coordinator} did not answer within {timeout} seconds ({reason}). Is '
+        'process 0 running there, and can this host reach that port? --coordinator_timeout sets '
+        'the seconds.'
+    )
+
+
+def leave(status: int, message: object) -> None:
+    """Before a process that failed ends: ends all the others with its status and words.
+
+    They may be waiting for it in the middle of a step, so nothing but this would end them soon.
+    Returns at once where there are no others; does not return where there are.
+    """
+    if _member:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _member.fail(status, str(message))
+
+
+def leave_before_connecting(
+    status: int, message: object, mode, coordinator, num_processes, process_id
+) -> None:
+    """`leave` of a process that was refused before it came to `connect`, whose flags these are."""
+    if _connecting:
+        return
+    with contextlib.suppress(InputError, RunError):
+        if place := find_place(mode, coordinator, num_processes, process_id, GRACE_SECONDS):
+            member, _ = _join(place, GRACE_SECONDS)
+            member.fail(status, str(message))
+
+
+def wait_for_its_cause(status: int) -> None:
+    """Before a process tells of its failure: lets one that failed before, its cause, end it.
+
+    Where a process ends, the others' sums with it fail, too, and whatever comes of that.
+
+    Args:
+      status: of the failure. What was asked wrongly (2) has no such cause.
+    """
+    if _member:
+        _member.wait_for_failure(_FAILURES_SECONDS if status == 1 else 0)

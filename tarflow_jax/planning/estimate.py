@@ -1,0 +1,80 @@
+"""How long a run of a program takes, as a range from ideal to as compiled.
+
+Ideal is the longest of the times that each resource takes, used without a pause, while all work at
+once: the compiled program's products, its arguments and results through HBM, its messages. As
+compiled, the program's instructions run one after the other, each as long as its products or the
+bytes that it moves through HBM take, whichever is longer; then its messages, overlapped by nothing.
+"""
+
+import dataclasses
+
+from tarflow_jax.flow import TarFlow
+from tarflow_jax.planning import costs, hlo, messages
+from tarflow_jax.planning.compilation import Program
+from tarflow_jax.planning.topologies import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A run of a program, on each device.
+
+    Attributes:
+      flops: of the products that it executes.
+      hbm_bytes: that it moves through HBM.
+      ideal: seconds of each resource: 'compute', 'hbm', 'interconnect', 'dcn'.
+      compiled: seconds as compiled by the resource that takes them.
+      collectives: its messages, see `messages.summary`.
+      loops_of_unknown_length: loops that count as if they ran once.
+    """
+
+    flops: float
+    hbm_bytes: float
+    ideal: dict[str, float]
+    compiled: dict[str, float]
+    collectives: list[dict]
+    loops_of_unknown_length: int
+
+    @property
+    def ideal_seconds(self) -> float:
+        return max(self.ideal.values())
+
+    @property
+    def compiled_seconds(self) -> float:
+        return sum(self.compiled.values())
+
+    @property
+    def bound_by(self) -> str:
+        """The resource that takes most of the time as compiled."""
+        return max(self.compiled, key=self.compiled.__getitem__)
+
+
+def estimate(program: Program, mesh, topology: Topology) -> Estimate | None:
+    """The time of a program on the devices of a mesh; None for one that does not fit."""
+    if program.entry is None:
+        return None
+    chip, collectives = topology.chip, messages.summary(program.entry, mesh, topology)
+    sent = {'interconnect': 0.0, 'dcn': 0.0}
+    for row in collectives:
+        sent[row['network']] += row['seconds']
+    must_move = (program.argument_bytes + program.result_bytes) / chip.hbm_bandwidth
+    ideal = {'compute': 0.0, 'hbm': must_move, **sent}
+    compiled = {'compute': 0.0, 'hbm': 0.0, **sent}
+    flops = hbm_bytes = 0.0
+    loops = 0
+    for instruction, times in hlo.executed(program.entry):
+        products, passes = costs.flops(instruction)
+        moved = costs.hbm_bytes(instruction)
+        compute = times * (passes if chip.is_tpu else products) / chip.peak_flops
+        hbm = times * moved / chip.hbm_bandwidth
+        compiled['compute' if compute > hbm else 'hbm'] += max(compute, hbm)
+        ideal['compute'] += compute
+        flops += times * products
+        hbm_bytes += times * moved
+        loops += instruction.opcode == 'while' and hlo.trip_count(instruction) is None
+    return Estimate(flops, hbm_bytes, ideal, compiled, collectives, loops)
+
+
+def peak_in_precision(model: TarFlow, topology: Topology) -> float:
+    """FLOP/s of a device in the type the model computes in: float32 takes six passes on a TPU."""
+    is_one_pass = not topology.chip.is_tpu or model.dtype == 'bfloat16'
+    return topology.chip.peak_flops / (1 if is_one_pass else costs.FLOAT32_PASSES['highest'])

@@ -1,0 +1,189 @@
+"""Many samples, batch by batch."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.parallel import arrays, distributed
+from tarflow_jax.parallel.mesh import shared_batch_size
+from tarflow_jax.sampling.denoise import denoise
+from tarflow_jax.sampling.sequential import sample
+
+LABELS = ('even', 'uniform')
+MAX_DRAWS = 10  # of the noise of a sample that is not finite
+REMEDIES = (
+    'Lower sample.guidance or sample.prior_temperature, sample in model.dtype=float32, or take an '
+    'earlier --checkpoint: the model may have diverged.'
+)
+_LABEL_STREAM = 1
+
+
+class SampleBatch(NamedTuple):
+    """A batch of samples over the mesh; extra samples pad the last batch to the size of the others.
+
+    Attributes:
+      images: float32 [B, H, W, C].
+      index: numbers of the samples [B], NumPy.
+      mask: False for padding [B], NumPy.
+      num_redrawn: noises drawn again, because a sample was not finite.
+    """
+
+    images: jax.Array
+    index: np.ndarray
+    mask: np.ndarray
+    num_redrawn: int
+
+
+def spread_labels(
+    distribution: str, num_samples: int, num_classes: int, seed: int
+) -> np.ndarray | None:
+    """Labels int32 [num_samples] of samples; None without classes.
+
+    'even' labels cycle through the classes, 0, 1, ..., 0, 1, ...; 'uniform' labels are random, each
+    a function of (seed, number of the sample) alone.
+    """
+    if distribution not in LABELS:
+        raise InputError(f'labels must be one of {", ".join(LABELS)}; got {distribution!r}.')
+    if not num_classes:
+        return None
+    if distribution == 'even':
+        return np.arange(num_samples, dtype=np.int32) % num_classes
+    words = np.random.Philox(key=np.array([seed, _LABEL_STREAM], np.uint64)).random_raw(num_samples)
+    return (words % np.uint64(num_classes)).astype(np.int32)
+
+
+def host_images(batches: Iterable[SampleBatch]) -> Iterator[np.ndarray]:
+    """Fetches the samples of each batch, float32 [n, H, W, C], to the main process.
+
+    Every process must consume all batches; all but the main one get empty arrays.
+    """
+    for batch in batches:
+        images = arrays.fetch(batch.images)[batch.mask]
+        yield images[: len(images) if distributed.is_main() else 0]
+
+
+def sample_batches(
+    model: TarFlow,
+    params,
+    mesh,
+    *,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    first: int = 0,
+    labels: str = 'even',
+    denoise_std: float = 0.0,
+    max_draws: int = MAX_DRAWS,
+    must_be_finite: bool = True,
+    before_batch: Callable[[], object] = lambda: None,
+    **settings,
+) -> Iterator[SampleBatch]:
+    """Samples in batches, which stay on the devices.
+
+    Args:
+      model: the flow.
+      params: its parameters.
+      mesh: the devices of all processes, each of which must consume all batches.
+      num_samples: the number of samples, those before `first` included.
+      batch_size: samples per batch; does not change the samples.
+      seed: seed of the noise. The noise of a sample depends on (seed, number of the sample) only.
+      first: number of the first sample.
+      labels: 'even' or 'uniform', see `spread_labels`.
+      denoise_std: noise that a score step removes from the samples, see `denoise`; 0 for no step.
+      max_draws: most draws of the noise of a sample that is not finite. Its label and the other
+        samples stay the same.
+      must_be_finite: whether a sample that is not finite after several draws is an error.
+      before_batch: called before each batch; its exceptions end the sampling.
+      **settings: guidance and temperatures, see `sample`.
+
+    Raises:
+      RunError: a sample is not finite after `max_draws` draws, more than one.
+    """
+    batch_size = shared_batch_size(batch_size, num_samples, mesh)
+    num_rows = num_samples + batch_size
+    all_labels = spread_labels(labels, num_rows, model.num_classes, seed)
+    if all_labels is None:
+        all_labels = np.full(num_rows, -1, np.int32)
+    static = tuple({**settings, 'denoise_std': denoise_std}.items())
+
+    def program(index, labels, attempts):
+        return sample_batch(model, params, seed, index, labels, attempts, static)
+
+    rows = arrays.local_rows(mesh, batch_size)
+    for start in range(first, num_samples, batch_size):
+        before_batch()
+        index = np.arange(start, start + batch_size, dtype=np.int32)
+        local = index[rows], all_labels[index][rows], np.zeros(len(rows), np.int32)
+        placed = arrays.put_rows(local, mesh, batch_size, rows)
+        images, num_redrawn, all_finite = _redraw(program, placed, max_draws)
+        if must_be_finite and not all_finite:
+            raise RunError(
+                f'a sample is not finite after {max_draws} draws of its noise. {REMEDIES}'
+            )
+        yield SampleBatch(images, index, index < num_samples, num_redrawn)
+
+
+def _redraw(program, placed, max_draws):
+    """Samples, the number of noises drawn again, and whether all are finite (or not checked)."""
+    index, labels, attempts = placed
+    images, finite = program(index, labels, attempts)
+    num_redrawn = 0
+    for _ in range(1, max_draws):
+        failed = int((~arrays.fetch(finite)).sum())
+        if not failed:
+            break
+        num_redrawn += failed
+        attempts = _next_attempts(finite, attempts)
+        images, finite = _keep_finite(finite, images, *program(index, labels, attempts))
+    return images, num_redrawn, max_draws == 1 or arrays.fetch(finite).all()
+
+
+@jax.jit
+def _next_attempts(finite, attempts):
+    return jnp.where(finite, attempts, attempts + 1)
+
+
+@jax.jit
+def _keep_finite(finite, images, new_images, new_finite):
+    return jnp.where(finite[:, None, None, None], images, new_images), finite | new_finite
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def sample_batch(model: TarFlow, params, seed, index, labels, attempts, settings):
+    """Samples a batch in one program, so that processes need not see each other's rows.
+
+    Args:
+      model: the flow.
+      params: its parameters.
+      seed: seed of the noise.
+      index: numbers of the samples, int32 [B].
+      labels: int32 [B], -1 for no label.
+      attempts: earlier draws of the noise of each sample, int32 [B].
+      settings: items of a dict with `denoise_std` and arguments of `sample`.
+
+    Returns:
+      images [B, H, W, C], and whether each is finite [B].
+    """
+    arguments = dict(settings)
+    denoise_std = arguments.pop('denoise_std')
+    noise = _noise(model.image_shape, seed, index, attempts)
+    images = sample(model, params, noise, labels, **arguments)
+    if denoise_std:
+        images = denoise(model, params, images, labels, noise_std=denoise_std)
+    return images, jnp.isfinite(images).all(axis=(1, 2, 3))
+
+
+@jax.named_scope('noise')
+def _noise(image_shape, seed, index, attempts):
+    def draw(index, attempt):
+        first_key = jax.random.fold_in(jax.random.key(seed), index)
+        other_key = jax.random.fold_in(first_key, attempt)
+        return jax.random.normal(jnp.where(attempt == 0, first_key, other_key), image_shape)
+
+    return jax.vmap(draw)(index, attempts)
