@@ -263,5 +263,5 @@ def test_another_packing_is_refused(tmp_path, packing):
 
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'images.npz')
-    with pytest.raises(InputError, match='it is no file, but a FIFO'):
+    with pytest.raises(InputError, match='it is not a file, but a FIFO'):
         opened(str(tmp_path / 'images.npz'))

@@ -264,7 +264,7 @@ def test_what_is_no_file_is_not_waited_for(small_tree, tmp_path):
         listener.bind(str(small_tree / 'dog' / 'socket.png'))
         prepare(small_tree, tmp_path, max_unreadable=10)
     lines = (tmp_path / 'animals' / '1.0.0' / 'unreadable.txt').read_text().splitlines()
-    no_file = 'it is no file, but a FIFO, a socket, a device or a folder'
+    no_file = 'it is not a file, but a FIFO, a socket, a device or a folder'
     assert [line for line in lines if line.endswith(no_file)] == [
         f'{name}: {no_file}' for name in ('cat/fifo.png', 'cat/zeros.png', 'dog/socket.png')
     ]
