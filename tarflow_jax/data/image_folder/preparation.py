@@ -25,7 +25,7 @@ from tarflow_jax.data.image_folder.records import (
     read_headers,
     write_records,
 )
-from tarflow_jax.data.image_folder.tree import ImageTree, describe_ignored, read_tree
+from tarflow_jax.data.image_folder.tree import ImageTree, read_tree
 from tarflow_jax.data.image_folder.unreadable import (
     FILE_NAME,
     Unreadable,
@@ -94,8 +94,10 @@ def prepare_image_folder(
     counts = ', '.join(f'{len(files):,} {split}' for split, files in tree.splits.items())
     say(f'{len(tree.classes):,} classes; image files: {counts}.')
     if tree.ignored:
-        say(f'Passed over, by their extension: {describe_ignored(tree.ignored)}.')
-    work = WorkFolder(root / name / VERSION)
+        kinds = (f'{count:,} {kind or "without any"}' for kind, count in tree.ignored.items())
+        say(f'Passed over, by their extension: {", ".join(kinds)}.')
+    fingerprint = tree.fingerprint(size, upscale, PIL.__version__)
+    work = WorkFolder(root / name / VERSION, fingerprint)
     preparation = _Preparation(
         name, tree, size, upscale, max_unreadable, workers, work, say, progress
     )
@@ -124,20 +126,11 @@ class _Preparation:
         return sum(len(files) for files in self.tree.splits.values())
 
     def begin_or_resume(self) -> None:
-        """Checks all headers and clears the work folder, unless that was done before."""
-        preparation = {
-            'files': self.tree.fingerprint(),
-            'size': self.size,
-            'upscale': self.upscale,
-            'pillow': PIL.__version__,
-        }
-        is_interrupted = self.work.path.exists()
-        if self.work.resume(preparation):
-            return
-        if is_interrupted:
+        """Checks all headers and creates the work folder, unless that was done before."""
+        if not self.work.records.is_dir():
+            self._check_headers()
+        if self.work.begin():
             self.say('The images or the settings changed since the interruption: begun anew.')
-        self._check_headers()
-        self.work.begin(preparation)
 
     def _check_headers(self) -> None:
         """Raises InputError if images are too small, or too many files are none."""

@@ -1,15 +1,7 @@
 """Image files decoded, resized, cropped and written as a file of records.
 
-Pixels are stored as they are, uncompressed. Measured on photographs, one core of a shared AMD EPYC,
-files in the page cache: images a second read through TFDS (and the size, relative to the
-pixels).
-
-| stored as                       | 64x64         | 256x256      |
-|---------------------------------|---------------|--------------|
-| bytes, ArrayRecord uncompressed | 15,148 (1.01) | 5,425 (1.00) |
-| bytes, ArrayRecord with Snappy  | 14,687 (0.96) | 4,339 (0.88) |
-| bytes, ArrayRecord's default    | 12,892 (0.89) | 3,441 (0.79) |
-| PNG, decoded by Pillow          | 3,262 (0.62)  | 453 (0.51)   |
+Pixels are stored uncompressed. Of photographs of 256x256 pixels, one core reads 5,425 a second,
+3,441 with ArrayRecord's default compression (0.79 of the size), and 453 as PNG (0.51).
 """
 
 import contextlib
