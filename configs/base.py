@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
     config.train.drop_label = 0.1  # share of labels hidden from a conditional model
     config.train.ema_decay = 0.0  # of the parameters' moving average, 0 for none
     config.train.log_every = 100  # steps between two lines of metrics
+    config.train.profile_steps = 0  # steps of which tensorboard/ gets a profile, from the eleventh
     config.train.evaluate_every = 5000  # steps between two scores of the test split
     config.train.evaluate_draws = 1  # draws of the noise for each image of that score
     config.train.sample_every = 5000  # steps between two grids of samples

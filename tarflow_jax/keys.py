@@ -52,6 +52,7 @@ KEYS = {
     'train.drop_label': SHARE,
     'train.ema_decay': SHARE,
     'train.log_every': COUNT,
+    'train.profile_steps': Whole(0, 1000),
     'train.evaluate_every': COUNT,
     'train.evaluate_draws': COUNT,
     'train.sample_every': COUNT,

@@ -11,21 +11,19 @@ import jax
 import numpy as np
 from absl import logging
 
-from tarflow_jax import imagefiles
 from tarflow_jax.build import Experiment
 from tarflow_jax.data import pipeline
 from tarflow_jax.errors import RunError
 from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished
-from tarflow_jax.likelihood.scores import in_float32, score_split
 from tarflow_jax.parallel import arrays, distributed, rules
-from tarflow_jax.sampling.batches import host_images, sample_batches
-from tarflow_jax.sampling.write import GRID_SAMPLES
-from tarflow_jax.stopping import Stop, Stopped
+from tarflow_jax.stopping import Stop
 from tarflow_jax.training import state as states
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.health import TOLERANCE
-from tarflow_jax.training.metrics import SCORES, MetricsWriter
+from tarflow_jax.training.metrics import MetricsWriter
+from tarflow_jax.training.milestones import Milestones
 from tarflow_jax.training.pace import Pace
+from tarflow_jax.training.profile import profiled
 from tarflow_jax.training.program import count_steps, make_program
 from tarflow_jax.training.progress import Progress
 from tarflow_jax.training.resume import first_state, forget_losses, restarted
@@ -105,6 +103,9 @@ class Run:
         self.total_steps = count_steps(self.config.train, len(self.train_split))
         self.program = make_program(experiment, experiment.noise, self.total_steps)
         self.checkpoints = Checkpoints(workdir, keep=self.config.train.keep_checkpoints)
+        self.milestones = Milestones(
+            *(experiment, workdir, self.checkpoints, self.test_split, self.total_steps, stop)
+        )
         if self.checkpoints.steps():
             check_same_model(self.config, workdir)
             if not allow_changes:
@@ -123,7 +124,7 @@ class Run:
         state = self.first_state()
         step = int(state.step)
         distributed.check_same({'the step of the newest checkpoint': step})
-        if step >= self.total_steps and not self.unfinished_parts(step):
+        if step >= self.total_steps and not self.milestones.unfinished(step):
             say(
                 f'{self.workdir} is trained to step {step} of {self.total_steps} already; '
                 'raise train.num_epochs to go on.'
@@ -186,7 +187,7 @@ class Run:
     def attempt(self, state: states.TrainState) -> int:
         """Trains from a state until the end, a signal or a divergence."""
         step = int(state.step)
-        unfinished = self.unfinished_parts(step)
+        unfinished = self.milestones.unfinished(step)
         self.sound = True
         self.writer = MetricsWriter(
             self.workdir,
@@ -249,16 +250,20 @@ class Run:
         self.pace.restart()
         self.skipped = int(state.skipped)
         unread = collections.deque()
+        steps = range(first_step + 1, self.total_steps + 1)
+        num_profiled = self.config.train.profile_steps if distributed.is_main() else 0
         with contextlib.closing(batches):
-            for step in range(first_step + 1, self.total_steps + 1):
+            for step in profiled(steps, self.workdir / 'tensorboard', num_profiled):
                 if self.stop.agreed:
                     break
                 batch = arrays.put_rows(next(batches), self.mesh, batch_size, rows)
-                state, report = self.program.step(state, batch, self.stop.received_on(self.mesh))
+                signals = self.stop.received_on(self.mesh)
+                with jax.transfer_guard('disallow'):  # all of it lies on the devices by now
+                    state, report = self.program.step(state, batch, signals)
                 unread.append((step, report))
-                if self.is_pause(step):
+                if due := self.milestones.due(step):
                     self.read_all(unread)
-                    self.pause(step, state)
+                    self.pause(step, state, due)
                 elif len(unread) > 1:
                     # Steps run ahead of what is read of them by one: the device never waits.
                     self.read(*unread.popleft())
@@ -317,77 +322,19 @@ class Run:
             f'same command: it {"goes on from there" if steps else "begins anew"}.'
         )
 
-    def is_pause(self, step) -> bool:
-        return any(self.is_due(step, part) for part in ('evaluate', 'sample', 'checkpoint'))
-
-    def is_due(self, step, part) -> bool:
-        return step % self.config.train[f'{part}_every'] == 0 or step == self.total_steps
-
-    def pause(self, step, state: states.TrainState):
+    def pause(self, step, state: states.TrainState, due: list[str]):
         """Saves, then scores and samples, as far as each is due: both may take long."""
         if self.sound:
             self.save(step, state)
-            due = [part for part in ('evaluate', 'sample') if self.is_due(step, part)]
             self.finish_pause(step, state, due)
         elif step == self.total_steps:
             raise Diverged(step, f'its loss is {TOLERANCE:g} nats/dim above the best, or infinite')
         else:
             self.progress.say(f'step {step}: its loss is not sound; no checkpoint is made of it')
 
-    def unfinished_parts(self, step) -> list[str]:
-        """What is missing of the pause at a step that was saved: it may have been interrupted."""
-        parts = []
-        if step and self.is_due(step, 'evaluate') and self.checkpoints.scores(step) is None:
-            parts.append('evaluate')
-        if (
-            step
-            and self.is_due(step, 'sample')
-            and not distributed.of_main(self.picture(step).exists())
-        ):
-            parts.append('sample')
-        return parts
-
-    def picture(self, step) -> Path:
-        return self.workdir / 'samples' / f'step_{step:07d}.png'
-
     def finish_pause(self, step, state: states.TrainState, parts: list[str]):
-        """Scores and samples a state that is saved, until a signal comes."""
-        with contextlib.suppress(Stopped):
-            if 'evaluate' in parts:
-                self.evaluate(step, state)
-            if 'sample' in parts:
-                self.sample(step, state)
+        self.milestones.reach(step, state, parts, self.writer, self.progress)
         self.pace.restart()
-
-    def evaluate(self, step, state: states.TrainState):
-        scores = score_split(
-            in_float32(self.experiment.model),
-            state.sampling_params,
-            self.test_split,
-            self.experiment.noise,
-            self.mesh,
-            batch_size=self.config.evaluate.batch_size,
-            num_draws=self.config.train.evaluate_draws,
-            seed=self.config.evaluate.seed,
-            before_batch=self.stop.check,
-        )
-        metrics = {f'{SCORES}{name}': scores[name] for name in ('nats_per_dim', 'bits_per_dim')}
-        self.writer.scalars(step, metrics)
-        self.checkpoints.attach(step, metrics)  # last: it says that this part is done
-        self.progress.evaluation(step, metrics)
-
-    def sample(self, step, state: states.TrainState):
-        sampling: dict[str, Any] = {**self.experiment.sampling, 'before_batch': self.stop.check}
-        sampling |= {'num_samples': min(sampling['num_samples'], GRID_SAMPLES), 'max_draws': 1}
-        batches = sample_batches(
-            self.experiment.model, state.sampling_params, self.mesh, **sampling
-        )
-        images = np.concatenate([imagefiles.to_uint8(images) for images in host_images(batches)])
-        if not distributed.is_main():
-            return
-        grid = imagefiles.image_grid(images)
-        self.writer.image(step, 'samples', grid)
-        imagefiles.write_png(self.picture(step), grid)
 
     def save(self, step, state: states.TrainState):
         self.checkpoints.save(step, state.to_items())
@@ -401,7 +348,7 @@ class Run:
                 'is not saved. The same command goes on from the checkpoint before.'
             )
             return 128 + self.stop.agreed
-        if self.stop.agreed and (step < self.total_steps or self.unfinished_parts(step)):
+        if self.stop.agreed and (step < self.total_steps or self.milestones.unfinished(step)):
             say(
                 f'Stopped by {self.stop.agreed.name} at step {step}. It is saved in {where}; '
                 'the same command goes on from there.'

@@ -1,0 +1,116 @@
+"""What a run does with a state that it has saved: score it, and draw a grid of samples."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tarflow_jax import imagefiles
+from tarflow_jax.build import Experiment
+from tarflow_jax.likelihood.scores import in_float32, score_split
+from tarflow_jax.parallel import distributed
+from tarflow_jax.sampling.batches import host_images, sample_batches
+from tarflow_jax.sampling.write import GRID_SAMPLES
+from tarflow_jax.stopping import Stop, Stopped
+from tarflow_jax.training.checkpoint import Checkpoints
+from tarflow_jax.training.metrics import SCORES, MetricsWriter
+from tarflow_jax.training.progress import Progress
+from tarflow_jax.training.state import TrainState
+
+
+class Milestones:
+    """The steps at which a run saves, scores and samples.
+
+    Args:
+      experiment: what is trained.
+      workdir: of the run.
+      checkpoints: in it; a checkpoint's scores are attached to it.
+      test_split: which is scored.
+      total_steps: the last step, at which everything is due.
+      stop: hears of signals, which end scores and samples: they are done when the run resumes.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        test_split,
+        total_steps: int,
+        stop: Stop,
+    ):
+        self._experiment = experiment
+        self._workdir = workdir
+        self._checkpoints = checkpoints
+        self._test_split = test_split
+        self._total_steps = total_steps
+        self._stop = stop
+
+    def due(self, step: int) -> list[str]:
+        """Returns which of 'checkpoint', 'evaluate' and 'sample' a step is for."""
+        settings = self._experiment.config.train
+        parts = ('checkpoint', 'evaluate', 'sample')
+        last = step == self._total_steps
+        return [part for part in parts if last or step % settings[f'{part}_every'] == 0]
+
+    def unfinished(self, step: int) -> list[str]:
+        """Returns which of 'evaluate' and 'sample' an interrupted run has left of a saved step."""
+        due = self.due(step) if step else []
+        parts = []
+        if 'evaluate' in due and self._checkpoints.scores(step) is None:
+            parts.append('evaluate')
+        if 'sample' in due and not distributed.of_main(self._picture(step).exists()):
+            parts.append('sample')
+        return parts
+
+    def reach(
+        self,
+        step: int,
+        state: TrainState,
+        parts: list[str],
+        writer: MetricsWriter,
+        progress: Progress,
+    ) -> None:
+        """Scores and samples a state that is saved, as far as `parts` says, until a signal."""
+        with contextlib.suppress(Stopped):
+            if 'evaluate' in parts:
+                self._evaluate(step, state, writer, progress)
+            if 'sample' in parts:
+                self._sample(step, state, writer)
+
+    def _evaluate(self, step, state: TrainState, writer, progress) -> None:
+        config = self._experiment.config
+        scores = score_split(
+            in_float32(self._experiment.model),
+            state.sampling_params,
+            self._test_split,
+            self._experiment.noise,
+            self._experiment.mesh,
+            batch_size=config.evaluate.batch_size,
+            num_draws=config.train.evaluate_draws,
+            seed=config.evaluate.seed,
+            before_batch=self._stop.check,
+        )
+        metrics = {f'{SCORES}{name}': scores[name] for name in ('nats_per_dim', 'bits_per_dim')}
+        writer.scalars(step, metrics)
+        self._checkpoints.attach(step, metrics)  # last: it says that this part is done
+        progress.evaluation(step, metrics)
+
+    def _sample(self, step, state: TrainState, writer) -> None:
+        experiment = self._experiment
+        sampling: dict[str, Any] = {**experiment.sampling, 'before_batch': self._stop.check}
+        sampling['num_samples'] = min(sampling['num_samples'], GRID_SAMPLES)
+        sampling['max_draws'] = 1  # a grid shows the samples as they come
+        batches = sample_batches(
+            experiment.model, state.sampling_params, experiment.mesh, **sampling
+        )
+        images = np.concatenate([imagefiles.to_uint8(batch) for batch in host_images(batches)])
+        if not distributed.is_main():
+            return
+        grid = imagefiles.image_grid(images)
+        writer.image(step, 'samples', grid)
+        imagefiles.write_png(self._picture(step), grid)
+
+    def _picture(self, step: int) -> Path:
+        return self._workdir / 'samples' / f'step_{step:07d}.png'
