@@ -55,11 +55,12 @@ def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
         return prepared[name]
     known = sorted({*builders.NAMES, *prepared})
     nearest = difflib.get_close_matches(name, known, n=1)
+    plain = shown(name).strip("'")
     raise InputError(
         f'there is no data set {shown(name)} in {root}'
         + (f"; did you mean '{nearest[0]}'?" if nearest else '.')
         + f' Known there: {", ".join(known)}. Others are prepared first: '
-        + f'{PREPARE_COMMAND} {shown(name)} --data_dir={root} for one of TFDS, the same with '
+        + f'{PREPARE_COMMAND} {plain} --data_dir={root} for one of TFDS, the same with '
         + '--folder=DIR --size=N for folders of images.'
     )
 
