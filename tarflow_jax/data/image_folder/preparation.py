@@ -135,18 +135,18 @@ class _Preparation:
     def _check_headers(self) -> None:
         """Raises InputError if images are too small, or too many files are none."""
         unreadable: list[Unreadable] = []
-        sides: list[tuple[int, str]] = []
+        small: list[tuple[int, str]] = []
         done = 0
         for headers in map_unordered(read_headers, self._tasks(), self.workers):
             unreadable += headers.unreadable
-            sides += [side for side in headers.sides if side[0] < self.size]
-            done += len(headers.sides) + len(headers.unreadable)
+            small += headers.small
+            done += headers.num_files
             self.progress('headers', done, self.num_files)
         self._check_share(unreadable)
-        if sides and not self.upscale:
-            side, path = min(sides)
+        if small and not self.upscale:
+            side, path = min(small)
             raise InputError(
-                f'{len(sides):,} of {self.num_files:,} images have a side shorter than '
+                f'{len(small):,} of {self.num_files:,} images have a side shorter than '
                 f"{self.size} pixels; the smallest is '{path}' with {side}. Choose --size={side} "
                 'or less, take them out, or have them enlarged with --upscale.'
             )

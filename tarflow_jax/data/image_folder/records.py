@@ -45,22 +45,25 @@ class RecordReport(NamedTuple):
 
 
 class Headers(NamedTuple):
-    """The shorter side and the path of each image, and the files that are none."""
+    """The shorter sides and paths of images that are too small, and the files that are none."""
 
-    sides: list[tuple[int, str]]
+    num_files: int
+    small: list[tuple[int, str]]
     unreadable: list[Unreadable]
 
 
 def read_headers(task: RecordTask) -> Headers:
     """Opens the image files of a task without decoding them."""
-    headers = Headers([], [])
+    headers = Headers(len(task.files), [], [])
     for file in task.files:
         try:
             with (
                 warnings.catch_warnings(action='ignore'),
                 open_image(task.root / file.path) as image,
             ):
-                headers.sides.append((min(image.size), file.path))
+                side = min(image.size)
+            if side < task.size:
+                headers.small.append((side, file.path))
         except (OSError, ValueError) as error:
             headers.unreadable.append(Unreadable.because(task.split, file.path, error))
     return headers
