@@ -1,34 +1,34 @@
-"""What the compiler makes of the programs as users run it, and as tests do, without optimizing."""
+"""The compiler's programs, as users run them, against float64 without compilation."""
 
 import os
 import subprocess
 import sys
 
-import compiled
+import float64
 import numpy as np
 import pytest
 from runs import ROOT
 
 
 @pytest.mark.parametrize('config', ['digits', 'photos'])
-def test_optimizing_changes_no_result(config, tmp_path):
+def test_compiled_programs_compute_what_float64_does(config, tmp_path):
     options = ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS', 'JAX_COMPILATION_CACHE_DIR')
     environment = {name: value for name, value in os.environ.items() if name not in options}
-    optimizing = subprocess.Popen(
+    compiled = subprocess.Popen(
         [sys.executable, ROOT / 'tests' / 'compiled.py', f'configs/{config}.py', tmp_path / 'npz'],
         cwd=ROOT,
         env=environment | {'PYTHONPATH': str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
     )
-    expected = compiled.results(ROOT / 'configs' / f'{config}.py')
-    _, err = optimizing.communicate(timeout=240)
-    assert optimizing.returncode == 0, err
+    expected = float64.results(ROOT / 'configs' / f'{config}.py')
+    _, err = compiled.communicate(timeout=240)
+    assert compiled.returncode == 0, err
     with np.load(tmp_path / 'npz.npz') as arrays:
         assert set(arrays) == set(expected)
         for name, array in arrays.items():
-            assert np.isfinite(array).all(), name
+            assert expected[name].dtype == np.float64
             largest = np.abs(expected[name]).max()
             np.testing.assert_allclose(
-                array, expected[name], rtol=0, atol=1e-3 * largest + 1e-12, err_msg=name
+                array, expected[name], rtol=0, atol=1e-4 * largest + 1e-9, err_msg=name
             )
