@@ -45,17 +45,17 @@ def main():
     parser.add_argument('--image_size', type=int)
     parser.add_argument('--batch_size', type=int, default=256)
     parser.add_argument('--workers', default='0')
-    asked = parser.parse_args()
-    for name in asked.names:
+    args = parser.parse_args()
+    for name in args.names:
         dataset = sources.open_dataset(
-            name, asked.data_dir, image_size=asked.image_size, in_memory_bytes=0
+            name, args.data_dir, image_size=args.image_size, in_memory_bytes=0
         )
         split = dataset.split('train')
-        for workers in map(int, asked.workers.split(',')):
-            rates = images_per_second(split, asked.batch_size, workers)
+        for workers in map(int, args.workers.split(',')):
+            rates = images_per_second(split, args.batch_size, workers)
             print(
                 f'{name}: {len(split):,} images {dataset.image_shape}, batches of '
-                f'{asked.batch_size}, {workers} workers: {statistics.median(rates):,.0f} images/s '
+                f'{args.batch_size}, {workers} workers: {statistics.median(rates):,.0f} images/s '
                 f'({min(rates):,.0f} to {max(rates):,.0f})',
                 flush=True,
             )

@@ -28,12 +28,12 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
       OSError: it cannot be opened.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError('it is no file, but a FIFO, a socket, a device or a folder')
+        raise ValueError('it is not a file, but a FIFO, a socket, a device or a folder')
     return _BoundedReader(io.FileIO(path))
 
 
 class _BoundedReader(io.BufferedReader):
-    """Allocates no more for a read than the file has, whatever size a damaged header tells."""
+    """Allocates no more for a read than the file has, whatever size a damaged header claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         num_bytes = os.fstat(self.fileno()).st_size
@@ -42,9 +42,9 @@ class _BoundedReader(io.BufferedReader):
 
 @contextlib.contextmanager
 def open_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A new binary file, which is put in the place of `path` once it is complete.
+    """Yields a new binary file, which is put in the place of `path` once it is complete.
 
-    A reader sees the old content or the new, never a part. The folder is made if it is missing.
+    A reader sees the old content or the new, never a part. The folder is created if it is missing.
     Whatever is raised within passes through, and so does OSError, of a full disk say: `path` is
     then as it was, and nothing is left beside it.
     """
@@ -68,7 +68,7 @@ def open_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def remove_own_unfinished() -> None:
-    """Removes what this process has begun to write, before it ends without an exception."""
+    """Removes the incomplete files of this process, before it ends without an exception."""
     for unfinished in list(_unfinished):
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -77,7 +77,7 @@ def remove_own_unfinished() -> None:
 def remove_unfinished(folder: str | os.PathLike) -> None:
     """Removes files that killed processes had begun to write, in a folder and those in it.
 
-    A process holds a lock on what it writes, of the kernel, which ends with the process.
+    A process holds a lock of the kernel on each file that it writes, which ends with the process.
     """
     for pattern in '.*.unfinished', '*/.*.unfinished':
         for unfinished in Path(folder).glob(pattern):
@@ -105,27 +105,27 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 
 def make_writable(folder: str | os.PathLike, instead: str = 'another --workdir') -> None:
-    """Makes a folder if it is missing; raises InputError unless files can be written into it."""
+    """Creates a folder if it is missing; raises InputError unless files can be written into it."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise InputError(
-            f'{os.fspath(folder)} cannot be written to: {reason_of(error)}. Mend that, or give '
+            f'{os.fspath(folder)} cannot be written to: {reason_of(error)}. Correct that, or give '
             f'{instead}.'
         ) from error
 
 
 def reason_of(error: Exception) -> str:
-    """Why something could not be written, in a line, with what to do where that is known.
+    """Returns why something could not be written, in a line, with a remedy if there is one.
 
     TensorStore hides the number of the system's error in the text of a ValueError.
     """
     number = getattr(error, 'errno', None)
     text = str(error).strip().partition('\n')[0]
-    if number is None and (told := re.search(r"os_error_code='(\d+)'", text)):
-        number = int(told[1])
+    if number is None and (match := re.search(r"os_error_code='(\d+)'", text)):
+        number = int(match[1])
         text = os.strerror(number)
     elif not isinstance(error, OSError):
         text = f'{type(error).__name__}: {text}'
@@ -147,13 +147,13 @@ _HINTS = {
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON that every parser reads.
+    """Returns `value` as JSON that every parser reads.
 
     Arrays and their scalars (NumPy, JAX) become lists and numbers, paths strings; NaN and the
     infinities, which JSON cannot say, become null. Raises TypeError for anything else unknown.

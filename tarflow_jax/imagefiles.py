@@ -15,11 +15,12 @@ from PIL import Image
 from tarflow_jax.files import open_atomically, write_atomically
 
 _VISIBLE_SIDE = 64  # pixels; images with a shorter side are enlarged in a grid
+_SEPARATOR = 2  # pixels of grey between neighbours in a grid
 _GREY = 128
 
 
 def to_uint8(images: Any) -> np.ndarray:
-    """Floats in [-1, 1], of any shape, as uint8 of 0 to 255.
+    """Converts floats in [-1, 1], of any shape, to uint8 of 0 to 255.
 
     Values beyond the range are clipped to it, then the nearest of the 256 levels is taken (a tie
     goes to the even one). This inverts `levels / 127.5 - 1` exactly. NaN, which a diverged model
@@ -29,45 +30,38 @@ def to_uint8(images: Any) -> np.ndarray:
     return np.rint((np.clip(values, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def image_grid(images: np.ndarray, columns: int | None = None, separator: int = 2) -> np.ndarray:
-    """Lays images side by side, row by row, in one image.
+def image_grid(images: np.ndarray) -> np.ndarray:
+    """Lays images side by side, row by row, in one image that is nearly a square.
 
     Args:
       images: uint8 [B, H, W, C] with C of 1 or 3. Those with a side of less than 64 pixels are
         enlarged by a whole factor, each pixel to a square.
-      columns: images in a row; by default so many that the grid is nearly a square.
-      separator: pixels of grey between neighbours.
 
     Returns:
       uint8 [height, width, 3], or [height, width] for images of one channel. Places left over in
       the last row are grey.
 
     Raises:
-      ValueError: the images are not of that type or shape, or there is none of them; or columns is
-        less than 1.
+      ValueError: the images are not of that type or shape, or there is none of them.
     """
     _check_images(images)
     images = _enlarge(images)
     count, height, width, channels = images.shape
-    if columns is None:
-        columns = math.ceil(math.sqrt(count * height / width))
-    if columns < 1:
-        raise ValueError(f'a grid of {columns} columns cannot be: ask for 1 or more.')
-    columns = min(columns, count)
+    columns = min(count, math.ceil(math.sqrt(count * height / width)))
     rows = math.ceil(count / columns)
-    cell_height, cell_width = height + separator, width + separator
+    cell_height, cell_width = height + _SEPARATOR, width + _SEPARATOR
     grid = np.full((rows * cell_height, columns * cell_width, channels), _GREY, np.uint8)
     for index, image in enumerate(images):
         top, left = index // columns * cell_height, index % columns * cell_width
         grid[top : top + height, left : left + width] = image
-    grid = grid[: rows * cell_height - separator, : columns * cell_width - separator]
+    grid = grid[: rows * cell_height - _SEPARATOR, : columns * cell_width - _SEPARATOR]
     return grid[..., 0] if channels == 1 else grid
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """The PNG file of a uint8 image [H, W], [H, W, 1] or [H, W, 3]; the same bytes each time.
+    """Returns the PNG file of a uint8 image [H, W], [H, W, 1] or [H, W, 3].
 
-    Raises ValueError for another type or shape.
+    The bytes depend on the image alone. Raises ValueError for another type or shape.
     """
     _check_images(image[None, ..., None] if image.ndim == 2 else image[None])
     file = io.BytesIO()
@@ -131,7 +125,7 @@ def open_npz(
 def _check_images(images: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
-            f'got {images.dtype} {list(images.shape)}, need uint8 images of shape [..., H, W, C] '
+            f'got {images.dtype} {list(images.shape)}; expected are uint8 images [..., H, W, C] '
             f'with 1 or 3 channels (to_uint8 makes them from floats).'
         )
     if 0 in images.shape:

@@ -379,7 +379,7 @@ def test_a_checkpoint_that_tries_to_run_code(runs, tmp_path):
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('evil/data.pkl', pickle.dumps({'weight': RunsCode()}))
     line = runs.refused(tmp_path / 'run', '--mode=sample', f'--checkpoint={path}')
-    assert f'{path} was not loaded: its pickle asks for ' in line
+    assert f'{path} was not loaded: its pickle names ' in line
     assert 'could run code' in line
 
 

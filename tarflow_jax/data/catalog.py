@@ -47,6 +47,11 @@ def prepare(
             be fetched by hand is missing, or it cannot be downloaded or written.
     """
     root = data_folder(data_dir)
+    manual = root / 'downloads' / 'manual'
+    if manual_dir is not None:
+        manual = data_folder(manual_dir, 'manual_dir')
+        if not manual.is_dir():
+            raise InputError(f'manual_dir {manual} is not a folder; give one that exists.')
     if builders.is_own(name):
         return prepare_own(name, root)
     builder = _make_builder(name, root)
@@ -63,11 +68,6 @@ def prepare(
     checked_image(name, dict(features.items()) if is_dict else {})
     if type(builder).__module__.startswith('tensorflow_datasets.'):  # others may do without
         _check_tensorflow(name)
-    manual = root / 'downloads' / 'manual'
-    if manual_dir is not None:
-        manual = pathlib.Path(manual_dir).expanduser().absolute()
-        if not manual.is_dir():
-            raise InputError(f'manual_dir {manual} is not a folder; give one that exists.')
     config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
     logging.info("Preparing TFDS's data set '%s' in %s.", name, root)
     tfds.enable_progress_bar()

@@ -1,7 +1,7 @@
 """A data set: random access to the examples of its splits, and slices such as 'train[:90%]'."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -92,12 +92,10 @@ class Dataset:
         )
 
 
-def split_sizes(sizes: Mapping[str, int]) -> tfds.core.SplitDict:
-    """Returns splits of these many examples, for `ranges`, of a data set that is not TFDS's."""
-    return tfds.core.SplitDict(
-        tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0, filename_template=None)
-        for name, size in sizes.items()
-    )
+def one_split(name: str, size: int) -> tfds.core.SplitDict:
+    """Returns one split of `size` examples, for `ranges`, of a data set that is not TFDS's."""
+    info = tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0, filename_template=None)
+    return tfds.core.SplitDict([info])
 
 
 def ranges(spec: str, splits: tfds.core.SplitDict) -> list[slice]:

@@ -23,37 +23,38 @@ class ExampleReader:
 
     TFDS's own way, which parses and nests every feature, takes several times as long.
 
+    Args:
+        name: of the data set, for messages.
+        features: TFDS's description of an example.
+        image_size: images that come in any size become RGB squares of this side in pixels; images
+            of one fixed shape stay as they are.
+
     Attributes:
         image_shape: (H, W, C) of every image.
         num_classes: labels are the integers below it; 0 where examples have no label.
+
+    Raises:
+        InputError: there is no image of uint8, or one of any size and no `image_size`.
     """
 
     def __init__(self, name: str, features: Features, image_size: int | None = None):
-        """Checks the features of the data set `name`.
-
-        Args:
-            name: for messages.
-            features: TFDS's description of an example.
-            image_size: images that come in any size become RGB squares of this side in pixels;
-                images of one fixed shape stay as they are.
-
-        Raises:
-            InputError: if there is no image of uint8, or one of any size and no `image_size`.
-        """
         feature = checked_image(name, features)
         label = features.get('label')
         is_class = isinstance(label, tfds.features.ClassLabel)
         self.num_classes: int = (label.num_classes or 0) if is_class else 0
-        self.image_shape: tuple[int, int, int]
-        self._image: Callable[..., np.ndarray]
+        self.image_shape: tuple[int, int, int] = feature.shape
+        is_file = isinstance(feature, tfds.features.Image)
+        self._image: Callable[..., np.ndarray] = functools.partial(
+            _image_file if is_file else _tensor, feature
+        )
         if None in feature.shape:
-            size = _checked_size(name, image_size)
-            self.image_shape = (size, size, 3)
-            self._image = functools.partial(_any_image, size)
-        else:
-            self.image_shape = feature.shape
-            of_file = isinstance(feature, tfds.features.Image)
-            self._image = functools.partial(_image_file if of_file else _tensor, feature)
+            if not image_size:
+                raise InputError(
+                    f"the images of data set '{name}' come in any size; open it with image_size=N "
+                    '(the side in pixels), and they are scaled and cropped to N x N.'
+                )
+            self.image_shape = (image_size, image_size, 3)
+            self._image = functools.partial(_any_image, image_size)
 
     def __call__(self, records: Sequence[bytes]) -> Batch:
         """Decodes n examples: image uint8 [n, H, W, C], label int32 [n] (-1: no label).
@@ -69,21 +70,19 @@ class ExampleReader:
                 raise ValueError(f'an image of shape {image.shape} among {self.image_shape}')
             images[i] = image
             if self.num_classes:
-                labels[i] = self._checked_label(values['label'].int64_list.value[0])
+                label = values['label'].int64_list.value[0]
+                if not -1 <= label < self.num_classes:
+                    raise ValueError(f'the label {label} among {self.num_classes} classes')
+                labels[i] = label
         return {'image': images, 'label': labels}
-
-    def _checked_label(self, label: int) -> int:
-        if not -1 <= label < self.num_classes:
-            raise ValueError(f'the label {label} among {self.num_classes} classes')
-        return label
 
 
 def checked_image(name: str, features: Features) -> tfds.features.FeatureConnector:
-    """The feature 'image' of the data set `name`.
+    """Returns the feature 'image' of the data set `name`.
 
     Raises:
-        InputError: unless it is uint8 [H, W, C] of one shape, or image files of any size with
-            three channels.
+        InputError: it is not uint8 [H, W, C] of one shape, nor image files of any size with three
+            channels.
     """
     feature = features.get('image')
     shape = getattr(feature, 'shape', ())
@@ -102,15 +101,6 @@ def checked_image(name: str, features: Features) -> tfds.features.FeatureConnect
     return feature
 
 
-def _checked_size(name: str, image_size: int | None) -> int:
-    if not image_size:
-        raise InputError(
-            f"the images of data set '{name}' come in any size; open it with image_size=N (the "
-            'side in pixels), and they are scaled and cropped to N x N.'
-        )
-    return image_size
-
-
 def _tensor(feature: tfds.features.Tensor, value) -> np.ndarray:
     if value.HasField('bytes_list'):
         return np.asarray(feature.decode_example_np(value.bytes_list.value[0]))
@@ -118,7 +108,7 @@ def _tensor(feature: tfds.features.Tensor, value) -> np.ndarray:
 
 
 def _image_file(feature: tfds.features.Image, value) -> np.ndarray:
-    """Decodes with Pillow alone: TFDS takes OpenCV where it is, which may decode otherwise."""
+    """Decodes with Pillow alone: TFDS uses OpenCV where it is installed, with other results."""
     mode = _MODES[feature.shape[2]]
     with open_image(value.bytes_list.value[0]) as image:
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))

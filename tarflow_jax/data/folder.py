@@ -25,22 +25,22 @@ _VERSION = re.compile(r'(\d+)\.(\d+)\.(\d+)')
 _LOCK_FILE = '.prepare.lock'
 
 
-def data_folder(data_dir: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the absolute path of a data folder, which need not exist yet.
+def data_folder(data_dir: str | os.PathLike[str], name: str = 'data_dir') -> pathlib.Path:
+    """Returns the absolute path of a data folder, which need not exist yet; `name` is for errors.
 
     Raises:
         InputError: it is empty, an address, or no folder that can be read.
     """
     if not os.fspath(data_dir):
-        raise InputError('data_dir is empty; give the path of a folder.')
+        raise InputError(f'{name} is empty; give the path of a folder.')
     if '://' in os.fspath(data_dir):
         raise InputError(
-            f"data_dir '{os.fspath(data_dir)}' is an address; data is read from a local folder. "
+            f"{name} '{os.fspath(data_dir)}' is an address; data is read from a local folder. "
             'Mount the bucket (with gcsfuse, say) or copy it, and give the path.'
         )
     root = pathlib.Path(data_dir).expanduser().absolute()
     if root.exists() and not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):
-        raise InputError(f"data_dir '{root}' is not a folder that can be read; give another.")
+        raise InputError(f"{name} '{root}' is not a folder that can be read; give another.")
     return root
 
 
@@ -55,11 +55,12 @@ def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
         return prepared[name]
     known = sorted({*builders.NAMES, *prepared})
     nearest = difflib.get_close_matches(name, known, n=1)
+    plain = shown(name).strip("'")
     raise InputError(
         f'there is no data set {shown(name)} in {root}'
         + (f"; did you mean '{nearest[0]}'?" if nearest else '.')
         + f' Known there: {", ".join(known)}. Others are prepared first: '
-        + f'{PREPARE_COMMAND} {shown(name)} --data_dir={root} for one of TFDS, the same with '
+        + f'{PREPARE_COMMAND} {plain} --data_dir={root} for one of TFDS, the same with '
         + '--folder=DIR --size=N for folders of images.'
     )
 

@@ -34,8 +34,8 @@ def open_image(source: bytes | str | os.PathLike[str]) -> Iterator[ImageFile.Ima
         source: the content of an image file, or its path.
 
     Raises:
-        OSError: if the file cannot be read, or is no such image.
-        ValueError: if it is no file (a FIFO, say), has too many pixels, or its content is damaged
+        OSError: the file cannot be read, or is no such image.
+        ValueError: it is not a file (a FIFO, say), has too many pixels, or its content is damaged
             in another way.
     """
     try:
@@ -66,8 +66,8 @@ def decode(source: bytes | str | os.PathLike[str]) -> Image.Image:
         A PIL image of mode 'RGB'.
 
     Raises:
-        OSError: if the file cannot be read, is no image, or is truncated.
-        ValueError: as of `open_image`.
+        OSError: the file cannot be read, is no image, or is truncated.
+        ValueError: see `open_image`.
     """
     with open_image(source) as image:
         if image.format in ('JPEG', 'MPO'):

@@ -1,12 +1,11 @@
-"""Images in an .npz file, as ADM, EDM and the downsampled ImageNet have them."""
+"""Images in an .npz file, as ADM writes them."""
 
-import math
 import pathlib
 
 import numpy as np
 from absl import logging
 
-from tarflow_jax.data.dataset import ArraySplit, Dataset, ranges, split_sizes
+from tarflow_jax.data.dataset import ArraySplit, Dataset, one_split, ranges
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import reason_of
 from tarflow_jax.formats.npz import Header, NpzArrays
@@ -14,22 +13,19 @@ from tarflow_jax.values import shown
 
 IMAGE_KEYS = ('arr_0', 'images', 'image', 'data', 'x')
 LABEL_KEYS = ('arr_1', 'labels', 'label', 'y')
-_FLAT_KEY = 'data'
 _CONTENT = (
-    f'Images are uint8 [N, H, W, C] under one of the keys {", ".join(IMAGE_KEYS)} (under '
-    f'{_FLAT_KEY} also [N, 3*S*S], planes of red, green and blue), and labels, integers [N] from 0 '
-    f'(-1: none), under one of {", ".join(LABEL_KEYS)} or none. Pickled Python objects are never '
-    'loaded.'
+    f'Images are uint8 [N, H, W, C] under one of the keys {", ".join(IMAGE_KEYS)}, and labels, '
+    f'integers [N] from 0 (-1: none), under one of {", ".join(LABEL_KEYS)} or none. Pickled Python '
+    'objects are never loaded.'
 )
 
 
 def open_npz(name: str) -> Dataset:
     """Reads an .npz file as a data set with one split 'train', held in memory.
 
-    Images are uint8 [N, H, W, C] with one to four channels, under one of `IMAGE_KEYS`. Under
-    'data' they may also be [N, 3 * S * S], the red, green and blue planes of S x S pixels end to
-    end, as in the downsampled ImageNet. Labels are integers [N] from 0, -1 for none, under one of
-    `LABEL_KEYS`, or there are none at all; the largest and 1 is the number of classes.
+    Images are uint8 [N, H, W, C] with one to four channels, under one of `IMAGE_KEYS`. Labels are
+    integers [N] from 0, -1 for none, under one of `LABEL_KEYS`, or there are none at all; there is
+    one class more than the largest.
 
     Args:
         name: the path of the file.
@@ -38,7 +34,7 @@ def open_npz(name: str) -> Dataset:
         InputError: the file does not exist, is damaged, or holds something else.
     """
     images, labels = _read(name)
-    splits = split_sizes({'train': len(images)})
+    splits = one_split('train', len(images))
 
     def open_split(spec: str) -> ArraySplit:
         """Opens a slice: a view, where it is one range."""
@@ -75,9 +71,9 @@ def _read(name: str) -> tuple[np.ndarray, np.ndarray]:
             _check_images(name, image_key, arrays.headers[image_key])
             num_images = arrays.headers[image_key].shape[0]
             if label_key is None:
-                return _images(arrays[image_key]), np.full(num_images, -1, np.int32)
+                return arrays[image_key], np.full(num_images, -1, np.int32)
             _check_labels(name, label_key, arrays.headers[label_key], num_images)
-            return _images(arrays[image_key]), _labels(name, arrays[label_key])
+            return arrays[image_key], _labels(name, arrays[label_key])
     except InputError:
         raise
     except MemoryError as error:
@@ -108,24 +104,11 @@ def _checked_keys(name: str, headers: dict[str, Header]) -> tuple[str, str | Non
 
 def _check_images(name: str, key: str, header: Header) -> None:
     shape, dtype = header
-    is_flat = len(shape) == 2 and key == _FLAT_KEY and shape[1] == 3 * _side(shape[1]) ** 2
-    is_nhwc = len(shape) == 4 and shape[3] <= 4
-    if dtype != np.uint8 or not (is_flat or is_nhwc) or min(shape) < 1:
+    if dtype != np.uint8 or len(shape) != 4 or min(shape) < 1 or shape[3] > 4:
         hint = 'Put the channels last. ' if len(shape) == 4 and shape[1] in (1, 3) else ''
         raise InputError(
             f"'{name}' cannot be used: {key} is {dtype} {list(shape)}. {hint}{_CONTENT}"
         )
-
-
-def _side(length: int) -> int:
-    return math.isqrt(length // 3)
-
-
-def _images(array: np.ndarray) -> np.ndarray:
-    if array.ndim == 4:
-        return array
-    side = _side(array.shape[1])
-    return np.ascontiguousarray(array.reshape(-1, 3, side, side).transpose(0, 2, 3, 1))
 
 
 def _check_labels(name: str, key: str, header: Header, num_images: int) -> None:

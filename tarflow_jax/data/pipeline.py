@@ -3,9 +3,10 @@
 A training batch is a pure function of (seed, step), so there is no iterator state to save.
 """
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
 import grain
@@ -44,7 +45,7 @@ def train_batches(
     rows: np.ndarray | None = None,
     workers: int = 0,
 ) -> Batches:
-    """Endless batches: every example once an epoch, each epoch in an order of its own.
+    """Reads endless batches: every example once an epoch, each epoch in an order of its own.
 
     The batch of a step depends on (seed, step) alone, however many processes share it: each reads
     some of its rows. Batches run across the edges of epochs.
@@ -63,7 +64,7 @@ def train_batches(
         threads and processes that read ahead.
 
     Raises:
-        InputError: if the split is smaller than a batch.
+        InputError: the split is smaller than a batch.
     """
     rows = _checked_rows(batch_size, rows)
     if batch_size > len(split):
@@ -80,7 +81,7 @@ def train_batches(
 
 
 def eval_batches(split: Split, *, batch_size: int, rows: np.ndarray | None = None) -> Batches:
-    """Batches with every example exactly once, in order, the last one padded.
+    """Reads batches with every example exactly once, in order, the last one padded.
 
     Args:
         split: the examples.
@@ -93,7 +94,7 @@ def eval_batches(split: Split, *, batch_size: int, rows: np.ndarray | None = Non
         the threads that read ahead.
 
     Raises:
-        InputError: if a batch has no rows.
+        InputError: a batch has no rows.
     """
     rows = _checked_rows(batch_size, rows)
 
@@ -114,43 +115,32 @@ def _checked_rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
 def _read(
     batches: grain.MapDataset, read: Callable[..., Batch], split: Split, workers: int = 0
 ) -> Batches:
-    """One call of `read` a batch, never one an example, some batches ahead of the reader."""
+    """Calls `read` once a batch, never once an example, some batches ahead of the reader."""
     if split.in_memory:
         return iter(batches.map(read).to_iter_dataset(_MEMORY_READS))
     if not workers:
         return iter(batches.map(read).to_iter_dataset(_DISK_READS))
-    _parse_flags_for_grain()
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_WORKER_BATCHES)
     ahead = batches.map(read).to_iter_dataset(_WORKER_READS)
-    return _WorkerBatches(iter(ahead.mp_prefetch(options, lambda *_: end_with_parent())))
+    return _worker_batches(iter(ahead.mp_prefetch(options, lambda *_: end_with_parent())))
 
 
-class _WorkerBatches(Iterator[Batch]):
-    """Batches of worker processes, which never see SIGINT or SIGTERM.
+def _worker_batches(batches: grain.DatasetIterator[Batch]) -> Generator[Batch, None, None]:
+    """Yields batches of worker processes, which never see SIGINT or SIGTERM.
 
     Ctrl-C reaches all processes of a terminal; this one saves, and ends its workers when it closes
     the iterator. Grain starts them with the first batch.
     """
-
-    def __init__(self, batches: grain.DatasetIterator[Batch]):
-        self._batches = batches
-        self._started = False
-
-    def __next__(self) -> Batch:
-        if self._started:
-            return next(self._batches)
-        self._started = True
-        with delayed_signals():
-            return next(self._batches)
-
-    def close(self) -> None:
-        self._batches.close()
-
-
-def _parse_flags_for_grain() -> None:
-    """Grain asks absl for flags when it starts processes, and fails outside of `absl.app.run`."""
-    if not flags.FLAGS.is_parsed():
+    if not flags.FLAGS.is_parsed():  # as outside of `absl.app.run`; Grain's workers want it
         flags.FLAGS.mark_as_parsed()
+    with contextlib.closing(batches):
+        yield _first(batches)  # a name here would keep its shared memory for good
+        yield from batches
+
+
+def _first(batches: Iterator[Batch]) -> Batch:
+    with delayed_signals():
+        return next(batches)
 
 
 class _ShuffledIndices:
@@ -179,7 +169,7 @@ class _ShuffledIndices:
         return np.concatenate([indices, self._order(epoch + 1)[:missing]]) if missing else indices
 
     def _sort_order(self, epoch: int) -> np.ndarray:
-        """A permutation from raw Philox words, which NumPy keeps the same in every version."""
+        """Returns a permutation; NumPy keeps raw Philox words the same in every version."""
         key = np.array([self._seed % 2**64, epoch], np.uint64)
         words = np.random.Philox(key=key).random_raw(self._num_examples)
         return np.argsort(words, kind='stable')

@@ -56,8 +56,8 @@ def main(arguments: Sequence[str]) -> None:
             options.data_dir,
             size=options.size,
             upscale=options.upscale,
-            max_unreadable=1.0 if options.max_unreadable is None else options.max_unreadable,
-            workers=_num_cores() if options.workers is None else options.workers,
+            max_unreadable=options.max_unreadable,
+            workers=options.workers,
             say=tqdm.write,
             progress=_progress_bars(),
         )
@@ -124,13 +124,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add('--folder', metavar='DIR', help='images as CLASS/FILE or SPLIT/CLASS/FILE')
     add('--size', type=int, metavar='N', help='side of the images in pixels')
     add('--upscale', action='store_true', help='enlarge images that are smaller')
-    add(
-        '--max_unreadable',
-        type=float,
-        metavar='PERCENT',
-        help='of a split that may be left out; 1 by default',
-    )
-    add('--workers', type=int, metavar='N', help='processes to use; all cores by default')
+    share, num_cores = 'of a split that may be left out; 1 by default', len(os.sched_getaffinity(0))
+    add('--max_unreadable', type=float, default=1.0, metavar='PERCENT', help=share)
+    add('--workers', type=int, default=num_cores, metavar='N', help='processes; one a core')
     add('--data_dir', metavar='DIR', default=_default_data_dir(), help='as config.data.dir')
     add('--manual_dir', metavar='DIR', help="files you downloaded for one of TFDS's data sets")
     options = parser.parse_args(arguments)
@@ -139,13 +135,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check(options: argparse.Namespace) -> None:
-    for flag in ('folder', 'data_dir', 'manual_dir'):
-        if getattr(options, flag) == '':
-            raise InputError(f'--{flag}= is empty; give the path of a folder.')
-    of_folders = ('size', 'upscale', 'max_unreadable', 'workers')
-    given = [f'--{name}' for name in of_folders if getattr(options, name) not in (None, False)]
-    if options.folder is None and given:
-        raise InputError(f'{", ".join(given)} can be given with --folder only.')
+    if options.folder is None and (options.size is not None or options.upscale):
+        raise InputError('--size and --upscale can be given with --folder only.')
     if options.folder is not None and options.size is None:
         raise InputError('--folder needs --size=N, the side of the images in pixels.')
     if options.folder is not None and options.manual_dir is not None:
@@ -160,10 +151,6 @@ class _Parser(argparse.ArgumentParser):
 def _default_data_dir() -> str:
     """Returns the default of configs/base.py, which is no part of the package."""
     return os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def run() -> None:

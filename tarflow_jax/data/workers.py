@@ -53,23 +53,20 @@ def map_unordered(
 
 
 def _end_with_pipe(reader: Connection) -> None:
-    """In a worker: ends it once nobody can write into the pipe, as when its parent was killed."""
-
-    def watch():
-        reader.poll(None)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    """Ends this worker once nobody can write into the pipe, as when its parent was killed."""
+    _end_after(lambda: reader.poll(None))
 
 
 def end_with_parent() -> None:
-    """In a worker: ends it once its parent has ended, which it would not notice while it waits."""
-    parent = multiprocessing.parent_process()
+    """Ends this worker once its parent has ended, which it would not notice while it waits."""
+    if parent := multiprocessing.parent_process():
+        _end_after(parent.join)
 
+
+def _end_after(wait: Callable[[], object]) -> None:
     def watch():
-        if parent:
-            parent.join()
-            os._exit(1)
+        wait()
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -1,7 +1,7 @@
 """Reads the arrays of an `.npz` file: a zip archive of NumPy's `.npy` files.
 
-`numpy.load` takes what such a file says of itself as true: it allocates what a header claims, and
-unpacks kilobytes to gigabytes. Here sizes are compared with the file's before anything is read.
+`numpy.load` trusts such a file: it allocates the sizes that a header claims, and unpacks kilobytes
+to gigabytes. Here sizes are compared with the file's before anything is read.
 """
 
 import io
@@ -21,14 +21,14 @@ _MOST_TIMES, _MOST_BYTES = 100, 2**30
 
 
 class Header(NamedTuple):
-    """What an array is, before it is read."""
+    """The shape and type of an array, before it is read."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 class NpzArrays:
-    """The arrays of a file by name, each read when it is asked for. A context manager.
+    """The arrays of a file by name, each read when it is used. A context manager.
 
     Attributes:
       headers: of all arrays, by their names.
@@ -75,7 +75,7 @@ class NpzArrays:
         return Header(shape, dtype)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """An array of plain numbers or text; never an object."""
+        """Reads an array of plain numbers or text; never an object."""
         info, header = self._infos[name], self.headers[name]
         if header.dtype.kind not in 'biufU':
             raise ValueError(f'{name} is of type {header.dtype}')

@@ -17,7 +17,7 @@ _MOST_TIMES, _MOST_BYTES = 8, 2**30
 
 
 def read_state_dict(path) -> dict[str, np.ndarray]:
-    """The named tensors that `torch.save(model.state_dict(), path)` wrote.
+    """Returns the named tensors that `torch.save(model.state_dict(), path)` wrote.
 
     The arrays cannot be written to. Their bytes are checked here, and then stay in the file until
     they are used, so that a large file takes little memory; they are wrong if the file is meanwhile

@@ -19,12 +19,12 @@ _VERSION = 1001
 
 
 def is_legacy(mapped: mmap.mmap) -> bool:
-    """Whether a file begins as those of PyTorch before 1.6 do."""
+    """Returns whether a file begins as those of PyTorch before 1.6 do."""
     return mapped[: len(_START)] == _START
 
 
 def read(mapped: mmap.mmap, path: Path) -> tuple[Any, dict[str, memoryview]]:
-    """What was saved, and the bytes of its storages by key, where they lie in the file."""
+    """Returns the saved value, and the bytes of its storages by key, where they lie in the file."""
     file = cast(IO[bytes], mapped)
     (magic, _), (version, _), (machine, _) = (torchpickle.load(file, path) for _ in range(3))
     if magic != _MAGIC or version != _VERSION:
@@ -40,7 +40,7 @@ def read(mapped: mmap.mmap, path: Path) -> tuple[Any, dict[str, memoryview]]:
 
 
 def _parts(mapped: mmap.mmap, storages: list[Storage]) -> dict[str, memoryview]:
-    """The bytes of storages that lie one after the other from the position of the file on."""
+    """Returns the bytes of storages that lie end to end from the position of the file on."""
     data, place = memoryview(mapped), mapped.tell()
     parts = {}
     for storage in storages:

@@ -63,11 +63,11 @@ class Tensor(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of the array, which repeats elements where a stride is 0."""
+        """Returns the size of the array, which repeats elements where a stride is 0."""
         return math.prod(self.shape) * self.storage.dtype.itemsize
 
     def array(self, data: memoryview) -> np.ndarray:
-        """The tensor as a view of the bytes of its storage."""
+        """Returns the tensor as a view of the bytes of its storage."""
         if 0 in self.shape:
             return np.empty(self.shape, self.storage.dtype)
         size = self.storage.dtype.itemsize
@@ -102,7 +102,7 @@ _KNOWN = {
 
 
 def load(file: IO[bytes], path: Path) -> tuple[Any, dict[str, Storage]]:
-    """The value of the pickle at the position of `file`, and its storages by key.
+    """Returns the value of the pickle at the position of `file`, and its storages by key.
 
     It is made of None, numbers, text, tuples, lists, dictionaries, `Storage`s and `Tensor`s. The
     position of `file` is then after the pickle.
@@ -149,7 +149,7 @@ class _Interpreter:
         return self._stack.pop()
 
     def _pop_items(self) -> list[Any]:
-        """The values above the topmost mark, which is taken away."""
+        """Removes the topmost mark and the values above it, which it returns."""
         items = []
         while not isinstance(value := self._pop(), _Mark):
             items.append(value)
@@ -186,7 +186,7 @@ class _Interpreter:
         known = _Name(module, name)
         if known not in _KNOWN:
             raise InputError(
-                f'{self._path} was not loaded: its pickle asks for {module}.{name}, which is no '
+                f'{self._path} was not loaded: its pickle names {module}.{name}, which is no '
                 'part of a tensor and could run code. A state dict of plain tensors never does; do '
                 'not trust this file.'
             )
@@ -205,10 +205,12 @@ class _Interpreter:
         elif name == _REBUILD_PARAMETER:
             self._push(_checked(arguments[0], Tensor))
         else:
-            raise pickle.UnpicklingError('it calls what makes no tensor')
+            raise pickle.UnpicklingError(
+                'it calls something other than the constructor of a tensor'
+            )
 
     def _build(self) -> None:
-        """What is said of an OrderedDict besides its items: PyTorch's versions of modules."""
+        """Drops the state of an OrderedDict besides its items: PyTorch's versions of modules."""
         self._pop()
         self._top(dict)
 
@@ -225,7 +227,7 @@ class _Interpreter:
 
 def _checked(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise pickle.UnpicklingError(f'it has a {type(value).__name__} in the place of another')
+        raise pickle.UnpicklingError(f'it has an unexpected {type(value).__name__}')
     return value
 
 

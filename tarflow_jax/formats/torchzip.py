@@ -19,7 +19,7 @@ _ALIGNMENT = 64  # bytes, as PyTorch aligns storages, so that they can be used w
 
 
 def read(mapped: mmap.mmap, path: Path) -> tuple[Any, dict[str, memoryview]]:
-    """What was saved, and the bytes of its storages by key, checked where they lie in the file."""
+    """Returns the saved value, and the bytes of its storages by key, checked."""
     with zipfile.ZipFile(cast(IO[bytes], mapped)) as archive:
         parts = _Parts(archive, memoryview(mapped))
     value, storages = torchpickle.load(io.BytesIO(parts['data.pkl']), path)
@@ -91,7 +91,7 @@ _CALL, _SET_ITEMS, _STORAGE_OF = b'R', b'u', b'Q'
 
 
 def _pickle(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes]:
-    """The description of tensors. The pickler would want the functions that it names to exist."""
+    """Yields the description of tensors; the pickler would require the functions that it names."""
     empty = _global('collections', 'OrderedDict') + _plain(()) + _CALL
     yield _START + empty + _MARK
     for key, (name, tensor) in enumerate(tensors.items()):

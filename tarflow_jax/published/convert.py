@@ -27,18 +27,18 @@ def from_state_dict(
     shardings=None,
     **settings,
 ):
-    """The model and parameters that a published state dict holds.
+    """Converts a published state dict to a model and parameters.
 
     Every tensor must be one that such a model has: with one more, or with a mask that is not
-    causal, the network was another, and what ours computed would be wrong without a sign of it.
+    causal, the network was another, and the results of ours would be silently wrong.
     Masks may be missing, and so may a variance of ones: they are computed here.
 
     Args:
       tensors: arrays by their published names.
       image_shape: (H, W, C); by default square images, of one channel or three.
-      patch_size: side of a patch, unless there is a name; the tensors do not tell.
+      patch_size: side of a patch, unless there is a name; the tensors do not determine it.
       name: of the file, which is then checked against the tensors.
-      source: what to call the state dict in errors.
+      source: the name of the state dict in errors.
       shardings: from the tree of the parameters' shapes to where each is to lie.
       **settings: other attributes of the `TarFlow`, such as dtype.
 
@@ -81,26 +81,26 @@ def _make_model(tensors, image_shape, patch_size, name, source, settings) -> Tar
 
 
 def choose_patch_size(patch_size: int | None, name: Name | None, source) -> int:
-    """What was given or the name tells; InputError for neither, both and another, or no size."""
-    told = None if name is None else name.patch_size
-    if patch_size is None and told is None:
+    """Returns the given size or that of the name; InputError for neither, two sizes, or no size."""
+    named = None if name is None else name.patch_size
+    if patch_size is None and named is None:
         raise InputError(
-            f'{source} does not tell its patch_size: give patch_size=P (and image_shape=(H, W, C) '
+            f'{source} does not say its patch_size: give patch_size=P (and image_shape=(H, W, C) '
             'where images are not square, or have other than one channel or three), or the name '
             f'that the published code gives, such as {EXAMPLE}.'
         )
-    if None not in (patch_size, told) and patch_size != told:
+    if None not in (patch_size, named) and patch_size != named:
         raise InputError(
-            f'{source} has patch_size={told} by its name; got patch_size={patch_size}.'
+            f'{source} has patch_size={named} by its name; got patch_size={patch_size}.'
         )
-    size = told if patch_size is None else patch_size
+    size = named if patch_size is None else patch_size
     if size is None or size < 1:
         raise InputError(f'patch_size must be at least 1; got {size}.')
     return size
 
 
 def infer_sizes(tensors) -> dict:
-    """The TarFlow attributes that the tensors of a published state dict tell."""
+    """Returns the TarFlow attributes that the tensors of a published state dict determine."""
     width, token_dim = tensors['blocks.0.proj_in.weight'].shape
     class_embed = tensors.get('blocks.0.class_embed')
     return dict(
@@ -121,14 +121,14 @@ def _count(tensors, pattern) -> int:
 
 
 def infer_image_shape(num_tokens: int, token_dim: int, patch_size: int, source):
-    """The (H, W, C) of square images of one channel or three; InputError if they are not such."""
+    """Returns (H, W, C) of square images of one channel or three; InputError for any others."""
     side = math.isqrt(num_tokens)
     channels = token_dim / patch_size**2
     if channels not in (1, 3):
         raise InputError(
             f'{source} has tokens of {token_dim} numbers, which with patch_size={patch_size} would '
             f'be {channels:g} channels. If that is so, give image_shape=(H, W, C); if images have '
-            'one or three, patch_size, or the name that tells it, is wrong.'
+            'one or three, patch_size, or the name that says it, is wrong.'
         )
     if side**2 != num_tokens:
         raise InputError(
@@ -141,17 +141,17 @@ def infer_image_shape(num_tokens: int, token_dim: int, patch_size: int, source):
 def check_image_shape(num_tokens: int, token_dim: int, image_shape, patch_size: int, source):
     """Raises InputError unless patches of such images are as many and as large as the tensors."""
     rows, columns = patches.grid_shape(image_shape, patch_size)
-    asked = (rows * columns, image_shape[2] * patch_size**2)
-    if asked != (num_tokens, token_dim):
+    shape = (rows * columns, image_shape[2] * patch_size**2)
+    if shape != (num_tokens, token_dim):
         raise InputError(
             f'{source} is for {num_tokens} tokens of {token_dim} numbers (channels x patch_size^2);'
-            f' image_shape={tuple(image_shape)} with patch_size={patch_size} gives {asked[0]} '
-            f'tokens of {asked[1]}.'
+            f' image_shape={tuple(image_shape)} with patch_size={patch_size} gives {shape[0]} '
+            f'tokens of {shape[1]}.'
         )
 
 
 def check_tensors(tensors: Mapping[str, np.ndarray], model: TarFlow, source):
-    """Raises InputError, naming the tensor, unless they are what a published `model` has."""
+    """Raises InputError, naming the tensor, unless they are those of a published `model`."""
     expected = layout.tensor_shapes(model)
     for name, shape in expected.items():
         is_mask = name.endswith(layout.BLOCK[layout.MASK])
@@ -184,7 +184,7 @@ def check_tensors(tensors: Mapping[str, np.ndarray], model: TarFlow, source):
 
 
 def convert_params(tensors: Mapping[str, np.ndarray], model: TarFlow, shardings=None):
-    """Published tensors, checked before, as the parameters of `model`; see `from_state_dict`."""
+    """Converts checked tensors to the parameters of `model`; see `from_state_dict`."""
     parts = collections.defaultdict(list)
     for tensor, name, index in layout.entries(model):
         parts[name].append((tensor, index))
@@ -207,7 +207,7 @@ def convert_params(tensors: Mapping[str, np.ndarray], model: TarFlow, shardings=
 
 
 def to_state_dict(model: TarFlow, params) -> dict[str, np.ndarray]:
-    """What the published code stores of such a model: float32 tensors by name, in its order.
+    """Returns the published state dict of a model: float32 tensors by name, in its order.
 
     Most are views of the parameters, in other orders of the axes.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tarflow_jax.flow.tarflow import TarFlow
 
-HEAD_DIM = 64  # of every published model; the tensors do not tell
+HEAD_DIM = 64  # of every published model; the tensors do not determine it
 MASK = 'mask'
 
 # Names of ours and theirs within a block, in the order in which theirs are stored.
@@ -45,7 +45,7 @@ VARIANCE = 'var'  # of the prior [T, P]; stored there of every model, all ones b
 
 
 def tensor_shapes(model: TarFlow) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that the published code stores of such a model, in its order."""
+    """Returns the shapes of the tensors that the published code stores of a model, in its order."""
     ours = flat(param_shapes(model)['blocks'])
     flow = model.token_flow()
     shapes: dict[str, tuple[int, ...]] = {VARIANCE: (flow.num_tokens, flow.token_dim)}
@@ -58,7 +58,7 @@ def tensor_shapes(model: TarFlow) -> dict[str, tuple[int, ...]]:
 
 
 def entries(model: TarFlow) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Every tensor of the blocks: its name there, the name here, and its place along our axes."""
+    """Yields each tensor of the blocks: its name there, its name here, its place along our axes."""
     for block in range(model.num_blocks):
         for name, theirs in BLOCK.items():
             if name == 'layers':
@@ -71,7 +71,7 @@ def entries(model: TarFlow) -> Iterator[tuple[str, str, tuple[int, ...]]]:
 
 
 def _published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape there of a parameter of one block and layer that here has `shape`."""
+    """Returns the shape there of a parameter of one block and layer that here has `shape`."""
     if name == 'class_embed':
         return shape[0], 1, shape[1]
     if not name.endswith('kernel'):
@@ -81,7 +81,7 @@ def _published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def to_theirs(array: np.ndarray, name: str, block: int) -> np.ndarray:
-    """A parameter of one block and layer, as it is there."""
+    """Converts a parameter of one block and layer to its form there."""
     if name == 'pos_embed':
         return array[::-1] if block % 2 else array
     if name == 'class_embed':
@@ -104,16 +104,16 @@ def to_ours(tensor: np.ndarray, name: str, block: int, shape: tuple[int, ...]) -
 
 
 def param_shapes(model: TarFlow):
-    """The tree of the shapes of our parameters."""
+    """Returns the tree of the shapes of our parameters."""
     return jax.eval_shape(model.init_params, jax.random.key(0))
 
 
 def flat(tree) -> dict:
-    """The leaves of a tree of ours by their paths, such as layers/mlp/up/bias."""
+    """Returns the leaves of a tree of ours by their paths, such as layers/mlp/up/bias."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {name_of(path): leaf for path, leaf in leaves}
 
 
 def name_of(path) -> str:
-    """A path in a tree of ours in words."""
+    """Returns a path in a tree of ours as text."""
     return jax.tree_util.keystr(path, simple=True, separator='/')

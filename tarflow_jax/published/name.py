@@ -1,4 +1,4 @@
-"""Names of published checkpoints, which tell what their tensors do not.
+"""Names of published checkpoints, which hold what their tensors do not.
 
 `afhq_model_8_768_8_8_0.07.pth` is of the data set afhq, with patches of 8x8 pixels, a width of 768,
 8 blocks of 8 layers each and Gaussian noise of standard deviation 0.07, rounded to two digits;
@@ -18,10 +18,10 @@ _PATTERN = re.compile(r'(.+)_model_(\d+)_(\d+)_(\d+)_(\d+)_(uniform|\d+\.\d+)\.p
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """What the name of a published checkpoint tells; `str` of it is the file's name.
+    """The contents of the name of a published checkpoint; `str` of it is the file's name.
 
     Attributes:
-      dataset: what was learned: imagenet, imagenet64 (without classes), afhq, or another.
+      dataset: the data set: imagenet, imagenet64 (without classes), afhq, or another.
       patch_size: side of a patch in pixels.
       width: features of a token.
       num_blocks: autoregressive blocks.
@@ -40,18 +40,18 @@ class Name:
 
     @classmethod
     def parse(cls, path: str | os.PathLike) -> 'Name | None':
-        """The name of the file at `path`; None if it is one of another kind."""
-        found = _PATTERN.fullmatch(Path(path).name)
-        if not found:
+        """Returns the name of the file at `path`; None if it is one of another kind."""
+        match = _PATTERN.fullmatch(Path(path).name)
+        if not match:
             return None
-        dataset, *sizes, noise = found.groups()
+        dataset, *sizes, noise = match.groups()
         is_uniform = noise == 'uniform'
         kind, std = ('uniform', 0.0) if is_uniform else ('gaussian', float(noise))
         return cls(dataset, *map(int, sizes), noise_type=kind, noise_std=std)
 
     @classmethod
     def of(cls, model, dataset: str, noise_type: str, noise_std: float) -> 'Name':
-        """The name for a `TarFlow`; signs of `dataset` that do not suit a file become `_`."""
+        """Returns the name for a `TarFlow`; signs of `dataset` unfit for a file become `_`."""
         return cls(
             re.sub(r'[^\w.-]', '_', dataset),
             model.patch_size,
@@ -68,7 +68,7 @@ class Name:
         return '_'.join([self.dataset, 'model', *map(str, sizes), noise]) + '.pth'
 
     def check_sizes(self, sizes: dict[str, int], source: str):
-        """Raises InputError where sizes told by tensors are not those of the name."""
+        """Raises InputError where the sizes of the tensors are not those of the name."""
         differences = [
             f'{key} is {getattr(self, key)} in its name and {sizes[key]} in its tensors'
             for key in ('width', 'num_blocks', 'layers_per_block')

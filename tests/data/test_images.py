@@ -247,5 +247,5 @@ def test_a_jpeg_of_many_scans_is_refused():
 
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'cat.png')
-    with pytest.raises(ValueError, match='it is no file, but a FIFO'):
+    with pytest.raises(ValueError, match='it is not a file, but a FIFO'):
         decode(tmp_path / 'cat.png')

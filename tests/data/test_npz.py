@@ -60,13 +60,6 @@ def test_images_without_labels(file):
     np.testing.assert_array_equal(everything(dataset.split('train'))['label'], np.full(30, -1))
 
 
-def test_planes_of_colours_as_in_the_downsampled_imagenet(file):
-    square = IMAGES[:, :4]
-    dataset = opened(file(data=square.transpose(0, 3, 1, 2).reshape(30, 48), labels=LABELS))
-    assert dataset.image_shape == (4, 4, 3)
-    np.testing.assert_array_equal(everything(dataset.split('train'))['image'], square)
-
-
 @pytest.mark.parametrize(
     ('spec', 'rows'),
     {
@@ -263,5 +256,5 @@ def test_another_packing_is_refused(tmp_path, packing):
 
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'images.npz')
-    with pytest.raises(InputError, match='it is no file, but a FIFO'):
+    with pytest.raises(InputError, match='it is not a file, but a FIFO'):
         opened(str(tmp_path / 'images.npz'))

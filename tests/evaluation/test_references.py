@@ -158,7 +158,7 @@ def test_features_of_another_kind_are_passed_over(tmp_path):
 @pytest.mark.parametrize('name', ['x.npz', 'x.pth'])
 def test_a_fifo_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(InputError, match='it is no file, but a FIFO'):
+    with pytest.raises(InputError, match='it is not a file, but a FIFO'):
         references.read(tmp_path / name)
 
 

@@ -99,7 +99,7 @@ def test_a_header_of_gigabytes_is_refused_unread(tmp_path):
 
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'x.safetensors')
-    with pytest.raises(InputError, match='it is no file, but a FIFO'):
+    with pytest.raises(InputError, match='it is not a file, but a FIFO'):
         safetensors.read(tmp_path / 'x.safetensors')
 
 

@@ -95,7 +95,7 @@ def test_a_patch_size_that_makes_odd_channels_is_refused(tensors, patch_size, ch
 
 
 def test_a_patch_size_is_needed(tensors):
-    with pytest.raises(InputError, match='does not tell its patch_size'):
+    with pytest.raises(InputError, match='does not say its patch_size'):
         from_state_dict(tensors)
     with pytest.raises(InputError, match='at least 1; got 0'):
         from_state_dict(tensors, patch_size=0)

@@ -25,7 +25,7 @@ from tarflow_jax.data.image_folder.records import (
     read_headers,
     write_records,
 )
-from tarflow_jax.data.image_folder.tree import ImageTree, describe_ignored, read_tree
+from tarflow_jax.data.image_folder.tree import ImageTree, read_tree
 from tarflow_jax.data.image_folder.unreadable import (
     FILE_NAME,
     Unreadable,
@@ -94,8 +94,10 @@ def prepare_image_folder(
     counts = ', '.join(f'{len(files):,} {split}' for split, files in tree.splits.items())
     say(f'{len(tree.classes):,} classes; image files: {counts}.')
     if tree.ignored:
-        say(f'Passed over, by their extension: {describe_ignored(tree.ignored)}.')
-    work = WorkFolder(root / name / VERSION)
+        kinds = (f'{count:,} {kind or "without any"}' for kind, count in tree.ignored.items())
+        say(f'Passed over, by their extension: {", ".join(kinds)}.')
+    fingerprint = tree.fingerprint(size, upscale, PIL.__version__)
+    work = WorkFolder(root / name / VERSION, fingerprint)
     preparation = _Preparation(
         name, tree, size, upscale, max_unreadable, workers, work, say, progress
     )
@@ -124,36 +126,27 @@ class _Preparation:
         return sum(len(files) for files in self.tree.splits.values())
 
     def begin_or_resume(self) -> None:
-        """Checks all headers and clears the work folder, unless that was done before."""
-        preparation = {
-            'files': self.tree.fingerprint(),
-            'size': self.size,
-            'upscale': self.upscale,
-            'pillow': PIL.__version__,
-        }
-        is_interrupted = self.work.path.exists()
-        if self.work.resume(preparation):
-            return
-        if is_interrupted:
+        """Checks all headers and creates the work folder, unless that was done before."""
+        if not self.work.records.is_dir():
+            self._check_headers()
+        if self.work.begin():
             self.say('The images or the settings changed since the interruption: begun anew.')
-        self._check_headers()
-        self.work.begin(preparation)
 
     def _check_headers(self) -> None:
         """Raises InputError if images are too small, or too many files are none."""
         unreadable: list[Unreadable] = []
-        sides: list[tuple[int, str]] = []
+        small: list[tuple[int, str]] = []
         done = 0
         for headers in map_unordered(read_headers, self._tasks(), self.workers):
             unreadable += headers.unreadable
-            sides += [side for side in headers.sides if side[0] < self.size]
-            done += len(headers.sides) + len(headers.unreadable)
+            small += headers.small
+            done += headers.num_files
             self.progress('headers', done, self.num_files)
         self._check_share(unreadable)
-        if sides and not self.upscale:
-            side, path = min(sides)
+        if small and not self.upscale:
+            side, path = min(small)
             raise InputError(
-                f'{len(sides):,} of {self.num_files:,} images have a side shorter than '
+                f'{len(small):,} of {self.num_files:,} images have a side shorter than '
                 f"{self.size} pixels; the smallest is '{path}' with {side}. Choose --size={side} "
                 'or less, take them out, or have them enlarged with --upscale.'
             )

@@ -54,13 +54,13 @@ class ImageTree:
     splits: dict[str, tuple[ImageFile, ...]]
     ignored: dict[str, int]
 
-    def fingerprint(self) -> str:
-        """Returns a hash of each file's path, label, size and time of change, and the classes."""
-        digest = hashlib.sha256(repr(self.classes).encode())
+    def fingerprint(self, *settings: object) -> str:
+        """Returns a hash of settings, the classes, and all paths, sizes and times of change."""
+        digest = hashlib.sha256(repr((settings, self.classes)).encode())
         for split, files in self.splits.items():
             for file in files:
                 digest.update(repr((split, *file)).encode())
-        return digest.hexdigest()
+        return digest.hexdigest()[:16]
 
 
 def read_tree(folder: str | os.PathLike[str]) -> ImageTree:
@@ -197,19 +197,10 @@ def _files(
 def _check_not_empty(root: pathlib.Path, split: str, listings: list[_Listing]) -> None:
     empty = [x.folder.name for x in listings if not x.images and not x.folders]
     if empty and (split == 'train' or len(empty) == len(listings)):
-        ignored = collections.Counter(extension for x in listings for extension in x.ignored)
-        others = f' Files of other kinds: {describe_ignored(ignored)}.' if ignored else ''
         raise InputError(
             f"'{root}' has classes without an image in the {split} split: {_names(empty)}. Delete "
-            f'such folders, or fill them.{others}'
+            f'such folders, or fill them. The name of an image ends in {", ".join(EXTENSIONS)}.'
         )
-
-
-def describe_ignored(ignored: dict[str, int]) -> str:
-    """Returns the counts by extension, as '3 .txt, 1 without extension'."""
-    return ', '.join(
-        f'{count:,} {extension or "without extension"}' for extension, count in ignored.items()
-    )
 
 
 def _names(names: Iterable[str]) -> str:

@@ -4,48 +4,45 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any
 
 from tarflow_jax.data.image_folder.records import RecordReport
 from tarflow_jax.data.image_folder.unreadable import Unreadable
-from tarflow_jax.files import open_regular, remove_unfinished, write_json
+from tarflow_jax.files import open_regular, remove_unfinished
 
-# A file that is missing, or whose content is not what was written.
+_SUFFIX = '.half_prepared'
+
+# A report that is missing, or was damaged.
 _UNUSABLE = (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError)
 
 
 class WorkFolder:
-    """`<version>.half_prepared`, beside the folder `<version>` that it is to become.
+    """`<version>.<fingerprint>.half_prepared`, beside the folder `<version>` that it is to become.
 
-    In it are `records/`, the later folder; a report of every finished record file in `reports/`;
-    and `preparation.json`, the images and settings of which these are.
+    In it are `records/`, the later folder, and in `reports/` a report of every finished record
+    file.
 
     Args:
         target: the data set's folder, `<data_dir>/<name>/<version>`.
+        fingerprint: of the images and settings.
     """
 
-    def __init__(self, target: pathlib.Path):
+    def __init__(self, target: pathlib.Path, fingerprint: str):
         self.target = target
-        self.path = target.with_name(f'{target.name}.half_prepared')
+        self.path = target.with_name(f'{target.name}.{fingerprint}{_SUFFIX}')
         self.records = self.path / 'records'
-        self._preparation = self.path / 'preparation.json'
 
-    def begin(self, preparation: dict[str, Any]) -> None:
-        """Clears the folder, and records the images and settings."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.records.mkdir(parents=True)
-        write_json(self._preparation, preparation)
+    def begin(self) -> bool:
+        """Creates the folder, or makes an interrupted one fit to resume.
 
-    def resume(self, preparation: dict[str, Any]) -> bool:
-        """Keeps the folder if it is of these images and settings; returns whether it is."""
-        try:
-            if _read_json(self._preparation) != preparation:
-                return False
-        except _UNUSABLE:
-            return False
-        self.records.mkdir(exist_ok=True)
+        Returns:
+            Whether there was one of other images or settings, which is deleted.
+        """
+        others = set(self.path.parent.glob(f'*{_SUFFIX}')) - {self.path}
+        for other in others:
+            shutil.rmtree(other)
+        self.records.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.records)
-        return True
+        return bool(others)
 
     def report_path(self, record_file: str) -> pathlib.Path:
         """Returns the place of the report of a record file."""
@@ -54,7 +51,8 @@ class WorkFolder:
     def report(self, record_file: str) -> RecordReport | None:
         """Returns the report of a record file; None unless both are whole."""
         try:
-            fields = _read_json(self.report_path(record_file))
+            with open_regular(self.report_path(record_file)) as file:
+                fields = json.load(file)
             unreadable = [Unreadable(*map(str, row)) for row in fields['unreadable']]
             report = RecordReport(**(fields | {'unreadable': unreadable}))
             num_bytes = (self.records / record_file).stat().st_size
@@ -72,13 +70,8 @@ class WorkFolder:
         shutil.rmtree(self.path)
 
 
-def _read_json(path: pathlib.Path) -> Any:
-    with open_regular(path) as file:
-        return json.load(file)
-
-
 def _flush(path: pathlib.Path) -> None:
-    """Or a power cut may keep the new name and lose the bytes."""
+    """Flushes to the disk, or a power cut may keep the new name and lose the bytes."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
