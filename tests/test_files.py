@@ -1,5 +1,6 @@
 """Files are whole or absent."""
 
+import errno
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from tarflow_jax.files import (
     json_text,
     open_atomically,
     open_regular,
+    reason_of,
     remove_own_unfinished,
     remove_unfinished,
     write_atomically,
@@ -136,3 +138,26 @@ def test_a_read_allocates_no_more_than_there_is(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ('error', 'words'),
+    [
+        (OSError(errno.ENOSPC, 'No space left'), 'is the disk full?'),
+        (OSError(errno.EROFS, 'Read-only file system'), 'it is mounted to be read only'),
+        (NotADirectoryError(errno.ENOTDIR, 'Not a directory'), 'something else has its place'),
+        (ValueError("INTERNAL: writing [os_error_code='28']\nmore"), 'is the disk full?'),
+        (ValueError("INTERNAL: writing [os_error_code='30']"), 'it is mounted to be read only'),
+    ],
+    ids=str,
+)
+def test_only_a_full_disk_is_called_full(error, words):
+    reason = reason_of(error)
+    assert words in reason
+    assert ('disk full' in reason) == ('disk full' in words)
+    assert '\n' not in reason
+
+
+def test_a_failure_of_another_kind_has_no_advice_of_a_disk():
+    assert reason_of(RuntimeError('step 4\nexists')) == 'RuntimeError: step 4'
+    assert reason_of(PermissionError(errno.EACCES, 'No')) == '[Errno 13] No'
