@@ -22,17 +22,10 @@ _COPIED = 2**25  # float32 numbers of the measured copy, more than caches hold
 class Chip:
     """A device of a topology as JAX sees it: a chip, or a core of a tpu7x.
 
-    Attributes:
-      name: as in a topology's name.
-      peak_flops: bfloat16 FLOP/s of a device; of a CPU, float32.
-      hbm_bytes: memory that a program may use on a device.
-      hbm_bandwidth: bytes/s.
-      link_bandwidth: bytes/s of a link to a neighbour, one way.
-      dcn_bandwidth: bytes/s a device of the network between slices.
-      dimensions: of the torus.
-      wraps_at: a dimension whose size is a multiple of it is a ring.
-      devices_per_chip: 2 where JAX sees the cores.
-      config: libtpu's name of the way the cores of a chip are used.
+    FLOP/s are of bfloat16, of a CPU of float32; bandwidths are in bytes/s, those of a link to a
+    neighbour one way, those of the network between slices (dcn) of a device. `hbm_bytes` is the
+    memory that a program may use. A dimension of the torus whose size is a multiple of `wraps_at`
+    is a ring. `config` is libtpu's name of the way the cores of a chip are used.
     """
 
     name: str

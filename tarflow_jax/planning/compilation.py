@@ -14,16 +14,10 @@ _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program for one device.
+    """A program for one device, and whether the device's memory is large enough.
 
-    Attributes:
-      fits: whether the device's memory is large enough.
-      peak_bytes: memory that it takes at once: arguments, results, temporaries, code. None if the
-        compiler gave up without a number.
-      argument_bytes: memory of what goes in, such as the state.
-      result_bytes: memory of what comes out.
-      compile_seconds: time to compile it.
-      entry: the compiled module; None if the compiler gave up.
+    `peak_bytes` is the memory that it takes at once: arguments, results, temporaries, code. Where
+    the compiler gave up there is no `entry`, the compiled module, and perhaps no `peak_bytes`.
     """
 
     fits: bool

@@ -16,15 +16,10 @@ from tarflow_jax.planning.topologies import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A run of a program, on each device.
+    """A run of a program on each device: FLOPs of its products, bytes that it moves through HBM.
 
-    Attributes:
-      flops: of the products that it executes.
-      hbm_bytes: that it moves through HBM.
-      ideal: seconds of each resource: 'compute', 'hbm', 'interconnect', 'dcn'.
-      compiled: seconds as compiled by the resource that takes them.
-      collectives: its messages, see `messages.summary`.
-      loops_of_unknown_length: loops that count as if they ran once.
+    `ideal` and `compiled` are the seconds of each resource ('compute', 'hbm', 'interconnect',
+    'dcn'); `collectives` is a `messages.summary`. Loops of unknown length count as run once.
     """
 
     flops: float

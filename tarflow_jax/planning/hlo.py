@@ -67,17 +67,11 @@ def integers(text: str | None) -> tuple[int, ...]:
 
 @dataclasses.dataclass(eq=False)
 class Instruction:
-    """An instruction of a computation.
+    """An instruction, such as '%name = arrays opcode(argument), attributes'.
 
-    Attributes:
-      name: unique in the module.
-      opcode: such as 'fusion'.
-      arrays: the arrays that it makes; more than one for a tuple.
-      argument: the text between its parentheses, such as the value of a constant.
-      attributes: the text after them.
-      operands: the instructions whose results it reads.
-      called: the computations that it runs, in the order of the text.
-      users: the instructions that read its result.
+    `arrays` are more than one for a tuple. `argument` is the text of the operands, of a constant
+    its value, of a parameter its number. `called` are the computations that it runs, in the order
+    of the text, and `users` the instructions that read its result.
     """
 
     name: str

@@ -1,6 +1,5 @@
 """What a training would be on given hardware: memory, time, chip-hours, without the hardware."""
 
-import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -59,6 +58,7 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
     shares, batch = batch_shares(mesh), config.train.batch_size
     quick = quick and topology.chip.is_tpu
 
+    @functools.cache
     def compile_batch(size: int, quick: bool) -> Program:
         lowered = programs.lower_train_step(config, model, mesh, size)
         return compile_program(lowered, topology.chip.hbm_bytes, quick=quick)
@@ -67,10 +67,7 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
     program = compile_batch(batch, quick)
     step = estimate(program, mesh, topology)
     sampler = _sampler(config, model, mesh, topology)
-    largest = {}
-    if search_batch:
-        unit = shares * config.train.microbatches
-        largest = _largest(compile_batch, program, quick, batch, unit, shares, topology)
+    largest = _largest(config, compile_batch, program, mesh, topology) if search_batch else {}
     return {
         'topology': topology.name,
         'devices': mesh.size,
@@ -97,21 +94,14 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
     }
 
 
-def _largest(compile_batch, program, is_quick, batch, unit, shares, topology) -> dict:
+def _largest(config, compile_batch, program: Program, mesh, topology: Topology) -> dict:
     """The largest batch, by quick compilations, less what thorough ones may take beyond them."""
-    is_tpu = topology.chip.is_tpu
+    is_tpu, shares, batch = topology.chip.is_tpu, batch_shares(mesh), config.train.batch_size
     hbm_bytes = topology.chip.hbm_bytes * (1 - (THOROUGHNESS if is_tpu else 0))
-
-    @functools.cache
-    def compile_quickly(size: int) -> Program:
-        known = size == batch and is_quick == is_tpu
-        quick = program if known else compile_batch(size, is_tpu)
-        too_large = quick.fits and quick.peak_bytes > hbm_bytes
-        return dataclasses.replace(quick, fits=False) if too_large else quick
-
+    unit = shares * config.train.microbatches
     ceiling = max(MAX_IMAGES * shares // unit, batch // unit) * unit
     fits, too_large = largest_batch(
-        compile_quickly, compile_quickly(batch), batch, unit, hbm_bytes, ceiling
+        lambda size: compile_batch(size, is_tpu), batch, unit, hbm_bytes, ceiling
     )
     if program.fits and fits < batch:
         fits = batch  # within what was put aside

@@ -20,15 +20,7 @@ _NAME = re.compile(r'(?:(\d+)x)?(\w+):(\d+(?:x\d+)*)')
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices to compile for.
-
-    Attributes:
-      name: as in --topology.
-      chip: what each device can do.
-      devices: of all slices.
-      shape: chips of a slice along each dimension of its torus.
-      num_slices: slices that a data centre's network joins.
-    """
+    """Devices to compile for, of all slices; `shape` is that of one slice's torus, in chips."""
 
     name: str
     chip: Chip
