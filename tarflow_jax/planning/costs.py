@@ -43,17 +43,14 @@ def _product_flops(product: Instruction) -> tuple[float, int]:
     if product.opcode not in ('dot', 'convolution'):
         return 0.0, 1
     left, right = (operand.arrays[0] for operand in product.operands)
-    size = _dot_size if product.opcode == 'dot' else _convolution_size
     precision = re.search(r'operand_precision=\{(\w+)', product.attributes)
     is_float32 = left.dtype == right.dtype == 'f32'
     passes = FLOAT32_PASSES[precision[1] if precision else 'default'] if is_float32 else 1
-    return 2.0 * size(product, left.dims, right.dims), passes
-
-
-def _dot_size(product: Instruction, left, _) -> int:
-    """Multiplications of a matrix product."""
+    if product.opcode == 'convolution':
+        return 2.0 * _convolution_size(product, left.dims, right.dims), passes
     (axes,) = re.findall(r'lhs_contracting_dims=\{([\d,]*)\}', product.attributes)
-    return math.prod(product.arrays[0].dims) * math.prod(left[axis] for axis in integers(axes))
+    contracted = math.prod(left.dims[axis] for axis in integers(axes))
+    return 2.0 * math.prod(product.arrays[0].dims) * contracted, passes
 
 
 def _convolution_size(product: Instruction, left, right) -> int:
@@ -125,7 +122,7 @@ def _in_hbm(arrays) -> int:
 def _read(user: Instruction, source: Instruction) -> float:
     """Bytes that an instruction reads of an array; infinite for the whole of it."""
     if user.opcode == 'fusion':
-        return _read_within(user.called[0].parameters[user.operands.index(source)])
+        return _read_within(user.called[0].parameter(user.operands.index(source)))
     if user.opcode in _SLICES and user.operands[0] is source:
         return user.arrays[0].stored_bytes
     is_target = user.opcode == 'dynamic-update-slice' and user.operands[0] is source

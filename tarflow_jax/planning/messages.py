@@ -8,8 +8,8 @@ a line) bytes/s, summed over the axes of the torus along which it lies. An array
     all-to-all                    V m / (8 W) on a ring of m devices, V m / (4 W) on a line
     collective-permute            V / W
 
-(https://jax-ml.github.io/scaling-book/sharding). Between s slices, a device's part of V bytes
-crosses the data centre's network: V (s - 1) / s bytes of it, twice that for an all-reduce.
+(https://jax-ml.github.io/scaling-book/sharding). Of an array that is shared between s slices,
+V (s - 1) / s bytes cross the data centre's network, twice that for an all-reduce.
 """
 
 import collections
@@ -23,14 +23,16 @@ import numpy as np
 from tarflow_jax.planning.hlo import Computation, Instruction, executed, fused, integers
 from tarflow_jax.planning.topologies import Topology
 
-KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 _BETWEEN_SLICES = re.compile(r'megascale_transfer_type="(\w+)"')
-_PASSES = {'all-gather': 1, 'reduce-scatter': 1, 'all-reduce': 2}
+# Kinds, and how often their array passes the links.
+_PASSES = {
+    'all-reduce': 2, 'all-gather': 1, 'reduce-scatter': 1, 'all-to-all': 1, 'collective-permute': 1
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """A collective of a module: one of `KINDS`, of arrays of some types, sent a number of times.
+    """A collective of a module, sent a number of times.
 
     Its bytes are those of the whole array that a device starts from or ends up with. Its network is
     the 'interconnect', or 'dcn' between devices at the same place of all slices; its group the
@@ -63,19 +65,18 @@ def messages(entry: Computation) -> Iterator[Message]:
 
 
 def _message(instruction: Instruction, times: int) -> Message | None:
-    kind = instruction.opcode.removesuffix('-start')
+    kind, network = instruction.opcode.removesuffix('-start'), 'interconnect'
     arrays = [array for operand in instruction.operands for array in operand.arrays]
-    network, group = 'interconnect', device_group(instruction.attributes)
-    if between := _BETWEEN_SLICES.search(instruction.attributes):
-        kind = between[1].lower().replace('_', '-') if kind == 'send' else ''
-        arrays, network, group = arrays[:1], 'dcn', ()
+    between = _BETWEEN_SLICES.search(instruction.attributes)
+    if kind == 'send' and between:
+        kind, arrays, network = between[1].lower().replace('_', '-'), arrays[:1], 'dcn'
     elif kind == 'all-gather':
         arrays = instruction.arrays[-len(instruction.operands) :]
-    if kind not in KINDS:
+    if kind not in _PASSES:
         return None
     types = tuple(sorted({array.dtype for array in arrays}))
     num_bytes = sum(array.num_bytes for array in arrays)
-    return Message(kind, types, num_bytes, times, network, group)
+    return Message(kind, types, num_bytes, times, network, device_group(instruction.attributes))
 
 
 def device_group(attributes: str) -> tuple[int, ...]:
@@ -113,7 +114,7 @@ def seconds(message: Message, mesh, topology: Topology) -> float:
     if message.network == 'dcn':
         slices = topology.num_slices
         parts = slices if message.kind == 'all-gather' else 1  # of which each device sends one
-        passes = _PASSES.get(message.kind, 1) * (slices - 1) / slices
+        passes = _PASSES[message.kind] * (slices - 1) / slices
         return parts * num_bytes * passes / chip.dcn_bandwidth
     if message.kind == 'collective-permute':
         return num_bytes / chip.link_bandwidth
@@ -130,19 +131,15 @@ def _lines(devices, topology: Topology) -> list[tuple[int, float]]:
     """Length of a group's lines along each axis of the torus, and the links that a device has.
 
     These are 2 in a ring, 1 in a line, and fewer where other groups lie between its devices and
-    share them. Devices that are no chips have one line.
+    share them.
     """
-    if not all(hasattr(device, 'coords') for device in devices):
-        return [(len(devices), 1.0)]
-    chips, lines = {tuple(device.coords) for device in devices}, []
-    for axis, size in enumerate(topology.shape):
-        positions = sorted({chip[axis] for chip in chips})
-        length = len(positions)
-        if length > 1:
+    chips, lines = {tuple(getattr(device, 'coords', [device.id])) for device in devices}, []
+    for size, positions in zip(topology.shape, map(set, zip(*chips, strict=True)), strict=False):
+        length, distance = len(positions), max(positions) - min(positions)
+        if distance:
             is_ring = length == size and size % topology.chip.wraps_at == 0
-            gaps = positions[-1] - positions[0]
-            lines.append((length, 2.0 if is_ring else (length - 1) / gaps))
-    return lines or [(len(devices), 1.0)]
+            lines.append((length, 2.0 if is_ring else (length - 1) / distance))
+    return lines or [(len(devices), 1.0)]  # the cores of a chip
 
 
 def summary(entry: Computation, mesh, topology: Topology) -> list[dict]:

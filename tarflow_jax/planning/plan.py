@@ -16,7 +16,6 @@ from tarflow_jax.planning.estimate import Estimate, estimate, peak_in_precision
 from tarflow_jax.planning.search import largest_batch
 from tarflow_jax.planning.topologies import Topology, make_topologies
 
-PLAN_FILE = 'plan.json'
 NUM_SAMPLES = 50_000  # of one FID
 THOROUGHNESS = 0.08  # of memory that a thorough compilation may take beyond a quick one
 MAX_IMAGES = 512  # a device, in the search for the largest batch
@@ -25,22 +24,19 @@ MAX_IMAGES = 512  # a device, in the search for the largest batch
 def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool = False) -> int:
     """Compiles a config's train step and sampler for hardware, and writes what they would take.
 
+    The workdir gets plan.json, a list with an object for each topology, written after each.
+
     Args:
-      config: see `configs/base.py`.
-      workdir: gets plan.json, a list with an object for each topology, written after each.
-      names: of topologies, separated by commas, see `topologies`.
+      names: topologies separated by commas, see `topologies`.
       search_batch: whether to search for the largest batch that fits, by a few quick compilations.
       quick: whether all compilations are quick. The times as compiled are then those of a program
         that moves more through HBM than the one that would run.
-
-    Returns:
-      The exit status 0.
 
     Raises:
       InputError: no such hardware, no compiler for it, or a config that makes no sense on it.
       RunError: it does not fit somewhere; all of the plan is written.
     """
-    plans, path = [], Path(workdir) / PLAN_FILE
+    plans, path = [], Path(workdir) / 'plan.json'
     for topology in make_topologies(names):
         plans.append(plan_topology(config, topology, search_batch, quick))
         write_json(path, plans)
@@ -89,7 +85,6 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
         **_training(config, topology, step),
         'sampler': sampler,
         'is_quick': quick,
-        'train_step_compile_seconds': program.compile_seconds,
         'compile_seconds': program.compile_seconds + sampler['compile_seconds'],
     }
 
@@ -103,10 +98,8 @@ def _largest(config, compile_batch, program: Program, mesh, topology: Topology) 
     fits, too_large = largest_batch(
         lambda size: compile_batch(size, is_tpu), batch, unit, hbm_bytes, ceiling
     )
-    if program.fits and fits < batch:
-        fits = batch  # within what was put aside
+    fits = max(fits, batch if program.fits else 0)  # perhaps within what was put aside
     return {
-        'largest_batch_per_device': fits / shares,
         'largest_global_batch': fits,
         'smallest_global_batch_too_large': too_large if too_large > fits else None,
     }
@@ -114,11 +107,12 @@ def _largest(config, compile_batch, program: Program, mesh, topology: Topology) 
 
 def _step(config, model, topology: Topology, step: Estimate | None) -> dict:
     """The train step's time as a range from ideal to as compiled; None where it does not fit."""
+    peak = peak_in_precision(model, topology)
     model_flops = config.train.batch_size * flops.train_flops(model)
-    least_seconds = model_flops / len(topology.devices) / peak_in_precision(model, topology)
+    least_seconds = model_flops / len(topology.devices) / peak
     return {
         'flops_per_step': model_flops,
-        'peak_flops_per_device': peak_in_precision(model, topology),
+        'peak_flops_per_device': peak,
         'executed_flops_per_device': step and step.flops,
         'compiled_hbm_traffic_bytes_per_device': step and step.hbm_bytes,
         'step_seconds': step and step.compiled_seconds,
@@ -129,7 +123,6 @@ def _step(config, model, topology: Topology, step: Estimate | None) -> dict:
         'roofline_terms_seconds': step and step.ideal,
         'bound_by': step and step.bound_by,
         'collectives': step and step.collectives,
-        'loops_of_unknown_length': step and step.loops_of_unknown_length,
     }
 
 
@@ -154,7 +147,6 @@ def _sampler(config, model, mesh, topology: Topology) -> dict:
     batch = estimate(program, mesh, topology)
     return {
         'batch_size': size,
-        'guidance': config.sample.guidance,
         'fits': program.fits,
         'peak_hbm_bytes_per_device': program.peak_bytes,
         'batch_seconds': batch and batch.compiled_seconds,

@@ -44,9 +44,8 @@ def abstract_state(config, model: TarFlow, mesh):
     )
     rest = {key: value for key, value in keys.items() if key not in _SCHEDULE_KEYS}
     optimizer = make_optimizer(schedule, **rest)
-    init = functools.partial(
-        states.init_state, model=model, optimizer=optimizer, ema=experiment.has_ema(config)
-    )
+    ema = experiment.has_ema(config)
+    init = functools.partial(states.init_state, model=model, optimizer=optimizer, ema=ema)
     return optimizer, _place(jax.eval_shape(init, jax.random.key(0)), mesh)
 
 

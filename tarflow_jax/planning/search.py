@@ -19,12 +19,7 @@ def largest_batch(
 
     Memory is nearly a + k b for b images, a line through the two compilations nearest to the limit;
     the first guess takes a to be the bytes of the state. Each guess is compiled and so confirmed.
-
-    Args:
-      compile_batch: compiles the step for a batch.
-      first_batch: the batch to begin with, a multiple of `unit` as all others.
-      hbm_bytes: memory of a device.
-      ceiling: the largest batch to try.
+    Batches are multiples of `unit`, none is above `ceiling`, and `hbm_bytes` is a device's memory.
 
     Returns:
       The largest batch that was seen to fit, and the smallest that was seen not to; 0 for none.

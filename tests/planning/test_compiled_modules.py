@@ -81,7 +81,6 @@ def test_a_loop_of_unknown_length_counts_once():
         lambda x: jax.lax.while_loop(lambda x: x.sum() < 100, lambda x: x @ x, x), jnp.ones((8, 8))
     )
     assert flops(entry) == 2 * 8**3
-    assert [hlo.trip_count(i) for i, _ in hlo.executed(entry) if i.opcode == 'while'] == [None]
 
 
 @pytest.mark.parametrize(
@@ -162,11 +161,11 @@ def test_a_sum_over_an_axis(mesh):
     (row,) = messages.summary(compiled(mean, x), mesh, TOPOLOGY)
     assert (row['kind'], row['bytes'], row['count']) == ('all-reduce', 4 * 128, 1)
     assert (row['network'], row['axes'], row['devices']) == ('interconnect', ('data',), 4)
-    link = TOPOLOGY.chip.link_bandwidth
-    assert row['seconds'] == pytest.approx(2 * 4 * 128 * 3 / 4 / link)
+    half_a_link = TOPOLOGY.chip.link_bandwidth / 2  # the other half is the other group's
+    assert row['seconds'] == pytest.approx(2 * 4 * 128 * 3 / 4 / half_a_link)
 
 
-TOPOLOGY = Topology('v5e:2x4', CHIPS['v5e'], jax.devices(), (2, 4))
+TOPOLOGY = Topology('v5e:8x1', CHIPS['v5e'], jax.devices(), (8, 1))
 
 
 @pytest.mark.parametrize(

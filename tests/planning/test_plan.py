@@ -53,7 +53,7 @@ def test_every_topology_has_its_numbers(planned):
         assert sampler['fits'] is True
         assert sampler['bound_by'] in plan['step_terms_seconds']
         assert sampler['seconds_of_50000'] > 1000 * sampler['batch_seconds'] > 0
-        assert plan['compile_seconds'] > plan['train_step_compile_seconds'] > 0
+        assert plan['compile_seconds'] > sampler['compile_seconds'] > 0
         assert f'{plan["topology"]}: {plan["devices"]} devices' in out
 
 
