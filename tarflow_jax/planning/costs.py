@@ -1,7 +1,6 @@
 """What an instruction of a compiled module costs a device: products, and bytes through HBM.
 
-XLA's own cost analysis counts the body of a loop once, whatever its length, and does not know
-kernels.
+XLA's own cost analysis counts a loop's body once, whatever its length, and no kernel.
 """
 
 import math
