@@ -6,14 +6,13 @@ the compiler lets a program use, as libtpu 0.0.42 says it when a program is too 
 """
 
 import dataclasses
-import time
+import timeit
 
 import jax
 import jax.numpy as jnp
 
 from tarflow_jax.parallel.memory import host_bytes
 
-GIB = 2**30
 _SIZE = 1024  # of the square factors of the measured product
 _COPIED = 2**25  # float32 numbers of the measured copy, more than caches hold
 
@@ -22,17 +21,10 @@ _COPIED = 2**25  # float32 numbers of the measured copy, more than caches hold
 class Chip:
     """A device of a topology as JAX sees it: a chip, or a core of a tpu7x.
 
-    Attributes:
-      name: as in a topology's name.
-      peak_flops: bfloat16 FLOP/s of a device; of a CPU, float32.
-      hbm_bytes: memory that a program may use on a device.
-      hbm_bandwidth: bytes/s.
-      link_bandwidth: bytes/s of a link to a neighbour, one way.
-      dcn_bandwidth: bytes/s a device of the network between slices.
-      dimensions: of the torus.
-      wraps_at: a dimension whose size is a multiple of it is a ring.
-      devices_per_chip: 2 where JAX sees the cores.
-      config: libtpu's name of the way the cores of a chip are used.
+    FLOP/s are of bfloat16, of a CPU of float32; bandwidths are in bytes/s, those of a link to a
+    neighbour one way, those of the network between slices (dcn) of a device. `hbm_bytes` is the
+    memory that a program may use. A dimension of the torus whose size is a multiple of `wraps_at`
+    is a ring. `config` is libtpu's name of the way the cores of a chip are used.
     """
 
     name: str
@@ -52,20 +44,17 @@ class Chip:
 
 
 # name, FLOP/s, memory, its bytes/s, bytes/s of a link and between slices, dimensions, rings
-_V4 = Chip('v4', 275e12, 30.75 * GIB, 1.2e12, 45e9, 6.25e9, 3, 4, config='megacore')
-_V5E = Chip('v5e', 197e12, 15.75 * GIB, 819e9, 50e9, 3.125e9, 2, 16)
-_V5P = Chip('v5p', 459e12, 95.74 * GIB, 2.765e12, 100e9, 6.25e9, 3, 4)
-_V6E = Chip('v6e', 918e12, 31.25 * GIB, 1.638e12, 100e9, 12.5e9, 2, 16)
+_V4 = Chip('v4', 275e12, 30.75 * 2**30, 1.2e12, 45e9, 6.25e9, 3, 4, config='megacore')
+_V5E = Chip('v5e', 197e12, 15.75 * 2**30, 819e9, 50e9, 3.125e9, 2, 16)
+_V5P = Chip('v5p', 459e12, 95.74 * 2**30, 2.765e12, 100e9, 6.25e9, 3, 4)
+_V6E = Chip('v6e', 918e12, 31.25 * 2**30, 1.638e12, 100e9, 12.5e9, 2, 16)
 # A chip of two devices, which share its links: half of 2307 TFLOP/s, 7.37 TB/s and 100 GB/s.
-_TPU7X = Chip(*('tpu7x', 1153.5e12, 94.75 * GIB, 3.685e12, 50e9, 6.25e9, 3, 4), devices_per_chip=2)
+_TPU7X = Chip('tpu7x', 1153.5e12, 94.75 * 2**30, 3.685e12, 50e9, 6.25e9, 3, 4, 2)
 CHIPS = {chip.name: chip for chip in (_V4, _V5E, _V5P, _V6E, _TPU7X)}
 
 
 def measure_cpu() -> Chip:
-    """This machine's CPU as it is now, shared evenly by the devices that JAX makes of it.
-
-    Takes about a second, for a product of 1024 x 1024 matrices and a copy of 128 MiB.
-    """
+    """This machine's CPU as it is now, in a second, shared evenly by JAX's devices."""
     shares = len(jax.devices('cpu'))
     with jax.default_device(jax.devices('cpu')[0]):
         factor, array = jnp.ones((_SIZE, _SIZE)), jnp.ones(_COPIED)
@@ -75,11 +64,6 @@ def measure_cpu() -> Chip:
     return Chip('cpu', flops / shares, host_bytes() / shares, share, share, share, 1, 1)
 
 
-def _best_seconds(function, *arguments, tries: int = 4) -> float:
+def _best_seconds(function, *arguments) -> float:
     compiled = jax.jit(function).lower(*arguments).compile()
-    seconds = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        compiled(*arguments).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(timeit.repeat(lambda: compiled(*arguments).block_until_ready(), number=1, repeat=4))

@@ -14,16 +14,10 @@ _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program for one device.
+    """A program for one device, and whether the device's memory is large enough.
 
-    Attributes:
-      fits: whether the device's memory is large enough.
-      peak_bytes: memory that it takes at once: arguments, results, temporaries, code. None if the
-        compiler gave up without a number.
-      argument_bytes: memory of what goes in, such as the state.
-      result_bytes: memory of what comes out.
-      compile_seconds: time to compile it.
-      entry: the compiled module; None if the compiler gave up.
+    `peak_bytes` is the memory that it takes at once: arguments, results, temporaries, code. Where
+    the compiler gave up there is no `entry`, the compiled module, and perhaps no `peak_bytes`.
     """
 
     fits: bool
@@ -35,17 +29,11 @@ class Program:
 
 
 def compile_program(lowered, hbm_bytes: float, *, quick: bool = False) -> Program:
-    """Compiles a program.
+    """Compiles a traced program (`jax.stages.Lowered`) for a device with `hbm_bytes` of memory.
 
-    Args:
-      lowered: the traced program, a `jax.stages.Lowered`.
-      hbm_bytes: memory of a device.
-      quick: whether the compiler takes the first layout in memory that it finds, which takes a
-        tenth of the time; products and messages are the same.
-
-    Returns:
-      The program; with fits=False where the compiler runs out of memory, or needs more of it than
-      there is.
+    When `quick`, the compiler takes the first layout in memory that it finds, in a tenth of the
+    time: products and messages are the same, and more goes through HBM. A program that the compiler
+    finds no room for has fits=False.
     """
     start = time.perf_counter()
     try:
@@ -66,7 +54,6 @@ def compile_program(lowered, hbm_bytes: float, *, quick: bool = False) -> Progra
 
 def needed_bytes(message: str) -> float | None:
     """Bytes a device that a program would take, from the compiler's out-of-memory error."""
-    number = r'([\d.]+)([KMGT]?)'
-    used = re.search(rf'Used {number} of {number} hbm', message)
-    used = used or re.search(rf'\({number}\) exceeds available HBM', message)
+    number, limits = r'([\d.]+)([KMGT]?)', r' of [\d.]+[KMGT]? hbm|\) exceeds available HBM'
+    used = re.search(rf'(?:Used |\(){number}(?:{limits})', message)
     return float(used[1]) * _UNITS[used[2]] if used else None

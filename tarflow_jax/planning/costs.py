@@ -1,7 +1,6 @@
 """What an instruction of a compiled module costs a device: products, and bytes through HBM.
 
-XLA's own cost analysis counts the body of a loop once, whatever its length, and does not know
-kernels.
+XLA's own cost analysis counts a loop's body once, whatever its length, and no kernel.
 """
 
 import math
@@ -43,17 +42,14 @@ def _product_flops(product: Instruction) -> tuple[float, int]:
     if product.opcode not in ('dot', 'convolution'):
         return 0.0, 1
     left, right = (operand.arrays[0] for operand in product.operands)
-    size = _dot_size if product.opcode == 'dot' else _convolution_size
     precision = re.search(r'operand_precision=\{(\w+)', product.attributes)
     is_float32 = left.dtype == right.dtype == 'f32'
     passes = FLOAT32_PASSES[precision[1] if precision else 'default'] if is_float32 else 1
-    return 2.0 * size(product, left.dims, right.dims), passes
-
-
-def _dot_size(product: Instruction, left, _) -> int:
-    """Multiplications of a matrix product."""
+    if product.opcode == 'convolution':
+        return 2.0 * _convolution_size(product, left.dims, right.dims), passes
     (axes,) = re.findall(r'lhs_contracting_dims=\{([\d,]*)\}', product.attributes)
-    return math.prod(product.arrays[0].dims) * math.prod(left[axis] for axis in integers(axes))
+    contracted = math.prod(left.dims[axis] for axis in integers(axes))
+    return 2.0 * math.prod(product.arrays[0].dims) * contracted, passes
 
 
 def _convolution_size(product: Instruction, left, right) -> int:
@@ -89,64 +85,62 @@ def _kernel_flops(kernel: Instruction) -> float:
 
 
 def hbm_bytes(instruction: Instruction) -> float:
-    """Bytes that an instruction reads from HBM and writes to it."""
-    opcode, operands, made = instruction.opcode, instruction.operands, instruction.arrays
+    """Bytes that an instruction reads from HBM and writes to it.
+
+    Of an array that it slices or updates in place, it moves only that part.
+    """
+    opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith('-done') or _FREE_TARGETS.search(instruction.attributes):
         return 0
+    operands, made = instruction.operands, instruction.arrays
+    if opcode in ('copy-start', 'slice-start'):
+        taken = made[0 if opcode == 'copy-start' else 1]
+        return min(_in_hbm(operands[0].arrays), taken.stored_bytes) + _in_hbm([taken])
+    read = sum(min(_in_hbm(operand.arrays), _read(instruction, operand)) for operand in operands)
+    return read + _written(instruction)
+
+
+def _written(instruction: Instruction) -> float:
+    opcode, made = instruction.opcode, instruction.arrays
     if opcode == 'fusion':
-        return _fusion_bytes(instruction)
-    if opcode in ('copy-start', 'slice-start', *_SLICES):
-        taken = made[1 if opcode == 'slice-start' else 0]
-        return taken.stored_bytes * (operands[0].arrays[0].space == HBM) + _in_hbm([taken])
+        root = instruction.called[0].root
+        results = root.operands if root.opcode == 'tuple' else [root]
+        pairs = zip(made, results, strict=False)
+        return sum(min(_in_hbm([array]), _updated(result)) for array, result in pairs)
     if opcode == 'dynamic-update-slice':
-        return 2 * _in_hbm(operands[1].arrays)
-    if opcode == 'send':
-        return _in_hbm(operands[0].arrays)
+        return min(_in_hbm(made), _updated(instruction))
     if opcode.endswith('-start'):
-        made = made[-len(operands) :]
-    return sum(_in_hbm(operand.arrays) for operand in operands) + _in_hbm(made)
+        made = made[-len(instruction.operands) :]
+    return 0 if opcode == 'send' else _in_hbm(made)
 
 
 def _in_hbm(arrays) -> int:
     return sum(array.stored_bytes for array in arrays if array.space == HBM)
 
 
-def _fusion_bytes(fusion: Instruction) -> float:
-    """Bytes of a fusion, which moves only those parts of an array that it slices or updates."""
-    (computation,) = fusion.called
-    read = 0
-    for parameter, operand in zip(computation.parameters, fusion.operands, strict=True):
-        read += min(_in_hbm(operand.arrays), _sliced_bytes(parameter))
-    root = computation.root
-    results = root.operands if root.opcode == 'tuple' else [root]
-    written = 0
-    for result, array in zip(results, fusion.arrays, strict=False):
-        written += min(_in_hbm([array]), _updated_bytes(result))
-    return read + written
+def _read(user: Instruction, source: Instruction) -> float:
+    """Bytes that an instruction reads of an array; infinite for the whole of it."""
+    if user.opcode == 'fusion':
+        return _read_within(user.called[0].parameter(user.operands.index(source)))
+    if user.opcode in _SLICES and user.operands[0] is source:
+        return user.arrays[0].stored_bytes
+    is_target = user.opcode == 'dynamic-update-slice' and user.operands[0] is source
+    return 0 if is_target else math.inf
 
 
-def _sliced_bytes(source: Instruction) -> float:
-    """Bytes of the slices that a fusion reads of a value; infinite if it reads the whole."""
-    total = 0
-    for user in source.users:
-        if user.opcode in _SLICES and user.operands[0] is source:
-            total += user.arrays[0].stored_bytes
-        elif user.opcode == 'dynamic-update-slice' and user.operands[0] is source:
-            continue  # the rest of it stays where it is
-        elif user.opcode in _SAME_DATA and user.users:
-            total += _sliced_bytes(user)
-        elif user.opcode == 'fusion':
-            total += _sliced_bytes(user.called[0].parameters[user.operands.index(source)])
-        else:
-            return math.inf
-    return total
+def _read_within(value: Instruction) -> float:
+    """Bytes that the instructions of a fusion read of one of its values."""
+    return sum(
+        _read_within(user) if user.opcode in _SAME_DATA and user.users else _read(user, value)
+        for user in value.users
+    )
 
 
-def _updated_bytes(result: Instruction) -> float:
-    """Bytes that an update in place writes of a fusion's result; infinite for any other result."""
+def _updated(result: Instruction) -> float:
+    """Bytes that an update in place writes of a result; infinite for any other result."""
     while result.opcode in _SAME_DATA:
         result = result.operands[0]
     if result.opcode == 'fusion':
-        return _updated_bytes(result.called[0].root)
+        return _updated(result.called[0].root)
     is_update = result.opcode == 'dynamic-update-slice'
     return result.operands[1].arrays[0].stored_bytes if is_update else math.inf

@@ -16,15 +16,10 @@ from tarflow_jax.planning.topologies import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A run of a program, on each device.
+    """A run of a program on each device: FLOPs of its products, bytes that it moves through HBM.
 
-    Attributes:
-      flops: of the products that it executes.
-      hbm_bytes: that it moves through HBM.
-      ideal: seconds of each resource: 'compute', 'hbm', 'interconnect', 'dcn'.
-      compiled: seconds as compiled by the resource that takes them.
-      collectives: its messages, see `messages.summary`.
-      loops_of_unknown_length: loops that count as if they ran once.
+    `ideal` and `compiled` are the seconds of each resource ('compute', 'hbm', 'interconnect',
+    'dcn'); `collectives` is a `messages.summary`.
     """
 
     flops: float
@@ -32,7 +27,6 @@ class Estimate:
     ideal: dict[str, float]
     compiled: dict[str, float]
     collectives: list[dict]
-    loops_of_unknown_length: int
 
     @property
     def ideal_seconds(self) -> float:
@@ -44,7 +38,6 @@ class Estimate:
 
     @property
     def bound_by(self) -> str:
-        """The resource that takes most of the time as compiled."""
         return max(self.compiled, key=self.compiled.__getitem__)
 
 
@@ -60,7 +53,6 @@ def estimate(program: Program, mesh, topology: Topology) -> Estimate | None:
     ideal = {'compute': 0.0, 'hbm': must_move, **sent}
     compiled = {'compute': 0.0, 'hbm': 0.0, **sent}
     flops = hbm_bytes = 0.0
-    loops = 0
     for instruction, times in hlo.executed(program.entry):
         products, passes = costs.flops(instruction)
         moved = costs.hbm_bytes(instruction)
@@ -70,8 +62,7 @@ def estimate(program: Program, mesh, topology: Topology) -> Estimate | None:
         ideal['compute'] += compute
         flops += times * products
         hbm_bytes += times * moved
-        loops += instruction.opcode == 'while' and hlo.trip_count(instruction) is None
-    return Estimate(flops, hbm_bytes, ideal, compiled, collectives, loops)
+    return Estimate(flops, hbm_bytes, ideal, compiled, collectives)
 
 
 def peak_in_precision(model: TarFlow, topology: Topology) -> float:

@@ -18,7 +18,7 @@ from tarflow_jax.flow.patches import grid_shape
 
 
 def forward_flops(model: TarFlow) -> float:
-    """FLOPs of one image's forward pass."""
+    """FLOPs of an image's forward pass."""
     tokens = math.prod(grid_shape(model.image_shape, model.patch_size))
     features = math.prod(model.image_shape) // tokens
     outputs = 1 if model.volume_preserving else 2
@@ -29,5 +29,5 @@ def forward_flops(model: TarFlow) -> float:
 
 
 def train_flops(model: TarFlow) -> float:
-    """Model FLOPs of one image in a training step; what is computed twice does not count."""
+    """FLOPs of an image in a training step; what is computed a second time does not count."""
     return 3 * forward_flops(model)

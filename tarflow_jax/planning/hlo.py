@@ -13,14 +13,12 @@ HBM = 0  # the memory space that is written without a name; a TPU's VMEM is 1
 _LINE = re.compile(r'\n(?=  (?:ROOT )?%[\w.\-]+ = |(?:ENTRY )?%[\w.\-]+ \(|\}$)', re.MULTILINE)
 _HEADER = re.compile(r'(?P<entry>ENTRY )?%(?P<name>[\w.\-]+) \(')
 _INSTRUCTION = re.compile(
-    r'  (?P<root>ROOT )?%(?P<name>[\w.\-]+) = (?P<arrays>\(.*?\)|\S+) '
-    r'(?P<opcode>[\w\-]+)\((?P<argument>[^)]*)\)(?P<attributes>.*)',
-    re.DOTALL,
+    r'(?s)  (?P<root>ROOT )?%(?P<name>[\w.\-]+) = (?P<arrays>\(.*?\)|\S+) '
+    r'(?P<opcode>[\w\-]+)\((?P<argument>[^)]*)\)(?P<attributes>.*)'
 )
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?')
 _CALLED = re.compile(
-    r'(?:calls|condition|body|to_apply|true_computation|false_computation|branch_computations)='
-    r'\{?((?:%[\w.\-]+(?:, )?)+)'
+    r'(?:calls|condition|body|to_apply|\w+_computations?)=\{?((?:%[\w.\-]+(?:, )?)+)'
 )
 _NAME = re.compile(r'%([\w.\-]+)')
 _BITS = {'pred': 8, 'token': 0, 'opaque': 0}  # of types whose names have no number of bits
@@ -28,11 +26,7 @@ _BITS = {'pred': 8, 'token': 0, 'opaque': 0}  # of types whose names have no num
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The type, shape and memory space of an array.
-
-    `num_bytes` are those of its elements, `stored_bytes` also those that fill up the tiles of its
-    layout.
-    """
+    """An array in a memory space; in `stored_bytes` are those that fill up its layout's tiles."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -67,17 +61,11 @@ def integers(text: str | None) -> tuple[int, ...]:
 
 @dataclasses.dataclass(eq=False)
 class Instruction:
-    """An instruction of a computation.
+    """An instruction, such as '%name = arrays opcode(argument), attributes'.
 
-    Attributes:
-      name: unique in the module.
-      opcode: such as 'fusion'.
-      arrays: the arrays that it makes; more than one for a tuple.
-      argument: the text between its parentheses, such as the value of a constant.
-      attributes: the text after them.
-      operands: the instructions whose results it reads.
-      called: the computations that it runs, in the order of the text.
-      users: the instructions that read its result.
+    `arrays` are more than one for a tuple. `argument` is the text of the operands, of a constant
+    its value, of a parameter its number. `called` are the computations that it runs, in the order
+    of the text, and `users` the instructions that read its result.
     """
 
     name: str
@@ -97,10 +85,9 @@ class Computation:
     instructions: list[Instruction]
     root: Instruction
 
-    @property
-    def parameters(self) -> list[Instruction]:
-        parameters = [i for i in self.instructions if i.opcode == 'parameter']
-        return sorted(parameters, key=lambda parameter: int(parameter.argument))
+    def parameter(self, number: int) -> Instruction:
+        parameters = (i for i in self.instructions if i.opcode == 'parameter')
+        return next(parameter for parameter in parameters if int(parameter.argument) == number)
 
 
 def parse(text: str) -> Computation:
@@ -144,14 +131,14 @@ def _instruction(match: re.Match, instructions, computations) -> Instruction:
 def executed(computation: Computation, times: int = 1) -> Iterator[tuple[Instruction, int]]:
     """All instructions that run, each with the number of times that it does.
 
-    A fusion is one instruction. All branches of a conditional count, and a loop of unknown length
+    A fusion is one instruction. All branches of a conditional count, and a loop that is no scan
     counts as one that runs once.
     """
     for instruction in computation.instructions:
         yield instruction, times
         if instruction.opcode == 'while':
             _, body = instruction.called
-            yield from executed(body, times * (trip_count(instruction) or 1))
+            yield from executed(body, times * trip_count(instruction))
         elif instruction.opcode in ('call', 'conditional', 'async-start'):
             for called in instruction.called:
                 yield from executed(called, times)
@@ -159,15 +146,15 @@ def executed(computation: Computation, times: int = 1) -> Iterator[tuple[Instruc
 
 def fused(instruction: Instruction) -> Iterator[Instruction]:
     """All instructions of a fusion and of the fusions in it; of another instruction, itself."""
-    if instruction.opcode != 'fusion':
+    if instruction.opcode == 'fusion':
+        for part in instruction.called[0].instructions:
+            yield from fused(part)
+    else:
         yield instruction
-        return
-    for part in instruction.called[0].instructions:
-        yield from fused(part)
 
 
-def trip_count(loop: Instruction) -> int | None:
-    """The number of times that a scan's loop runs; None for any other loop.
+def trip_count(loop: Instruction) -> int:
+    """The number of times that a scan's loop runs; 1 for any other loop.
 
     It is what the compiler notes, or else the only integer in the loop's condition: a scan counts
     from 0 by ones up to it.
@@ -177,4 +164,4 @@ def trip_count(loop: Instruction) -> int | None:
     condition, _ = loop.called
     constants = [i.argument for i in condition.instructions if i.opcode == 'constant']
     numbers = [int(value) for value in constants if value.isdecimal()]
-    return numbers[0] if len(numbers) == 1 else None
+    return numbers[0] if len(numbers) == 1 else 1

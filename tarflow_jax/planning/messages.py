@@ -8,8 +8,8 @@ a line) bytes/s, summed over the axes of the torus along which it lies. An array
     all-to-all                    V m / (8 W) on a ring of m devices, V m / (4 W) on a line
     collective-permute            V / W
 
-(https://jax-ml.github.io/scaling-book/sharding). Between s slices, a device's part of V bytes
-crosses the data centre's network: V (s - 1) / s bytes of it, twice that for an all-reduce.
+(https://jax-ml.github.io/scaling-book/sharding). Of an array that is shared between s slices,
+V (s - 1) / s bytes cross the data centre's network, twice that for an all-reduce.
 """
 
 import collections
@@ -23,32 +23,28 @@ import numpy as np
 from tarflow_jax.planning.hlo import Computation, Instruction, executed, fused, integers
 from tarflow_jax.planning.topologies import Topology
 
-KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 _BETWEEN_SLICES = re.compile(r'megascale_transfer_type="(\w+)"')
-_PASSES = {'all-gather': 1, 'reduce-scatter': 1, 'all-reduce': 2}
+# Kinds, and how often their array passes the links.
+_PASSES = {
+    'all-reduce': 2, 'all-gather': 1, 'reduce-scatter': 1, 'all-to-all': 1, 'collective-permute': 1
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """A collective of a module.
+    """A collective of a module, sent a number of times.
 
-    Attributes:
-      kind: one of `KINDS`.
-      types: of its arrays, such as 'bf16'.
-      num_bytes: of the whole array that a device starts from or ends up with.
-      times: the number of times that it is sent.
-      group: positions, in the mesh's list of devices, of those that take part with the first;
-        empty for all.
-      is_between_slices: whether devices at the same place of all slices take part, over the
-        network.
+    Its bytes are those of the whole array that a device starts from or ends up with. Its network is
+    the 'interconnect', or 'dcn' between devices at the same place of all slices; its group the
+    positions, in the mesh's list of devices, of those that take part with the first, or () for all.
     """
 
     kind: str
     types: tuple[str, ...]
     num_bytes: int
     times: int
-    group: tuple[int, ...] = ()
-    is_between_slices: bool = False
+    network: str
+    group: tuple[int, ...]
 
 
 def messages(entry: Computation) -> Iterator[Message]:
@@ -61,7 +57,7 @@ def messages(entry: Computation) -> Iterator[Message]:
         for part in fused(instruction):
             message = _message(part, times)
             channel = re.search(r'channel_id=(\d+)', part.attributes)
-            if message and part is not instruction and channel:
+            if message and channel and part is not instruction:
                 message = None if channel[1] in spread else message
                 spread.add(channel[1])
             if message:
@@ -69,29 +65,29 @@ def messages(entry: Computation) -> Iterator[Message]:
 
 
 def _message(instruction: Instruction, times: int) -> Message | None:
+    kind, network = instruction.opcode.removesuffix('-start'), 'interconnect'
     arrays = [array for operand in instruction.operands for array in operand.arrays]
-    kind, group, between = instruction.opcode.removesuffix('-start'), (), False
-    if match := _BETWEEN_SLICES.search(instruction.attributes):
-        kind = match[1].lower().replace('_', '-') if kind == 'send' else ''
-        arrays, between = arrays[:1], True
+    between = _BETWEEN_SLICES.search(instruction.attributes)
+    if kind == 'send' and between:
+        kind, arrays, network = between[1].lower().replace('_', '-'), arrays[:1], 'dcn'
     elif kind == 'all-gather':
         arrays = instruction.arrays[-len(instruction.operands) :]
-    if kind not in KINDS:
+    if kind not in _PASSES:
         return None
     types = tuple(sorted({array.dtype for array in arrays}))
     num_bytes = sum(array.num_bytes for array in arrays)
-    group = () if between else device_group(instruction.attributes)
-    return Message(kind, types, num_bytes, times, group, between)
+    return Message(kind, types, num_bytes, times, network, device_group(instruction.attributes))
 
 
 def device_group(attributes: str) -> tuple[int, ...]:
     """The first of a collective's groups of devices, which the others look like.
 
     It is read from {{0,1},{2,3}}, [2,2]<=[4], [2,2]<=[2,2]T(1,0), mesh['a'=2,'b'=2] {'b'} and
-    mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}; of a collective-permute's pairs.
+    mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, or from a collective-permute's pairs.
     """
-    if listed := re.search(r'(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}', attributes):
-        return integers(listed[1])
+    to_another = r'source_target_pairs=\{(?:\{(\d+),\1\},)*'
+    if listed := re.search(rf'(?:replica_groups=\{{|{to_another})\{{([\d,]*)\}}', attributes):
+        return integers(listed[2])
     numbers = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'
     if iota := re.search(rf'replica_groups=\[([\d,]+)\]<={numbers}', attributes):
         return tuple(_numbered(integers(iota[1]), iota[2], iota[3])[0].tolist())
@@ -106,7 +102,7 @@ def device_group(attributes: str) -> tuple[int, ...]:
 
 
 def _numbered(shape, sizes: str | None, order: str | None) -> np.ndarray:
-    """Devices in a shape, numbered along the axes of `sizes` (of the shape) in another order."""
+    """Devices in a shape, numbered along axes of `sizes` (the shape's, if None) in an order."""
     dims = integers(sizes) or shape
     devices = np.arange(math.prod(dims)).reshape(dims)
     return devices.transpose(integers(order) or range(len(dims))).reshape(shape)
@@ -115,11 +111,11 @@ def _numbered(shape, sizes: str | None, order: str | None) -> np.ndarray:
 def seconds(message: Message, mesh, topology: Topology) -> float:
     """The time of a message, sent once."""
     chip, num_bytes = topology.chip, message.num_bytes
-    if message.is_between_slices:
+    if message.network == 'dcn':
         slices = topology.num_slices
-        parts = slices if message.kind == 'all-gather' else 1  # of which each sends its own
-        share = (slices - 1) / slices * _PASSES.get(message.kind, 1)
-        return num_bytes * parts * share / chip.dcn_bandwidth
+        parts = slices if message.kind == 'all-gather' else 1  # of which each device sends one
+        passes = _PASSES[message.kind] * (slices - 1) / slices
+        return parts * num_bytes * passes / chip.dcn_bandwidth
     if message.kind == 'collective-permute':
         return num_bytes / chip.link_bandwidth
     devices = [mesh.devices.flat[i] for i in message.group or range(mesh.size)]
@@ -127,29 +123,23 @@ def seconds(message: Message, mesh, topology: Topology) -> float:
     if message.kind == 'all-to-all':
         length, links = max(lines)
         return num_bytes * length / (4 * links * chip.link_bandwidth)
-    share = _PASSES[message.kind] * (len(devices) - 1) / len(devices)
-    return num_bytes * share / (chip.link_bandwidth * sum(links for _, links in lines))
+    passes = _PASSES[message.kind] * (len(devices) - 1) / len(devices)
+    return num_bytes * passes / (chip.link_bandwidth * sum(links for _, links in lines))
 
 
 def _lines(devices, topology: Topology) -> list[tuple[int, float]]:
     """Length of a group's lines along each axis of the torus, and the links that a device has.
 
     These are 2 in a ring, 1 in a line, and fewer where other groups lie between its devices and
-    share them. A group that is no grid of chips has one line.
+    share them.
     """
-    lines = []
-    if all(hasattr(device, 'coords') for device in devices):
-        chips = {tuple(device.coords) for device in devices}
-        for axis, size in enumerate(topology.shape):
-            positions = sorted({chip[axis] for chip in chips})
-            length = len(positions)
+    chips, lines = {tuple(getattr(device, 'coords', [device.id])) for device in devices}, []
+    for size, positions in zip(topology.shape, map(set, zip(*chips, strict=True)), strict=False):
+        length, distance = len(positions), max(positions) - min(positions)
+        if distance:
             is_ring = length == size and size % topology.chip.wraps_at == 0
-            if length > 1:
-                gaps = positions[-1] - positions[0]
-                lines.append((length, 2.0 if is_ring else (length - 1) / gaps))
-        if math.prod(length for length, _ in lines) != len(chips):
-            lines = []
-    return lines or [(len(devices), 1.0)]
+            lines.append((length, 2.0 if is_ring else (length - 1) / distance))
+    return lines or [(len(devices), 1.0)]  # the cores of a chip
 
 
 def summary(entry: Computation, mesh, topology: Topology) -> list[dict]:
@@ -157,12 +147,11 @@ def summary(entry: Computation, mesh, topology: Topology) -> list[dict]:
     groups = collections.defaultdict(list)
     for message in messages(entry):
         axes, devices = span(message, mesh, topology)
-        network = 'dcn' if message.is_between_slices else 'interconnect'
         if devices > 1:
-            groups[message.kind, message.types, axes, devices, network].append(message)
+            groups[message.kind, message.types, message.network, axes, devices].append(message)
     rows = [
         {
-            **dict(zip(('kind', 'types', 'axes', 'devices', 'network'), key, strict=True)),
+            **dict(zip(('kind', 'types', 'network', 'axes', 'devices'), key, strict=True)),
             'count': sum(message.times for message in sent),
             'bytes': sum(message.times * message.num_bytes for message in sent),
             'seconds': sum(message.times * seconds(message, mesh, topology) for message in sent),
@@ -174,7 +163,7 @@ def summary(entry: Computation, mesh, topology: Topology) -> list[dict]:
 
 def span(message: Message, mesh, topology: Topology) -> tuple[tuple[str, ...], int]:
     """The axes of the mesh along which the devices of a message lie, and how many they are."""
-    if message.is_between_slices:  # only the mesh's first axis crosses slices, see `make_mesh`
+    if message.network == 'dcn':  # only the mesh's first axis crosses slices, see `make_mesh`
         return mesh.axis_names[:1], topology.num_slices
     group = message.group or range(mesh.size)
     places = np.array(np.unravel_index(list(group), mesh.devices.shape))

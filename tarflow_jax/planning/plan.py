@@ -1,6 +1,5 @@
 """What a training would be on given hardware: memory, time, chip-hours, without the hardware."""
 
-import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -18,7 +17,6 @@ from tarflow_jax.planning.estimate import Estimate, estimate, peak_in_precision
 from tarflow_jax.planning.search import largest_batch
 from tarflow_jax.planning.topologies import Topology, make_topologies
 
-PLAN_FILE = 'plan.json'
 NUM_SAMPLES = 50_000  # of one FID
 THOROUGHNESS = 0.08  # of memory that a thorough compilation may take beyond a quick one
 MAX_IMAGES = 512  # a device, in the search for the largest batch
@@ -27,22 +25,19 @@ MAX_IMAGES = 512  # a device, in the search for the largest batch
 def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool = False) -> int:
     """Compiles a config's train step and sampler for hardware, and writes what they would take.
 
+    The workdir gets plan.json, a list with an object for each topology, written after each.
+
     Args:
-      config: see `configs/base.py`.
-      workdir: gets plan.json, a list with an object for each topology, written after each.
-      names: of topologies, separated by commas, see `topologies`.
+      names: topologies separated by commas, see `topologies`.
       search_batch: whether to search for the largest batch that fits, by a few quick compilations.
       quick: whether all compilations are quick. The times as compiled are then those of a program
         that moves more through HBM than the one that would run.
-
-    Returns:
-      The exit status 0.
 
     Raises:
       InputError: no such hardware, no compiler for it, or a config that makes no sense on it.
       RunError: it does not fit somewhere; all of the plan is written.
     """
-    plans, path = [], Path(workdir) / PLAN_FILE
+    plans, path = [], Path(workdir) / 'plan.json'
     for topology in make_topologies(names):
         plans.append(plan_topology(config, topology, search_batch, quick))
         write_json(path, plans)
@@ -61,6 +56,7 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
     shares, batch = batch_shares(mesh), config.train.batch_size
     quick = quick and topology.chip.is_tpu
 
+    @functools.cache
     def compile_batch(size: int, quick: bool) -> Program:
         lowered = programs.lower_train_step(experiment, size)
         return compile_program(lowered, topology.chip.hbm_bytes, quick=quick)
@@ -69,10 +65,7 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
     program = compile_batch(batch, quick)
     step = estimate(program, mesh, topology)
     sampler = _sampler(experiment, topology)
-    largest = {}
-    if search_batch:
-        unit = shares * config.train.microbatches
-        largest = _largest(compile_batch, program, quick, batch, unit, shares, topology)
+    largest = _largest(config, compile_batch, program, mesh, topology) if search_batch else {}
     return {
         'topology': topology.name,
         'devices': mesh.size,
@@ -94,31 +87,21 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
         **_training(config, topology, step),
         'sampler': sampler,
         'is_quick': quick,
-        'train_step_compile_seconds': program.compile_seconds,
         'compile_seconds': program.compile_seconds + sampler['compile_seconds'],
     }
 
 
-def _largest(compile_batch, program, is_quick, batch, unit, shares, topology) -> dict:
+def _largest(config, compile_batch, program: Program, mesh, topology: Topology) -> dict:
     """The largest batch, by quick compilations, less what thorough ones may take beyond them."""
-    is_tpu = topology.chip.is_tpu
+    is_tpu, shares, batch = topology.chip.is_tpu, batch_shares(mesh), config.train.batch_size
     hbm_bytes = topology.chip.hbm_bytes * (1 - (THOROUGHNESS if is_tpu else 0))
-
-    @functools.cache
-    def compile_quickly(size: int) -> Program:
-        known = size == batch and is_quick == is_tpu
-        quick = program if known else compile_batch(size, is_tpu)
-        too_large = quick.fits and quick.peak_bytes > hbm_bytes
-        return dataclasses.replace(quick, fits=False) if too_large else quick
-
+    unit = shares * config.train.microbatches
     ceiling = max(MAX_IMAGES * shares // unit, batch // unit) * unit
     fits, too_large = largest_batch(
-        compile_quickly, compile_quickly(batch), batch, unit, hbm_bytes, ceiling
+        lambda size: compile_batch(size, is_tpu), batch, unit, hbm_bytes, ceiling
     )
-    if program.fits and fits < batch:
-        fits = batch  # within what was put aside
+    fits = max(fits, batch if program.fits else 0)  # perhaps within what was put aside
     return {
-        'largest_batch_per_device': fits / shares,
         'largest_global_batch': fits,
         'smallest_global_batch_too_large': too_large if too_large > fits else None,
     }
@@ -126,11 +109,12 @@ def _largest(compile_batch, program, is_quick, batch, unit, shares, topology) ->
 
 def _step(config, model, topology: Topology, step: Estimate | None) -> dict:
     """The train step's time as a range from ideal to as compiled; None where it does not fit."""
+    peak = peak_in_precision(model, topology)
     model_flops = config.train.batch_size * flops.train_flops(model)
-    least_seconds = model_flops / len(topology.devices) / peak_in_precision(model, topology)
+    least_seconds = model_flops / len(topology.devices) / peak
     return {
         'flops_per_step': model_flops,
-        'peak_flops_per_device': peak_in_precision(model, topology),
+        'peak_flops_per_device': peak,
         'executed_flops_per_device': step and step.flops,
         'compiled_hbm_traffic_bytes_per_device': step and step.hbm_bytes,
         'step_seconds': step and step.compiled_seconds,
@@ -141,7 +125,6 @@ def _step(config, model, topology: Topology, step: Estimate | None) -> dict:
         'roofline_terms_seconds': step and step.ideal,
         'bound_by': step and step.bound_by,
         'collectives': step and step.collectives,
-        'loops_of_unknown_length': step and step.loops_of_unknown_length,
     }
 
 
@@ -167,7 +150,6 @@ def _sampler(experiment, topology: Topology) -> dict:
     batch = estimate(program, mesh, topology)
     return {
         'batch_size': size,
-        'guidance': settings.guidance,
         'fits': program.fits,
         'peak_hbm_bytes_per_device': program.peak_bytes,
         'batch_seconds': batch and batch.compiled_seconds,

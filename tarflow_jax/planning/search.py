@@ -4,13 +4,12 @@ from collections.abc import Callable
 
 from tarflow_jax.planning.compilation import Program
 
-MOST_COMPILATIONS = 4
+MOST_GUESSES = 4  # after the first batch
 CLOSE_ENOUGH = 0.04  # of the batch, between what fits and what does not
 
 
 def largest_batch(
     compile_batch: Callable[[int], Program],
-    first: Program,
     first_batch: int,
     unit: int,
     hbm_bytes: float,
@@ -20,33 +19,21 @@ def largest_batch(
 
     Memory is nearly a + k b for b images, a line through the two compilations nearest to the limit;
     the first guess takes a to be the bytes of the state. Each guess is compiled and so confirmed.
-
-    Args:
-      compile_batch: compiles the step for a batch.
-      first: the program for `first_batch` images.
-      first_batch: a multiple of `unit`.
-      unit: images that a batch is a multiple of.
-      hbm_bytes: memory of a device.
-      ceiling: the largest batch to try, a multiple of `unit`.
+    Batches are multiples of `unit`, none is above `ceiling`, and `hbm_bytes` is a device's memory.
 
     Returns:
-      The largest batch that a compilation showed to fit, and the smallest that one showed not to
-      fit; 0 for none.
+      The largest batch that was seen to fit, and the smallest that was seen not to; 0 for none.
     """
-    programs = {first_batch: first}
-    for _ in range(MOST_COMPILATIONS):
-        low, high = _bounds(programs)
+    programs, batch = {}, first_batch
+    for _ in range(1 + MOST_GUESSES):
+        programs[batch] = compile_batch(batch)
+        fitting = [b for b, p in programs.items() if p.fits and p.peak_bytes <= hbm_bytes]
+        low = max(fitting, default=0)
+        high = min(programs.keys() - fitting, default=0)
         if low >= ceiling or (high and high - low <= max(unit, CLOSE_ENOUGH * low)):
             break
         guess = _guess(programs, low, high, hbm_bytes) // unit * unit
         batch = min(max(guess, low + unit), high - unit if high else ceiling)
-        programs[batch] = compile_batch(batch)
-    return _bounds(programs)
-
-
-def _bounds(programs: dict[int, Program]) -> tuple[int, int]:
-    low = max((batch for batch, program in programs.items() if program.fits), default=0)
-    high = min((batch for batch, program in programs.items() if not program.fits), default=0)
     return low, high
 
 

@@ -14,21 +14,12 @@ from tarflow_jax.planning.chips import CHIPS, Chip, measure_cpu
 
 CPU = 'cpu'
 EXAMPLES = 'cpu, v5e:4x4, v5e:8x8, v5e:16x16, v6e:8x8, v5p:4x4x4, v4:2x2x1, tpu7x:2x2x1, 2xv5e:8x8'
-INSTALL = "pip install -e '.[tpu]', in a clone of the repository"
 _NAME = re.compile(r'(?:(\d+)x)?(\w+):(\d+(?:x\d+)*)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices to compile for.
-
-    Attributes:
-      name: as in --topology.
-      chip: what each device can do.
-      devices: of all slices.
-      shape: chips of a slice along each dimension of its torus.
-      num_slices: slices that a data centre's network joins.
-    """
+    """Devices to compile for, of all slices; `shape` is that of one slice's torus, in chips."""
 
     name: str
     chip: Chip
@@ -59,8 +50,7 @@ def make_topologies(names: str) -> list[Topology]:
     parts = dict.fromkeys(name.strip() for name in names.split(',') if name.strip())
     if not parts:
         raise InputError(f'--topology is empty. Name some hardware, such as {EXAMPLES}.')
-    parsed = {name: _parse(name) for name in parts if name != CPU}
-    return [_tpu(name, *parsed[name]) if name in parsed else _cpu() for name in parts]
+    return [_cpu() if name == CPU else _tpu(name, *_parse(name)) for name in parts]
 
 
 def _cpu() -> Topology:
@@ -72,11 +62,11 @@ def _tpu(name: str, num_slices: int, chip: Chip, shape: tuple[int, ...]) -> Topo
     if importlib.util.find_spec('libtpu') is None:
         raise InputError(
             f'to plan for {name} takes the compiler for TPUs, libtpu, which is not installed (no '
-            f'TPU is needed). Install it: {INSTALL}, or plan for --topology=cpu.'
+            "TPU is needed). Install it: pip install -e '.[tpu]', in a clone of the repository, or "
+            'plan for --topology=cpu.'
         )
-    options: dict[str, int | str] = {'num_slices': num_slices} if num_slices > 1 else {}
-    if chip.config:
-        options['chip_config_name'] = chip.config
+    options = {'num_slices': num_slices} if num_slices > 1 else {}
+    options |= {'chip_config_name': chip.config} if chip.config else {}
     try:
         quiet_without_tpu()
         description = topologies.get_topology_desc(

@@ -5,6 +5,7 @@ import json
 import pytest
 
 V5E_HBM = 15.75 * 2**30
+V5E_FLOPS = 197e12  # bfloat16
 NO_LIBTPU = """
 from importlib.machinery import PathFinder
 
@@ -38,20 +39,23 @@ def test_every_topology_has_its_numbers(planned):
         assert plan['global_batch'] == 64
         assert plan['fits'] is True
         assert plan['batch_per_device'] == 64 / plan['devices']
-        assert plan['flops_per_step'] > plan['causal_flops_per_step'] > 0
+        assert plan['flops_per_step'] > 0
         assert 0 < plan['state_bytes_per_device'] < plan['peak_hbm_bytes_per_device']
         assert plan['peak_hbm_bytes_per_device'] < plan['hbm_bytes_per_device']
         assert plan['roofline_step_seconds'] == max(plan['roofline_terms_seconds'].values()) > 0
-        assert plan['step_seconds_without_overlap'] >= plan['roofline_step_seconds']
-        assert 0 < plan['roofline_mfu'] < 1
-        assert plan['bound_by'] in plan['roofline_terms_seconds']
-        assert plan['advice']
-        assert plan['loops_of_unknown_length'] == 0
+        assert plan['step_seconds'] == sum(plan['step_terms_seconds'].values())
+        assert plan['step_seconds'] > plan['roofline_step_seconds']
+        assert 0 < plan['mfu'] < plan['roofline_mfu'] < 1
+        assert plan['bound_by'] in plan['step_terms_seconds']
+        # All loops count: every product but the gradients by the one-hot labels is executed.
+        executed = plan['executed_flops_per_device'] * plan['devices']
+        assert executed == pytest.approx(plan['flops_per_step'], rel=1e-2)
         sampler = plan['sampler']
         assert sampler['batch_size'] == 16
         assert sampler['fits'] is True
-        assert sampler['bound_by'] in sampler['roofline_terms_seconds']
-        assert plan['compile_seconds'] > plan['train_step_compile_seconds'] > 0
+        assert sampler['bound_by'] in plan['step_terms_seconds']
+        assert sampler['seconds_of_50000'] > 1000 * sampler['batch_seconds'] > 0
+        assert plan['compile_seconds'] > sampler['compile_seconds'] > 0
         assert f'{plan["topology"]}: {plan["devices"]} devices' in out
 
 
@@ -59,23 +63,18 @@ def test_a_plan_for_tpus(planned):
     plan = planned[1][0]
     assert plan['mesh'] == {'data': 4, 'fsdp': 1, 'tensor': 1}
     assert plan['hbm_bytes_per_device'] == V5E_HBM
-    assert plan['chip']['peak_flops_bf16'] == 197e12
-    assert plan['peak_flops_per_device'] == pytest.approx(197e12 / 6)  # it computes in float32
-    # All but the gradients by the one-hot labels, which nobody asks for.
-    executed = plan['executed_flops_per_device'] * plan['devices']
-    assert executed == pytest.approx(plan['flops_per_step'], rel=1e-2)
-    assert plan['compiler_step_seconds'] > 0
+    assert plan['peak_flops_per_device'] == pytest.approx(V5E_FLOPS / 6)  # it computes in float32
     sums = [row for row in plan['collectives'] if row['kind'] == 'all-reduce']
     assert {tuple(row['axes']) for row in sums} == {('data',)}
+    assert all(row['seconds'] > 0 for row in sums)
+    assert plan['collectives'][0]['types'] == ['f32']
     assert sum(row['bytes'] for row in sums) >= 4 * plan['parameters']  # of the gradients
 
 
 def test_a_plan_for_this_machine_is_measured(planned):
     plan = planned[1][1]
-    assert plan['chip']['source'].startswith('measured: ')
-    assert plan['chip']['peak_flops_bf16'] is None
     assert plan['collectives'] == []
-    assert plan['compiler_step_seconds'] is None
+    assert plan['peak_flops_per_device'] != pytest.approx(V5E_FLOPS / 6)
 
 
 def test_the_whole_training(runs, tmp_path):
@@ -83,7 +82,7 @@ def test_the_whole_training(runs, tmp_path):
     runs.run(tmp_path, '--mode=plan', '--topology=cpu', *flags)
     (plan,) = json.loads((tmp_path / 'plan.json').read_text())
     assert plan['total_steps'] == 2000
-    assert plan['days'] == pytest.approx(2000 * plan['roofline_step_seconds'] / 86_400)
+    assert plan['days'] == pytest.approx(2000 * plan['step_seconds'] / 86_400)
     assert plan['chip_hours'] == pytest.approx(24 * plan['days'])
     assert plan['hosts'] == 1
     pace = plan['global_batch'] / plan['roofline_step_seconds']
@@ -100,7 +99,7 @@ def test_what_does_not_fit_is_planned_and_told(runs, tmp_path):
     (plan,) = json.loads((tmp_path / 'plan.json').read_text())
     assert plan['fits'] is False
     assert plan['peak_hbm_bytes_per_device'] > V5E_HBM
-    assert plan['roofline_step_seconds'] is None
+    assert plan['step_seconds'] is plan['mfu'] is None
     assert plan['sampler']['fits'] is True
 
 

@@ -2,15 +2,15 @@
 
 import pytest
 
-from tarflow_jax.planning.programs import Program
-from tarflow_jax.planning.search import MOST_COMPILATIONS, largest_batch
+from tarflow_jax.planning.compilation import Program
+from tarflow_jax.planning.search import MOST_GUESSES, largest_batch
 
 HBM = 16e9
 
 
 def program(peak, tells_peak=True):
     fits = peak <= HBM
-    return Program(fits, peak if fits or tells_peak else None, 2e9, 0.0, 0.0)
+    return Program(fits, peak if fits or tells_peak else None, 2e9)
 
 
 @pytest.mark.parametrize('first', [64, 640, 6400])
@@ -26,11 +26,9 @@ def test_finds_it_in_a_few_compilations(first, tells_peak, bend):
         compiled.append(batch)
         return program(peak(batch), tells_peak)
 
-    fits, too_large = largest_batch(
-        compile_batch, program(peak(first), tells_peak), first, 64, HBM, 64_000
-    )
+    fits, too_large = largest_batch(compile_batch, first, 64, HBM, 64_000)
     assert fits % 64 == 0
-    assert len(compiled) <= MOST_COMPILATIONS
+    assert len(compiled) <= 1 + MOST_GUESSES
     assert peak(fits) <= HBM
     if too_large:
         assert peak(too_large) > HBM
@@ -39,9 +37,12 @@ def test_finds_it_in_a_few_compilations(first, tells_peak, bend):
 
 
 def test_nothing_fits():
-    assert (
-        largest_batch(lambda batch: program(20e9 + batch), program(20e9), 64, 64, HBM, 640)[0] == 0
-    )
+    assert largest_batch(lambda batch: program(20e9 + batch), 64, 64, HBM, 640)[0] == 0
+
+
+def test_what_is_put_aside_is_not_used():
+    fits, too_large = largest_batch(lambda batch: program(1e9 * batch), 8, 1, 10e9, 64)
+    assert (fits, too_large) == (10, 11)
 
 
 def test_nothing_above_the_ceiling_is_tried():
@@ -51,5 +52,5 @@ def test_nothing_above_the_ceiling_is_tried():
         compiled.append(batch)
         return program(1e9)
 
-    assert largest_batch(compile_batch, program(1e9), 64, 64, HBM, 640) == (640, 0)
+    assert largest_batch(compile_batch, 64, 64, HBM, 640) == (640, 0)
     assert max(compiled) == 640
