@@ -25,7 +25,7 @@ def published_protocol(config):
     """Samples, and what they are compared with, as the published figures have them.
 
     50,000 samples of labels drawn uniformly, with annealed guidance and a denoising step, drawn
-    anew where they are not finite, clipped, and truncated to 8 bits; against all training images
+    again where they are not finite, clipped, and truncated to 8 bits; against all training images
     and their mirror images, resized as torch-fidelity does.
     """
     config.sample.anneal_guidance = True

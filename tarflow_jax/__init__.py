@@ -25,7 +25,7 @@ __version__ = '0.1.0'
 
 __all__ = ['InputError', 'TarFlow', 'class_log_probs', 'denoise', 'load', 'sample']
 
-# Imported when they are first asked for: processes that only read images need no JAX.
+# Imported at first use: processes that only read images need no JAX.
 _HOMES = {
     'InputError': 'tarflow_jax.errors',
     'TarFlow': 'tarflow_jax.flow',

@@ -1,4 +1,4 @@
-"""The flag --config: a file with a `get_config()`, whose mistakes are told where they stand."""
+"""The flag --config: a file with a `get_config()`, whose mistakes are reported by their line."""
 
 import importlib.util
 import inspect

@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """Something that was asked for cannot be done as given.
+    """The input cannot be used as given.
 
     The message is written for its reader: what was given, what is allowed, and the way out. The
     command line prints it without a traceback and leaves with status 2.

@@ -48,7 +48,7 @@ def to_workdir(
       The workdir.
 
     Raises:
-      InputError: the file cannot be read, the noise is not told or is told twice, or the workdir
+      InputError: the file cannot be read, the noise is unknown or contradicted, or the workdir
         holds something.
       RunError: the disk is full, say.
     """
@@ -123,20 +123,20 @@ def to_published(
 
 
 def _choose_noise(source: Path, given: tuple[str, float] | None) -> tuple[str, float]:
-    """Type and standard deviation as given, or as the source tells; one must, and none another."""
+    """Returns type and standard deviation, given or of the source, which must agree."""
     if not source.exists():
         raise InputError(f'{source} does not exist.')
-    told = loading.noise_of(source)
-    noise = given or told
+    recorded = loading.noise_of(source)
+    noise = given or recorded
     if noise is None:
         raise InputError(
-            f'{source} does not tell the noise on the images that it learned: give it, as '
+            f'{source} does not say with which noise it was trained: give it, as '
             "noise=('gaussian', 0.05) or ('uniform', 0), or by the --config of its model."
         )
     kind, std = noise[0], 0.0 if noise[0] == 'uniform' else noise[1]
     Noise(kind, std, num_levels=256)  # refuses what is no noise
-    if told is not None and (kind, f'{std:.2f}') != (told[0], f'{told[1]:.2f}'):
-        raise InputError(f'{source} tells the noise {told}; got {given}.')
+    if recorded is not None and (kind, f'{std:.2f}') != (recorded[0], f'{recorded[1]:.2f}'):
+        raise InputError(f'{source} has the noise {recorded}; got {given}.')
     return kind, std
 
 

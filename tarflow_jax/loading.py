@@ -25,7 +25,7 @@ def load(path, *, image_shape=None, patch_size=None):
       path: a workdir (its newest checkpoint is taken), a folder `workdir/checkpoints/<step>`, or a
         state dict of apple/ml-tarflow (`.pth`). Where a moving average was kept, that is loaded.
       patch_size: needed for a state dict only, and only if its name is not one that the published
-        code gives (`afhq_model_8_768_8_8_0.07.pth`), which tells.
+        code gives (`afhq_model_8_768_8_8_0.07.pth`), which contains it.
       image_shape: (H, W, C), likewise, and only if images are not square or have other than one
         channel or three.
 
@@ -103,7 +103,7 @@ def noise_of(path) -> tuple[str, float] | None:
     """The noise on the images that the model at `path` learned: type and standard deviation.
 
     As in the noise section of a config, 0 for uniform noise. The name of a published file rounds it
-    to two digits; None where nothing tells.
+    to two digits; None if it is unknown.
     """
     path = Location().check('path', path)
     if path.is_dir():
@@ -130,7 +130,7 @@ def warn_of_other_noise(config, path) -> None:
 
 
 def dataset_of(path) -> str | None:
-    """The name of the data set that the model at `path` learned; None where nothing tells."""
+    """The name of the data set that the model at `path` learned; None if it is unknown."""
     path = Location().check('path', path)
     if path.is_dir():
         config = read_config(workdir_of(path))

@@ -8,11 +8,11 @@ set, noise, seed or batch, only with --allow_changes (`workdir.MEANING` has all 
 
 On several hosts the same command runs on each, with the workdir on a disk that all of them share:
 srun, mpirun and Kubernetes' TPU pods are noticed (`parallel/cluster.LAUNCHERS`), on TPU VMs add
---distributed=on, and anywhere else say who is who:
+--distributed=on, and elsewhere give every process its place:
 
     --coordinator=HOST:PORT --num_processes=N --process_id=I [--coordinator_timeout=SECONDS]
 
-Exit status: 0 done; 1 the run could not go on; 2 something was asked that cannot be; 128 + n it was
+Exit status: 0 done; 1 the run failed; 2 the command is invalid and nothing was done; 128 + n it was
 stopped by signal n (143 for SIGTERM, 130 for Ctrl-C, 129 for a closed terminal) within 30 seconds.
 A training run has saved itself, an evaluation the samples it has drawn: the same command resumes,
 on as many hosts as there are then. A signal to any one process stops all of them after the same
@@ -246,7 +246,7 @@ def _explain(error: Exception) -> str:
 
 
 def run():
-    """Runs `main` so that what a person can mend is told without a traceback."""
+    """Runs `main`; an error that its user can mend is printed without a traceback."""
     keep_freed_memory()
     quiet_without_tpu()
     logging.set_verbosity(logging.WARNING)
@@ -264,7 +264,7 @@ def run():
     except Stopped as stopped:
         status, message = stopped.status, stopped
     except KeyboardInterrupt:
-        status, message = 130, 'interrupted. The same command starts over.'
+        status, message = 130, 'interrupted. The same command starts again.'
     except Exception as error:
         stack = traceback.format_exc()
         status, message = 1, f'{type(error).__name__}: {error}'

@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 20  # for the main thread to come round: clouds kill after 30
 _IMPATIENCE_SECONDS = 2  # the same where there is nothing to save
 
 RESUMES = 'The same command resumes.'
-STARTS_OVER = 'The same command starts over.'
+RESTARTS = 'The same command starts again.'
 
 
 class Stopped(BaseException):
@@ -91,7 +91,7 @@ class Stop:
             raise Stopped(number, message)
 
     @contextlib.contextmanager
-    def at_once(self, message: str = STARTS_OVER) -> Iterator[None]:
+    def at_once(self, message: str = RESTARTS) -> Iterator[None]:
         """A part of the program with nothing to save: a signal raises Stopped wherever it is."""
         self._at_once, self._patience = message, _IMPATIENCE_SECONDS
         try:

@@ -125,7 +125,7 @@ def check_same_model(config, workdir) -> None:
     if CONVERTED_FROM in made_with:
         raise InputError(
             f'{workdir} was converted from a published checkpoint, which has no optimizer state to '
-            f'go on with. Train in another --workdir with --checkpoint={workdir}.'
+            f'resume with. Train in another --workdir with --checkpoint={workdir}.'
         )
     kept = {key: value for key, value in config.model.items() if key not in FREE_MODEL_KEYS}
     differences = [
@@ -157,7 +157,7 @@ def check_same_run(config, workdir) -> None:
     if differences := differences_in(config, made_with, compared):
         raise InputError(
             f'{workdir} was trained with other settings: {"; ".join(differences)}. Give another '
-            '--workdir, or the settings that it was trained with, or add --allow_changes to go on '
+            '--workdir, or the settings that it was trained with, or add --allow_changes to resume '
             'from its checkpoint with the new ones.'
         )
 

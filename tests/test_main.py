@@ -131,7 +131,7 @@ def test_from_another_folder_by_python_itself_until_it_is_told_to_stop(runs, tmp
     (step,) = steps_in(workdir)
     assert last == (
         f'Stopped by SIGTERM at step {step}. It is saved in {workdir}/checkpoints/{step}; the same '
-        'command goes on from there.'
+        'command resumes from there.'
     )
     config = json.loads((workdir / 'config.json').read_text())
     assert config['model']['image_shape'] == [8, 8, 1]
@@ -327,7 +327,7 @@ def test_a_run_resumes_with_what_makes_it_only_if_a_change_is_meant(runs, whole,
     result = runs.run(
         workdir, '--allow_changes', '--config.noise.std=0.3', '--config.train.num_epochs=1.1'
     )
-    assert 'going on from the checkpoint of step 24' in result.out
+    assert 'resuming from the checkpoint of step 24' in result.out
     assert 'noise.std was 0.1, is 0.3 now.' in result.err
     assert json.loads((workdir / 'config.json').read_text())['noise']['std'] == 0.3
     line = runs.refused(workdir)
@@ -364,7 +364,7 @@ def test_a_checkpoint_for_a_run_that_has_its_own(runs, whole, tmp_path):
     assert '/does/not/exist does not exist' in line
     flags = [f'--checkpoint={whole[0]}', '--config.train.num_epochs=1.1']
     result = runs.run(workdir, *flags)
-    assert 'going on from the checkpoint of step 24' in result.out
+    assert 'resuming from the checkpoint of step 24' in result.out
     assert f'{workdir} has checkpoints of its own, from which training resumes' in result.err
     assert 'that of --checkpoint, from which a new run takes' in result.err
 

@@ -109,7 +109,10 @@ def test_a_process_that_does_not_come_round_is_ended():
 def test_work_with_nothing_to_save_ends_at_once():
     """At a signal that comes within it, or came before."""
     with Stop() as stop:
-        with stop.at_once(), pytest.raises(Stopped, match=r'SIGTERM. The same command starts over'):
+        with (
+            stop.at_once(),
+            pytest.raises(Stopped, match=r'SIGTERM. The same command starts again'),
+        ):
             signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Stopped, match=r'SIGTERM. Resume'):
             stop.at_once('Resume.').__enter__()

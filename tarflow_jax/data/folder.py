@@ -174,5 +174,5 @@ def damaged_files(folder: pathlib.Path) -> Iterator[None]:
         raise InputError(
             f'the prepared data set in {folder} cannot be read; it is damaged or incomplete '
             f'({type(error).__name__}: {reason}). Delete that folder and run again: our own data '
-            f'sets are prepared anew, others are prepared with {PREPARE_COMMAND}.'
+            f'sets are prepared again, others are prepared with {PREPARE_COMMAND}.'
         ) from error

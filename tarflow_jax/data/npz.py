@@ -85,7 +85,7 @@ def _read(name: str) -> tuple[np.ndarray, np.ndarray]:
         reason = str(error).strip().split('\n')[0]
         raise InputError(
             f"'{name}' cannot be read; it is damaged or no .npz file "
-            f'({type(error).__name__}: {reason}). Copy or write it anew.'
+            f'({type(error).__name__}: {reason}). Copy or write it again.'
         ) from error
 
 

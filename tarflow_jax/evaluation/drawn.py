@@ -28,7 +28,7 @@ class DrawnSamples:
 
     Attributes:
       count: how many there are, from number 0 on.
-      num_redrawn: how often their noise was drawn anew.
+      num_redrawn: how often noise was drawn again.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], image_shape: tuple[int, ...]):
@@ -41,10 +41,10 @@ class DrawnSamples:
         self.count = self.num_redrawn = self._new_redrawn = 0
         self._last_write = time.monotonic()
         if distributed.is_main():
-            self._find()
+            self._read_parts()
         self.count, self.num_redrawn = distributed.of_main([self.count, self.num_redrawn])
 
-    def _find(self) -> None:
+    def _read_parts(self) -> None:
         """Finds the parts that follow one another; what comes after a gap or damage is removed."""
         for path in sorted(self._folder.glob('*.npy')):
             try:
@@ -55,7 +55,7 @@ class DrawnSamples:
                 if part.dtype != np.uint8:
                     raise ValueError(f'it holds {part.dtype}')
             except (ValueError, EOFError) as damage:
-                logging.warning('%s cannot be used and is drawn anew: %s.', path, damage)
+                logging.warning('%s cannot be used and is drawn again: %s.', path, damage)
                 path.unlink()
                 continue
             self._parts.append(part)

@@ -134,7 +134,7 @@ def _take_over(workdir: Path, about: dict[str, Any]) -> dict[str, float]:
         if not changed:
             return {key: value for key, value in last.items() if '/' in key}
         logging.warning(
-            'The scores of the interrupted evaluation in %s are computed anew: %s changed.',
+            'The scores of the interrupted evaluation in %s are computed again: %s changed.',
             *(workdir / REPORT_FILE, ', '.join(changed)),
         )
     _append_once(workdir / HISTORY_FILE, json_text(last))

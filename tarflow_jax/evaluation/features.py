@@ -28,7 +28,7 @@ class Features:
       weights: the file of Inception's; '' for the one that is fetched, see `inception_weights`.
 
     Attributes:
-      names: those asked for, sorted.
+      names: those computed, sorted.
       settings: what changes the features, by name: the preprocessing and the SHA-256 of the file
         of weights, for features of Inception only.
 
@@ -65,13 +65,13 @@ class Features:
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
         """Features float32 [B, D] by name, of images uint8 [B, H, W, C] over the mesh."""
         split = rules.batch_sharding(self._mesh)
-        found = {}
+        features = {}
         if self._params is not None:
             x = _preprocess(images, self._preprocessing)
-            found |= _inception(self._params, x, split)
+            features |= _inception(self._params, x, split)
         if 'haar' in self.names:
-            found['haar'] = _haar(images, split)
-        return {name: found[name] for name in self.names}
+            features['haar'] = _haar(images, split)
+        return {name: features[name] for name in self.names}
 
 
 def check_preprocessing(name: str) -> None:
@@ -97,13 +97,13 @@ def _inception(params, x, split):
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def to_levels(images, how: str):
+def to_levels(images, quantization: str):
     """Pixels in [-1, 1] as uint8, clipped: 'truncate'd, as the published code has it, or 'round'ed.
 
     Values that are not numbers become 0.
     """
     levels = (images.clip(-1, 1) + 1) * 127.5
-    return (levels if how == 'truncate' else levels.round()).astype('uint8')
+    return (levels if quantization == 'truncate' else levels.round()).astype('uint8')
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -22,12 +22,12 @@ def features(images: jax.Array) -> jax.Array:
     624 for (64, 64, 3), 912 for (256, 256, 3).
     """
     x = images.astype(jnp.float32) / 255
-    found = []
+    parts = []
     while min(x.shape[1:3]) > GRID:
         x, details = _halve(x)
-        found += [_average(jnp.abs(detail)) for detail in details]
-    found.append(_average(x))
-    return jnp.concatenate([values.reshape(len(x), -1) for values in found], axis=1)
+        parts += [_average(jnp.abs(detail)) for detail in details]
+    parts.append(_average(x))
+    return jnp.concatenate([values.reshape(len(x), -1) for values in parts], axis=1)
 
 
 def _halve(x):

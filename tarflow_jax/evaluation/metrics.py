@@ -1,4 +1,4 @@
-"""The metrics that can be asked for, by name."""
+"""All metrics, by name."""
 
 import difflib
 

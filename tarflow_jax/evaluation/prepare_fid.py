@@ -19,7 +19,7 @@ from tarflow_jax.evaluation.metrics import metric_names
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.files import make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
-from tarflow_jax.stopping import STARTS_OVER, Stop
+from tarflow_jax.stopping import RESTARTS, Stop
 
 
 def prepare_fid(experiment: Experiment, stop: Stop) -> None:
@@ -39,7 +39,7 @@ def prepare_fid(experiment: Experiment, stop: Stop) -> None:
     with rules.activation_sharding(experiment.mesh):
         for family, features in families.items():
             reference = DataReference(family, features, experiment)
-            reference.ensure(functools.partial(stop.check, STARTS_OVER), say=print)
+            reference.ensure(functools.partial(stop.check, RESTARTS), say=print)
 
 
 def features_of(config, mesh, names) -> Features:
@@ -99,29 +99,29 @@ class DataReference:
         each batch.
         """
         wanted = self.metadata()
-        found = self._find(wanted) if distributed.is_main() else None
-        is_there = found is not None or not distributed.is_main()
+        reference = self._read(wanted) if distributed.is_main() else None
+        is_there = reference is not None or not distributed.is_main()
         if not distributed.agree(is_there):
             self._make(wanted, before_batch, say)
-            found = references.read(self.path) if distributed.is_main() else None
-        elif found:
+            reference = references.read(self.path) if distributed.is_main() else None
+        elif reference:
             say(f'{self.path}: reference statistics are there already.')
-        return found
+        return reference
 
-    def _find(self, wanted: dict[str, Any]) -> Reference | None:
+    def _read(self, wanted: dict[str, Any]) -> Reference | None:
         if not self.path.exists():
             return None
         try:
-            found = references.read(self.path)
+            reference = references.read(self.path)
         except InputError as damage:
-            logging.warning('%s It is made anew.', damage)
+            logging.warning('%s It is rebuilt.', damage)
             return None
-        changed = [key for key in wanted if found.metadata.get(key) != wanted[key]]
+        changed = [key for key in wanted if reference.metadata.get(key) != wanted[key]]
         if changed:
             logging.warning(
-                '%s was made with another %s and is made anew.', self.path, ', '.join(changed)
+                '%s was made with another %s and is rebuilt.', self.path, ', '.join(changed)
             )
-        return None if changed else found
+        return None if changed else reference
 
     def _make(self, wanted: dict[str, Any], before_batch, say) -> None:
         mirrored = ', each also mirrored' if self._flip else ''

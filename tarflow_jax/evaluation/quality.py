@@ -1,4 +1,4 @@
-"""How good samples are: their features against those of a data set."""
+"""The quality of samples: their features compared with those of a data set."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.likelihood.scores import scored_batches
 from tarflow_jax.parallel import arrays
 
-# The features that a metric compares, and how.
+# The features of each metric, and the comparison.
 METRICS = {
     'fid': ('pool', 'frechet'),
     'sfid': ('spatial', 'frechet'),
@@ -37,7 +37,9 @@ METRICS = {
 }
 # What one file of reference statistics has.
 FAMILIES = {'inception': ('pool', 'spatial'), 'haar': ('haar',)}
-ROWS = {kind for kind, how in METRICS.values() if how == 'neighbours'}  # kept one by one
+ROWS = {
+    kind for kind, comparison in METRICS.values() if comparison == 'neighbours'
+}  # kept one by one
 FAMILY = {name: family for family, names in FAMILIES.items() for name in names}
 
 # Samples below which a metric does not exist.
@@ -57,7 +59,7 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass
 class Measured:
-    """What was found of all images, of all processes; every one has it."""
+    """Measurements of all images of all processes; every process has them."""
 
     gaussians: dict[str, Gaussian]
     rows: dict[str, np.ndarray]
@@ -66,10 +68,10 @@ class Measured:
 
 def families(names: Iterable[str]) -> dict[str, set[str]]:
     """The families that metrics need, each with the features that they take of samples."""
-    found: dict[str, set[str]] = {}
+    kinds_by_family: dict[str, set[str]] = {}
     for kind, _ in (METRICS[name] for name in names if name in METRICS):
-        found.setdefault(FAMILY.get(kind, 'inception'), set()).add(kind)
-    return found
+        kinds_by_family.setdefault(FAMILY.get(kind, 'inception'), set()).add(kind)
+    return kinds_by_family
 
 
 def needs_reference(names: Iterable[str], family: str) -> bool:
@@ -78,7 +80,7 @@ def needs_reference(names: Iterable[str], family: str) -> bool:
 
 
 def too_few(names: Iterable[str], num_samples: int) -> str | None:
-    """Why so few samples cannot be measured at all; None if they can."""
+    """Returns why there are too few samples to measure; None if there are enough."""
     least = max(LEAST[METRICS[name][1]] for name in names)
     if num_samples >= least:
         return None
@@ -109,8 +111,8 @@ def measure(
         index = batch.index[rows][counts]
         chosen = keep(index) if keep else np.zeros(len(index), bool)
         for compute in features:
-            found = arrays.fetch_rows(compute(batch.images))
-            for name, values in found.items():
+            rows_by_name = arrays.fetch_rows(compute(batch.images))
+            for name, values in rows_by_name.items():
                 sums.add(name, values[counts], index, chosen)
     return sums.total()
 
@@ -206,7 +208,7 @@ def _mirror(images):
     return images[:, :, ::-1]
 
 
-def completed(
+def with_missing_features(
     reference: Reference,
     names: Iterable[str],
     features: Features,
@@ -219,15 +221,19 @@ def completed(
       InputError: the file lacks what a metric needs.
     """
     kinds = {METRICS[name] for name in names if FAMILY.get(METRICS[name][0]) == 'inception'}
-    missing = [kind for kind, how in kinds if how == 'frechet' and kind not in reference.gaussians]
+    missing = [
+        kind
+        for kind, comparison in kinds
+        if comparison == 'frechet' and kind not in reference.gaussians
+    ]
     if ('pool', 'neighbours') in kinds and 'pool' not in reference.rows:
         if reference.images is None or len(reference.images) < LEAST_IMAGES:
             missing.append('images, or features of single ones')
         else:
             split = ArraySplit(reference.images, np.full(len(reference.images), -1, np.int32))
             only = features.only(FAMILIES['inception'])
-            how = dict(batch_size=64, flip=False, before_batch=before_batch)
-            measured = measure_split(split, 256, only, mesh, **how)
+            settings = dict(batch_size=64, flip=False, before_batch=before_batch)
+            measured = measure_split(split, 256, only, mesh, **settings)
             reference = dataclasses.replace(reference, rows=measured.rows)
     if missing:
         raise InputError(
@@ -241,7 +247,7 @@ def completed(
 def fingerprint(split) -> str:
     """A hash of a split's images: all of one in memory, or else some and their number.
 
-    It changes when a data set is made anew of other images.
+    It changes when a data set is rebuilt from other images.
     """
     count = len(split) if split.in_memory else _FINGERPRINT_IMAGES
     index = np.arange(count) * len(split) // count
@@ -262,12 +268,12 @@ def score(
     """
     scores: dict[str, float] = {}
     for name in names:
-        kind, how = METRICS[name]
-        if how == 'score' and samples.inception_score:
+        kind, comparison = METRICS[name]
+        if comparison == 'score' and samples.inception_score:
             scores['inception_score'], scores['inception_score_std'] = samples.inception_score
             continue
         reference = references[FAMILY[kind]]
-        if how == 'frechet':
+        if comparison == 'frechet':
             gaussian = reference.gaussians[kind]
             scores[name] = frechet_distance(gaussian, samples.gaussians[kind])
         elif name not in scores:
@@ -279,9 +285,9 @@ def score(
 
 
 def warn_of_few(name: str, reference: Reference, num_samples: int) -> None:
-    """Tells the bias that fewer samples, or images of the reference, than features bring."""
-    kind, how = METRICS[name]
-    if how != 'frechet':
+    """Warns of the bias that fewer samples, or images of the reference, than features bring."""
+    kind, comparison = METRICS[name]
+    if comparison != 'frechet':
         return
     gaussian = reference.gaussians[kind]
     num_features = len(gaussian.mean)

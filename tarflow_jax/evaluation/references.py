@@ -70,7 +70,7 @@ def read(path: str | os.PathLike) -> Reference:
             "images with --mode=prepare_fid, or leave evaluate.reference='' to have them made."
         )
     try:
-        found = _read_npz(path) if path.suffix == '.npz' else _read_torchmetrics(path)
+        reference = _read_npz(path) if path.suffix == '.npz' else _read_torchmetrics(path)
     except InputError:
         raise
     except Exception as error:  # NumPy and zipfile raise nearly anything at damaged files
@@ -78,7 +78,7 @@ def read(path: str | os.PathLike) -> Reference:
             f'{path} cannot be read as reference statistics: {error}. Fetch it again, or make '
             'statistics with --mode=prepare_fid.'
         ) from error
-    return dataclasses.replace(found, path=str(path), sha256=sha256_of(path))
+    return dataclasses.replace(reference, path=str(path), sha256=sha256_of(path))
 
 
 def _read_npz(path: Path) -> Reference:
@@ -130,20 +130,20 @@ def _checked(path: Path, name: str, mean: np.ndarray, cov: np.ndarray) -> Gaussi
 
 def _check_finite(path: Path, *arrays: np.ndarray) -> None:
     if not all(np.isfinite(array).all() for array in arrays):
-        raise InputError(f'{path} holds statistics that are not finite; make them anew.')
+        raise InputError(f'{path} holds statistics that are not finite; compute them again.')
 
 
 def _check_covariance(path: Path, cov: np.ndarray) -> None:
     """Raises InputError unless, but for rounding, it is symmetric and no variance is below 0."""
     largest = np.abs(cov).max(initial=0)
     if np.abs(cov - cov.T).max(initial=0) > _ROUNDING * largest:
-        raise InputError(f'{path} holds a covariance that is not symmetric; make it anew.')
+        raise InputError(f'{path} holds a covariance that is not symmetric; compute it again.')
     rounding = max(_ROUNDING * np.trace(np.abs(cov)), np.finfo(np.float64).tiny)
     try:
         np.linalg.cholesky(cov + rounding * np.eye(len(cov)))
     except np.linalg.LinAlgError:
         raise InputError(
-            f'{path} holds a covariance with variances below 0; make it anew.'
+            f'{path} holds a covariance with variances below 0; compute it again.'
         ) from None
 
 
@@ -173,12 +173,12 @@ def check(reference: Reference, settings: dict[str, Any], image_shape) -> None:
       image_shape: (H, W, C) of the samples.
     """
     made_with = reference.metadata
-    asked = {**settings, 'image_shape': list(image_shape)}
+    expected = {**settings, 'image_shape': list(image_shape)}
     if reference.images is not None:
         made_with = {**made_with, 'image_shape': list(reference.images.shape[1:])}
     differences = [
         f'{key} is {made_with[key]} there, {value} here'
-        for key, value in asked.items()
+        for key, value in expected.items()
         if key in made_with and made_with[key] != value
     ]
     if differences:

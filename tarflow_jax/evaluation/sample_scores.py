@@ -25,7 +25,7 @@ from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.batches import sample_batches, spread_labels
 from tarflow_jax.stopping import RESUMES, Stop
 
-REPORT_SHARE = 0.1  # of the samples, after which a line tells how far it is
+REPORT_SHARE = 0.1  # of the samples, between two lines of progress
 _COPIED = 1024  # samples at a time
 _FEATURES = 2048  # numbers of a sample that precision and recall keep
 
@@ -168,7 +168,7 @@ class SampleScores:
         if family == 'inception' and path:
             reference = references.read(path)
             references.check(reference, features.settings, self._model.image_shape)
-            return quality.completed(
+            return quality.with_missing_features(
                 *(reference, self.names, features, self._mesh), self._stop.check
             )
         if not quality.needs_reference(self.names, family):
@@ -222,7 +222,7 @@ class SampleScores:
                 images = to_levels(batch.images, quantization)
                 drawn.add(arrays.fetch(images)[batch.mask], batch.num_redrawn)
                 yield quality.Batch(images, batch.index, batch.mask)
-                pace.tell(drawn.count)
+                pace.show(drawn.count)
         finally:
             drawn.write()
 
@@ -272,7 +272,7 @@ class SampleScores:
 
 
 class _Pace:
-    """Tells now and then how many samples are drawn."""
+    """Prints now and then how many samples are drawn."""
 
     def __init__(self, first: int, total: int):
         self._first = first
@@ -280,7 +280,7 @@ class _Pace:
         self._start = time.perf_counter()
         self._next = first + total * REPORT_SHARE
 
-    def tell(self, done: int) -> None:
+    def show(self, done: int) -> None:
         if not self._next <= done < self._total or not distributed.is_main():
             return
         self._next = done + self._total * REPORT_SHARE

@@ -75,7 +75,7 @@ def connect(
       timeout: seconds to wait for the others.
 
     Raises:
-      InputError: the arguments do not go together, or there is no launcher to ask.
+      InputError: the arguments do not go together, or there is no launcher.
       RunError: the coordinator does not answer, or its port is taken. Where other processes never
         come, or fail from here on, the process ends itself with a status and words.
     """
@@ -95,7 +95,7 @@ def find_place(mode, coordinator, num_processes, process_id, timeout) -> Place |
     if _any_given(given):
         place = Place(*check(given))
     else:
-        place = _ask_launcher(timeout)
+        place = _read_launcher(timeout)
     return place if place.num_processes > 1 else None
 
 
@@ -137,19 +137,21 @@ def check(given: dict) -> tuple[str, int, int]:
     return given['coordinator'], given['num_processes'], given['process_id']
 
 
-def _ask_launcher(timeout: int) -> Place:
-    found: Any = ClusterEnv.auto_detect_unset_distributed_params(
+def _read_launcher(timeout: int) -> Place:
+    settings: Any = ClusterEnv.auto_detect_unset_distributed_params(
         os.environ.get('JAX_COORDINATOR_ADDRESS'), None, None, None, None, timeout
     )
-    missing = [f'the {name}' for name, value in zip(_NAMES, found, strict=False) if value is None]
+    missing = [
+        f'the {name}' for name, value in zip(_NAMES, settings, strict=False) if value is None
+    ]
     if missing:
         raise InputError(
-            '--distributed=on, and JAX finds no launcher to ask for the other processes: '
+            '--distributed=on, and JAX finds no launcher of several processes: '
             f'{", ".join(missing)} cannot be known. '
             'Give --coordinator=HOST:PORT, --num_processes and --process_id, or start the '
             'processes with srun, mpirun or on a TPU pod; --distributed=off is one process alone.'
         )
-    coordinator, num_processes, process_id, local_device_ids = found
+    coordinator, num_processes, process_id, local_device_ids = settings
     if os.environ.get('JAX_LOCAL_DEVICE_IDS'):  # which JAX reads where none are given
         local_device_ids = None
     return Place(coordinator, num_processes, process_id, local_device_ids)
@@ -281,7 +283,7 @@ def wait_for_its_cause(status: int) -> None:
     Where a process ends, the others' sums with it fail, too, and whatever comes of that.
 
     Args:
-      status: of the failure. What was asked wrongly (2) has no such cause.
+      status: of the failure. An invalid command (2) has no such cause.
     """
     if _member:
         _member.wait_for_failure(_FAILURES_SECONDS if status == 1 else 0)

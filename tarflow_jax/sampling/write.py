@@ -18,7 +18,7 @@ from tarflow_jax.sampling.batches import (
     sample_batches,
     spread_labels,
 )
-from tarflow_jax.stopping import STARTS_OVER, Stop
+from tarflow_jax.stopping import RESTARTS, Stop
 
 GRID_SAMPLES = 100  # at most, in a picture
 
@@ -55,7 +55,7 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
         batches = sample_batches(
             *(model, params, mesh),
             must_be_finite=False,
-            before_batch=functools.partial(stop.check, STARTS_OVER),
+            before_batch=functools.partial(stop.check, RESTARTS),
             **sampling,
         )
         for batch in host_images(batches):

@@ -186,10 +186,10 @@ class Checkpoints:
             restored = self._read_patiently(lambda: self._read(step, names, items))
         except (Damaged, RunError) as reason:
             error = reason
-        told = distributed.of_all(error and [isinstance(error, RunError), str(error)])
-        if passing := [words for may_pass, words in filter(None, told) if may_pass]:
+        failures = distributed.of_all(error and [isinstance(error, RunError), str(error)])
+        if passing := [words for may_pass, words in filter(None, failures) if may_pass]:
             raise RunError(passing[0]) from error
-        if any(told):
+        if any(failures):
             raise error or Damaged('says another process')
         differing = [name for name in restored if fingerprints(restored[name]) != prints.get(name)]
         if not distributed.agree(not differing):
@@ -290,7 +290,7 @@ class Checkpoints:
                     )
         if damaged:
             raise InputError(
-                f'all checkpoints in {self.folder} are damaged: {sorted(damaged)}. To begin anew, '
+                f'all checkpoints in {self.folder} are damaged: {sorted(damaged)}. To start again, '
                 'give another --workdir (or move that folder away).'
             )
         return None

@@ -37,7 +37,7 @@ from tarflow_jax.workdir import (
 
 
 class Diverged(Exception):
-    """The losses say that the present parameters are not worth to go on with."""
+    """The losses say that the present parameters are past mending."""
 
     def __init__(self, step: int, reason: str):
         self.step = step
@@ -58,7 +58,7 @@ def train(
     them stops all after the same step, and one of them writes what is not a checkpoint.
 
     Args:
-      experiment: what is trained on what.
+      experiment: see `build.Experiment`.
       workdir: gets config.json, metrics.jsonl, checkpoints/, samples/ and tensorboard/.
       stop: hears of signals.
       load_params: returns the first parameters of a new run, which are random without it.
@@ -74,7 +74,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if distributed.is_main():
             stack.enter_context(workdir_lock(workdir))
-        distributed.agree(True)  # nobody goes on unless the workdir is ours
+        distributed.agree(True)  # no process continues unless the workdir is ours
         run = Run(experiment, workdir, stop, load_params, allow_changes)
         try:
             with contextlib.closing(run.checkpoints):
@@ -82,7 +82,7 @@ def train(
         except OSError as error:
             raise RunError(
                 f'writing in {workdir} failed: {reason_of(error)}. Mend that and run the same '
-                'command: it goes on from the last checkpoint.'
+                'command: it resumes from the last checkpoint.'
             ) from error
 
 
@@ -127,7 +127,7 @@ class Run:
         if step >= self.total_steps and not self.milestones.unfinished(step):
             say(
                 f'{self.workdir} is trained to step {step} of {self.total_steps} already; '
-                'raise train.num_epochs to go on.'
+                'raise train.num_epochs to train longer.'
             )
             return 0
         if distributed.is_main():
@@ -175,7 +175,7 @@ class Run:
             check_writable(self.workdir / name)
 
     def train_through(self, state: states.TrainState) -> int:
-        """Trains to the end, or until told to stop; gives the step that is saved."""
+        """Trains to the last step or a signal; returns the step that is saved."""
         while True:
             try:
                 return self.attempt(state)
@@ -208,7 +208,7 @@ class Run:
         return self.checkpoints.steps()
 
     def go_back(self, diverged: Diverged) -> states.TrainState:
-        """The last sound state, to go on from with another order of the data."""
+        """Returns the last sound state, for another order of the data."""
         self.checkpoints.wait()
         if self.restarts >= self.config.train.max_restarts:
             self.give_up(diverged)
@@ -224,7 +224,7 @@ class Run:
         return restarted(state, self.restarts, self.mesh)
 
     def describe(self, state: states.TrainState):
-        """Says what is trained on what, and where it goes on."""
+        """Says which model is trained on which data, and from which step."""
         params = sum(x.size for x in jax.tree.leaves(state.params))
         self.progress.say(
             f'{params:,} parameters, {len(self.train_split):,} images of '
@@ -232,10 +232,10 @@ class Run:
             f'{jax.devices()[0].platform} device(s), workdir {self.workdir}'
         )
         if state.step:
-            self.progress.say(f'going on from the checkpoint of step {int(state.step)}')
+            self.progress.say(f'resuming from the checkpoint of step {int(state.step)}')
 
     def take_steps(self, state: states.TrainState) -> states.TrainState:
-        """Trains to the last step, or until told to stop."""
+        """Trains to the last step or a signal."""
         first_step = int(state.step)
         batch_size = self.config.train.batch_size
         rows = arrays.local_rows(self.mesh, batch_size)
@@ -319,7 +319,7 @@ class Run:
             f'(train.max_restarts). Of its checkpoints {sound}. Lower '
             f'optimizer.peak_learning_rate, which is {self.config.optimizer.peak_learning_rate:g}, '
             'to a third or less, or set optimizer.clip_norm or model.dtype=float32, and run the '
-            f'same command: it {"goes on from there" if steps else "begins anew"}.'
+            f'same command: it {"resumes from there" if steps else "starts again"}.'
         )
 
     def pause(self, step, state: states.TrainState, due: list[str]):
@@ -345,13 +345,13 @@ class Run:
         if self.stop.agreed and not self.sound:
             say(
                 f'Stopped by {self.stop.agreed.name} at step {step}, whose loss is not sound: it '
-                'is not saved. The same command goes on from the checkpoint before.'
+                'is not saved. The same command resumes from the checkpoint before.'
             )
             return 128 + self.stop.agreed
         if self.stop.agreed and (step < self.total_steps or self.milestones.unfinished(step)):
             say(
                 f'Stopped by {self.stop.agreed.name} at step {step}. It is saved in {where}; '
-                'the same command goes on from there.'
+                'the same command resumes from there.'
             )
             return 128 + self.stop.agreed
         say(

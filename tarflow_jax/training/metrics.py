@@ -28,7 +28,7 @@ class MetricsWriter:
 
     Args:
       workdir: the folder of the run; made if it is missing.
-      resume_step: the step of the checkpoint from which the run goes on. What a killed run has
+      resume_step: the step of the checkpoint from which the run resumes. What a killed run has
         recorded past it will be recorded again, so it goes: such lines leave the file, and
         TensorBoard is told to forget such events. None is a run from the beginning: the record
         starts empty.

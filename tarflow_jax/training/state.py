@@ -20,7 +20,7 @@ PRIOR_UPDATE_RATE = 0.1  # of the tracked prior variance, a step; that of the pu
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a resumed run needs to go on as if it had not stopped.
+    """Everything that a run needs to resume as if it had not stopped.
 
     Attributes:
       step: steps taken, skipped ones included; data, noise and label dropout follow from it.

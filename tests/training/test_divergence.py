@@ -70,14 +70,14 @@ def test_what_a_run_advises_that_gives_up_works(runs, tmp_path):
     assert 'after each of 2 restarts (train.max_restarts)' in result.err
     assert f'Of its checkpoints {tmp_path}/checkpoints/4 is sound.' in result.err
     assert 'Lower optimizer.peak_learning_rate, which is 0.1, to a third or less' in result.err
-    assert result.err.endswith('and run the same command: it goes on from there.\n')
+    assert result.err.endswith('and run the same command: it resumes from there.\n')
     assert steps_in(tmp_path) == [4]
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == [
         *('4', '4.abandoned')
     ]
 
     result = runs.run(tmp_path, *flags, '--config.optimizer.peak_learning_rate=0.01')
-    assert 'going on from the checkpoint of step 4' in result.out
+    assert 'resuming from the checkpoint of step 4' in result.out
     assert 'diverged' not in result.out
     assert metrics_in(tmp_path)[-1]['test/nats_per_dim'] < 0.6
 

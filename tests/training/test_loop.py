@@ -146,7 +146,7 @@ def test_a_second_trainer_is_refused_and_ctrl_c_ends_the_first(runs, tmp_path):
     (step,) = steps_in(workdir)
     assert result.out.splitlines()[-1] == (
         f'Stopped by SIGINT at step {step}. It is saved in {workdir}/checkpoints/{step}; the same '
-        'command goes on from there.'
+        'command resumes from there.'
     )
 
 
@@ -166,7 +166,7 @@ def test_a_run_that_diverges_from_the_first_step_gives_up_and_can_begin_anew(run
         'finite loss or gradient), and so it has after each of 1 restarts (train.max_restarts). Of '
         'its checkpoints none was saved. Lower optimizer.peak_learning_rate, which is 1e+30, to a '
         'third or less, or set optimizer.clip_norm or model.dtype=float32, and run the same '
-        'command: it begins anew.\n'
+        'command: it starts again.\n'
     )
     assert steps_in(tmp_path) == []
     runs.run(tmp_path)

@@ -67,7 +67,7 @@ def test_one_is_stopped_and_two_go_on(runs, one, tmp_path):
     runs.run(tmp_path, status=143, devices=2, at=('open', 'metrics.jsonl', 2, signal.SIGTERM))
     assert steps_in(tmp_path) == [4, 6]
     main, _ = runs.run_many(2, tmp_path)
-    assert 'going on from the checkpoint of step 6' in main.out
+    assert 'resuming from the checkpoint of step 6' in main.out
     assert_same_run(runs, tmp_path, one[0])
 
 
@@ -130,7 +130,7 @@ def test_damage_that_only_the_second_sees_is_damage_for_both(runs, stopped, tmp_
     damaged = [line for line in main.err.splitlines() if 'is damaged' in line]
     assert len(damaged) == 1, main.err
     assert f'{workdir}/checkpoints/10 is damaged (says another process)' in damaged[0]
-    assert 'going on from the checkpoint of step 8' in main.out
+    assert 'resuming from the checkpoint of step 8' in main.out
     assert second.err == ''
     assert steps_in(workdir) == [4, 8, 12]
     assert (workdir / 'checkpoints' / '10.damaged').exists()

@@ -46,7 +46,7 @@ def test_killed_again_and_again(runs, whole, tmp_path):
     assert steps_in(tmp_path) == [4, 8, 12, 16]
 
     result = runs.run(tmp_path)
-    assert 'going on from the checkpoint of step 16' in result.out
+    assert 'resuming from the checkpoint of step 16' in result.out
     assert_same_run(runs, tmp_path, whole[0])
     folders = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
     assert folders == ['12', '16', '20', '24']
@@ -63,7 +63,7 @@ def test_stopped_by_signals(runs, whole, tmp_path):
     said = run_until(signal.SIGTERM, 'os.rename', 'config.json', 1)
     assert said == (
         f'Stopped by SIGTERM at step 0. It is saved in {tmp_path}/checkpoints/0; '
-        'the same command goes on from there.'
+        'the same command resumes from there.'
     )
     assert steps_in(tmp_path) == [0]
 
@@ -94,7 +94,7 @@ def test_damaged_checkpoints_are_set_aside(runs, whole, tmp_path):
     assert len(damaged) == 3, result.err
     for step, line in zip((24, 20, 16), damaged, strict=True):
         assert f'{folder}/{step} is damaged' in line, result.err
-    assert 'going on from the checkpoint of step 12' in result.out
+    assert 'resuming from the checkpoint of step 12' in result.out
     assert_same_run(runs, workdir, whole[0])
     assert sorted(path.name for path in folder.iterdir()) == [
         *('12', '16', '16.damaged', '20', '20.damaged', '24', '24.damaged')
@@ -113,7 +113,7 @@ def test_nothing_but_damaged_checkpoints(runs, whole, tmp_path, mode):
     assert result.out == ''
     assert result.err.splitlines()[-1] == (
         f'error: all checkpoints in {workdir}/checkpoints are damaged: [12, 16, 20, 24]. To begin '
-        'anew, give another --workdir (or move that folder away).'
+        'again, give another --workdir (or move that folder away).'
     )
 
 
@@ -208,7 +208,7 @@ def test_a_run_that_is_done_says_so(runs, whole):
     result = runs.run(whole[0])
     assert result.out == (
         f'{whole[0]} is trained to step {TOTAL_STEPS} of {TOTAL_STEPS} already; '
-        'raise train.num_epochs to go on.\n'
+        'raise train.num_epochs to train longer.\n'
     )
     assert result.err == ''
     assert files_in(whole[0]) == before
@@ -218,7 +218,7 @@ def test_more_epochs_go_on_from_the_end(runs, whole, tmp_path):
     workdir = shutil.copytree(whole[0], tmp_path / 'run')
     result = runs.run(workdir, '--config.train.num_epochs=1.05')
     assert 'train.num_epochs was 1.0, is 1.05 now.' in result.err
-    assert f'going on from the checkpoint of step {TOTAL_STEPS}' in result.out
+    assert f'resuming from the checkpoint of step {TOTAL_STEPS}' in result.out
     assert result.out.splitlines()[-1].startswith('Trained to step 25, saved in')
     before = metrics_in(whole[0])
     assert metrics_in(workdir)[: len(before)] == before

@@ -130,7 +130,7 @@ class _Preparation:
         if not self.work.records.is_dir():
             self._check_headers()
         if self.work.begin():
-            self.say('The images or the settings changed since the interruption: begun anew.')
+            self.say('The images or the settings changed since the interruption: it starts again.')
 
     def _check_headers(self) -> None:
         """Raises InputError if images are too small, or too many files are none."""
@@ -257,5 +257,5 @@ def _check_name(name: str, root: pathlib.Path) -> None:
         if known.split('/')[0] == name:
             raise InputError(
                 f"a data set '{name}' is already prepared in '{folder}'. Delete that folder to "
-                'prepare it anew, or choose another name.'
+                'prepare it again, or choose another name.'
             )

@@ -181,7 +181,7 @@ def test_another_preparation_begins_anew(small_tree, tmp_path, change):
     if change == 'file':
         write_image(small_tree / 'dog' / 'png_new.png', 'png')
     said = prepare(small_tree, tmp_path, upscale=change == 'option')
-    assert 'changed since the interruption: begun anew.' in said
+    assert 'changed since the interruption: it starts again.' in said
     num_images = 41 if change == 'file' else 40
     assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == num_images
 

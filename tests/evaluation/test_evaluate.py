@@ -159,7 +159,7 @@ def test_a_signal_ends_the_making_of_a_reference(runs, tmp_path):
     for number in signal.SIGTERM, signal.SIGINT:
         moment = 'call', 'evaluation/quality.py measure_split', 1, number
         result = runs.run(tmp_path, *flags, status=128 + number, at=moment)
-        words = f'stopped by {number.name}. The same command starts over.'
+        words = f'stopped by {number.name}. The same command starts again.'
         assert result.err == f'error: {words}\n'
         assert not list(path.parent.glob(f'*{path.name}*'))
     runs.run(tmp_path, *flags)
@@ -382,7 +382,7 @@ def test_samples_and_scores_of_another_evaluation_are_not_taken_over(runs, whole
     result = runs.run(tmp_path, *flags, '--config.sample.seed=1')
     assert 'already' not in result.out
     assert (
-        f'evaluation in {tmp_path}/evaluation.json are computed anew: config_sha256' in result.err
+        f'evaluation in {tmp_path}/evaluation.json are computed again: config_sha256' in result.err
     )
     (line,) = (tmp_path / 'evaluations.jsonl').read_text().splitlines()
     assert json.loads(line) == before
@@ -413,14 +413,14 @@ def test_images_without_labels_are_no_test_of_a_classifier(runs, whole, tmp_path
     assert 'accuracy needs labels, and some images have none' in line
 
 
-def test_a_reference_of_other_images_is_made_anew(runs, whole, evaluated, tmp_path):
+def test_a_reference_of_other_images_is_rebuilt(runs, whole, evaluated, tmp_path):
     path = runs.data_dir / 'references' / 'digits-train-haar.npz'
     stale = references.read(path)
     stale.metadata['fingerprint'] = 'of other images'
     references.write(path, stale)
     flags = ['--mode=evaluate', f'--checkpoint={whole[0]}', HAAR, FEW]
     result = runs.run(tmp_path, *flags)
-    assert f'{path} was made with another fingerprint and is made anew' in result.err
+    assert f'{path} was made with another fingerprint and is rebuilt' in result.err
     assert read(tmp_path)['haar_frechet'] == read(evaluated[0])['haar_frechet']
 
 
