@@ -112,7 +112,7 @@ def test_nothing_but_damaged_checkpoints(runs, whole, tmp_path, mode):
     assert steps_in(workdir) == [12, 16, 20, 24]
     assert result.out == ''
     assert result.err.splitlines()[-1] == (
-        f'error: all checkpoints in {workdir}/checkpoints are damaged: [12, 16, 20, 24]. To begin '
+        f'error: all checkpoints in {workdir}/checkpoints are damaged: [12, 16, 20, 24]. To start '
         'again, give another --workdir (or move that folder away).'
     )
 
