@@ -100,13 +100,13 @@ def _make_builder(name: str, root: pathlib.Path) -> tfds.core.DatasetBuilder:
         raise InputError(
             f"TFDS cannot build the data set '{name}' ({_one_line(error)})."
         ) from error
+    if not variants:
+        raise InputError(f"TFDS's data set '{base}' has no variants; its name is '{base}'.")
     nearest = difflib.get_close_matches(variant, variants, n=_MOST_SHOWN)
     shown = ', '.join(f'{base}/{variant}' for variant in nearest or variants[:_MOST_SHOWN])
     raise InputError(
-        f"TFDS's data set '{base}' has no variant '{variant}'; name one of its "
-        f'{len(variants)} variants, such as {shown}.'
-        if variants
-        else f"TFDS's data set '{base}' has no variants; its name is '{base}'."
+        f"TFDS's data set '{base}' has no variant '{variant}'; name one of its {len(variants)} "
+        f'variants, such as {shown}.'
     )
 
 

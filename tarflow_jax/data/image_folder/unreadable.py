@@ -2,7 +2,7 @@
 
 import errno
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple, Self
 
 import PIL
@@ -39,7 +39,7 @@ class Unreadable(NamedTuple):
 
 
 def check_share(
-    files: Iterable[Unreadable],
+    files: Collection[Unreadable],
     totals: Mapping[str, int],
     max_percent: float,
     folder: pathlib.Path,
@@ -71,15 +71,14 @@ def check_share(
         )
 
 
-def write_list(files: Iterable[Unreadable], folder: pathlib.Path) -> None:
+def write_list(files: Collection[Unreadable], folder: pathlib.Path) -> None:
     """Writes `unreadable.txt`, a line for each file."""
     text = ''.join(f'{file.path}: {file.reason}\n' for file in sorted(files))
     content = text.encode(errors='surrogateescape')  # a name may be any bytes
     write_atomically(folder / FILE_NAME, lambda file: file.write(content))
 
 
-def examples(files: Iterable[Unreadable]) -> str:
+def examples(files: Collection[Unreadable]) -> str:
     """Returns the first few files and their reasons, for a message."""
-    first, *rest = sorted(files)[: _SHOWN + 1]
-    shown = [f"'{file.path}': {file.reason}" for file in [first, *rest][:_SHOWN]]
-    return ', '.join(shown + ['...'] * (len(rest) == _SHOWN))
+    shown = [f"'{file.path}': {file.reason}" for file in sorted(files)[:_SHOWN]]
+    return ', '.join(shown if len(files) <= _SHOWN else [*shown, '...'])
