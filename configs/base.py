@@ -64,7 +64,6 @@ def get_config() -> ConfigDict:
     config.train.sample_every = 5000  # steps between two grids of samples
     config.train.checkpoint_every = 1000  # steps between two checkpoints
     config.train.keep_checkpoints = 2  # newest ones to keep, besides the best
-    config.train.max_skipped_in_a_row = 20  # non-finite steps after which a run has diverged
     config.train.max_restarts = 3  # from the last sound checkpoint, after which it gives up
     config.train.restart_factor = 1.0  # on the learning rate, at each restart
 

@@ -58,7 +58,6 @@ KEYS = {
     'train.sample_every': COUNT,
     'train.checkpoint_every': COUNT,
     'train.keep_checkpoints': COUNT,
-    'train.max_skipped_in_a_row': COUNT,
     'train.max_restarts': Whole(0, 1000),
     'train.restart_factor': Real(0, 1, above=True),
     'mesh.data': DEVICES,

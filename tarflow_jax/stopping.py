@@ -55,11 +55,11 @@ class Stop:
     the signal `PATIENCE_SECONDS` after it came ends itself with the signal's status.
 
     Attributes:
-      signal: what this process has received.
+      received: the signal that this process has received.
     """
 
     def __init__(self):
-        self.signal: signal.Signals | None = None
+        self.received: signal.Signals | None = None
         self._noted: signal.Signals | None = None
         self._heard = threading.Event()  # the main thread knows
         self._patience = PATIENCE_SECONDS
@@ -67,16 +67,16 @@ class Stop:
         self._before = {}
 
     @property
-    def agreed(self) -> signal.Signals | None:
+    def signal(self) -> signal.Signals | None:
         """The signal that stops the run, the same in every process."""
-        number = self.signal if jax.process_count() == 1 else self._noted
+        number = self.received if jax.process_count() == 1 else self._noted
         if number:
             self._heard.set()
         return number
 
     def received_on(self, mesh: Mesh) -> jax.Array:
         """The number of the signal received, 0 for none: int32 [mesh.size], laid over `mesh`."""
-        return _number_on(mesh, self.signal or 0)
+        return _number_on(mesh, self.received or 0)
 
     def note(self, number) -> None:
         """Takes note of the largest number over all devices, as a step reports it."""
@@ -86,8 +86,8 @@ class Stop:
     def check(self, message: str = RESUMES) -> None:
         """Raises Stopped once any process has received a signal; every process must ask."""
         if jax.process_count() > 1:
-            self.note(distributed.largest(self.signal or 0))
-        if number := self.agreed:
+            self.note(distributed.largest(self.received or 0))
+        if number := self.signal:
             raise Stopped(number, message)
 
     @contextlib.contextmanager
@@ -95,8 +95,8 @@ class Stop:
         """A part of the program with nothing to save: a signal raises Stopped wherever it is."""
         self._at_once, self._patience = message, _IMPATIENCE_SECONDS
         try:
-            if self.signal:
-                self._end_at_once(self.signal)
+            if self.received:
+                self._end_at_once(self.received)
             yield
         finally:
             self._at_once, self._patience = '', PATIENCE_SECONDS
@@ -125,10 +125,10 @@ class Stop:
             signal.signal(number, handler)
 
     def _receive(self, number, _):
-        if self.signal is not None and number == signal.SIGINT:
+        if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.signal is None:
-            self.signal = signal.Signals(number)
+        if self.received is None:
+            self.received = signal.Signals(number)
         if self._at_once:
             self._end_at_once(number)
 

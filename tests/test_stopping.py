@@ -15,9 +15,9 @@ from tarflow_jax.stopping import SIGNALS, Stop, Stopped
 @pytest.mark.parametrize('number', SIGNALS)
 def test_the_first_signal_is_remembered(number):
     with Stop() as stop:
-        assert stop.signal is None
+        assert stop.received is None
         signal.raise_signal(number)
-        assert stop.signal == number
+        assert stop.received == number
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -26,15 +26,15 @@ def test_a_second_ctrl_c_interrupts_at_once():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert stop.signal == signal.SIGINT
+    assert stop.received == signal.SIGINT
 
 
 def test_alone_the_signal_received_is_the_one_agreed_upon():
     with Stop() as stop:
         stop.note(0)
-        assert stop.agreed is None
+        assert stop.signal is None
         signal.raise_signal(signal.SIGTERM)
-        assert stop.agreed == signal.SIGTERM
+        assert stop.signal == signal.SIGTERM
 
 
 def test_the_first_signal_that_a_step_reports_stops_all_processes(monkeypatch):
@@ -42,10 +42,10 @@ def test_the_first_signal_that_a_step_reports_stops_all_processes(monkeypatch):
     with Stop() as stop:
         signal.raise_signal(signal.SIGINT)
         stop.note(np.int32(0))
-        assert stop.agreed is None
+        assert stop.signal is None
         stop.note(np.int32(signal.SIGTERM))
         stop.note(np.int32(signal.SIGINT))
-        assert stop.agreed is signal.SIGTERM
+        assert stop.signal is signal.SIGTERM
 
 
 @pytest.mark.parametrize('sizes', [{}, dict(data=2, fsdp=2, tensor=2)])
@@ -73,7 +73,7 @@ def test_an_ignored_hangup_stays_ignored():
     try:
         with Stop() as stop:
             signal.raise_signal(signal.SIGHUP)
-            assert stop.agreed is None
+            assert stop.signal is None
     finally:
         signal.signal(signal.SIGHUP, before)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 # less likely; whole trainings gain little more than that.
 TOLERANCE = 1.0
 RECENT_STEPS = 20  # that the recent loss is about the mean of
+MAX_SKIPPED_IN_A_ROW = 20  # steps that are not finite, after which a run has diverged
 
 
 def init() -> dict[str, jax.Array]:

@@ -19,7 +19,7 @@ from tarflow_jax.parallel import arrays, distributed, rules
 from tarflow_jax.stopping import Stop
 from tarflow_jax.training import state as states
 from tarflow_jax.training.checkpoint import Checkpoints
-from tarflow_jax.training.health import TOLERANCE
+from tarflow_jax.training.health import MAX_SKIPPED_IN_A_ROW, TOLERANCE
 from tarflow_jax.training.metrics import MetricsWriter
 from tarflow_jax.training.milestones import Milestones
 from tarflow_jax.training.pace import Pace
@@ -254,7 +254,7 @@ class Run:
         num_profiled = self.config.train.profile_steps if distributed.is_main() else 0
         with contextlib.closing(batches):
             for step in profiled(steps, self.workdir / 'tensorboard', num_profiled):
-                if self.stop.agreed:
+                if self.stop.signal:
                     break
                 batch = arrays.put_rows(next(batches), self.mesh, batch_size, rows)
                 signals = self.stop.received_on(self.mesh)
@@ -307,7 +307,7 @@ class Run:
         self.sound = bool(report['sound'])
         if report['diverged']:
             raise Diverged(step, f'most losses of late are {TOLERANCE:g} nats/dim above the best')
-        if report['skipped_in_a_row'] >= self.config.train.max_skipped_in_a_row:
+        if report['skipped_in_a_row'] >= MAX_SKIPPED_IN_A_ROW:
             skipped = int(report['skipped_in_a_row'])
             raise Diverged(step, f'{skipped} steps in a row had no finite loss or gradient')
 
@@ -342,18 +342,18 @@ class Run:
 
     def say_goodbye(self, step) -> int:
         where = self.checkpoints.folder / str(step)
-        if self.stop.agreed and not self.sound:
+        if self.stop.signal and not self.sound:
             say(
-                f'Stopped by {self.stop.agreed.name} at step {step}, whose loss is not sound: it '
+                f'Stopped by {self.stop.signal.name} at step {step}, whose loss is not sound: it '
                 'is not saved. The same command resumes from the checkpoint before.'
             )
-            return 128 + self.stop.agreed
-        if self.stop.agreed and (step < self.total_steps or self.milestones.unfinished(step)):
+            return 128 + self.stop.signal
+        if self.stop.signal and (step < self.total_steps or self.milestones.unfinished(step)):
             say(
-                f'Stopped by {self.stop.agreed.name} at step {step}. It is saved in {where}; '
+                f'Stopped by {self.stop.signal.name} at step {step}. It is saved in {where}; '
                 'the same command resumes from there.'
             )
-            return 128 + self.stop.agreed
+            return 128 + self.stop.signal
         say(
             f'Trained to step {step}, saved in {where}. The best checkpoint by the test split is '
             f'that of step {self.checkpoints.best_step()}. Samples are in '

@@ -16,7 +16,6 @@ from tarflow_jax.training import health
 FLAGS = (
     '--config.optimizer.peak_learning_rate=0.1',
     '--config.train.num_epochs=2',
-    '--config.train.max_skipped_in_a_row=5',
     '--config.train.sample_every=1000',
     '--config.train.log_every=1',
 )
