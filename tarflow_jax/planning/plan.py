@@ -50,7 +50,7 @@ def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool 
 
 def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -> dict:
     """One object of plan.json."""
-    model, mesh = programs.make_model(config, topology)
+    model, mesh = programs.build(config, topology)
     shares, batch = batch_shares(mesh), config.train.batch_size
     quick = quick and topology.chip.is_tpu
 

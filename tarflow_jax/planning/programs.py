@@ -20,7 +20,7 @@ _SCHEDULE_KEYS = ('peak_learning_rate', 'final_learning_rate', 'warmup_steps')
 _RUN_KEYS = ('num_samples', 'batch_size', 'seed', 'labels')  # of sampling, not of one batch
 
 
-def make_model(config, topology: Topology):
+def build(config, topology: Topology):
     """The model of a config and its mesh of a topology's devices.
 
     Raises:
