@@ -51,12 +51,8 @@ def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool 
 
 def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -> dict:
     """One object of plan.json."""
-<<<<<<< HEAD
     experiment = build(config, topology.devices)
     model, mesh = experiment.model, experiment.mesh
-=======
-    model, mesh = programs.build(config, topology)
->>>>>>> planning
     shares, batch = batch_shares(mesh), config.train.batch_size
     quick = quick and topology.chip.is_tpu
 

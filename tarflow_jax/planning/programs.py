@@ -14,45 +14,9 @@ from tarflow_jax.training.program import TrainProgram
 _RUN_KEYS = ('num_samples', 'batch_size', 'seed', 'labels')  # of sampling, not of one batch
 
 
-<<<<<<< HEAD
 def make_program(experiment: Experiment) -> TrainProgram:
     """The program that trains an experiment, without its data set."""
     config = experiment.config
-=======
-def build(config, topology: Topology):
-    """The model of a config and its mesh of a topology's devices.
-
-    Raises:
-      InputError: the config makes no sense on these devices.
-    """
-    model = experiment.make_model(config, 'tpu' if topology.chip.is_tpu else 'cpu')
-    experiment.how_to_sample(config, model)
-    mesh = make_mesh(**config.mesh, devices=topology.devices)
-    experiment.check_shares(config.train.batch_size, config.train.microbatches, mesh)
-    return model, mesh
-
-
-def abstract_state(config, model: TarFlow, mesh):
-    """The optimizer of a config, and shapes and shardings of the state that it trains."""
-    keys = config.optimizer
-    schedule = learning_rate_schedule(
-        peak=keys.peak_learning_rate,
-        floor=keys.final_learning_rate,
-        warmup_steps=keys.warmup_steps,
-        total_steps=keys.warmup_steps + 1,  # how many there are changes no shape
-    )
-    rest = {key: value for key, value in keys.items() if key not in _SCHEDULE_KEYS}
-    optimizer = make_optimizer(schedule, **rest)
-    ema = experiment.has_ema(config)
-    init = functools.partial(states.init_state, model=model, optimizer=optimizer, ema=ema)
-    return optimizer, _place(jax.eval_shape(init, jax.random.key(0)), mesh)
-
-
-def lower_train_step(config, model: TarFlow, mesh, batch_size: int) -> jax.stages.Lowered:
-    """The train step, traced for `batch_size` images over all devices of the mesh."""
-    optimizer, state = abstract_state(config, model, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, state)
->>>>>>> planning
     noise = Noise(config.noise.type, config.noise.std, num_levels=256)
     # How many steps there are changes no shape.
     return program.make_program(experiment, noise, config.optimizer.warmup_steps + 1)
