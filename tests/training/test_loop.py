@@ -163,8 +163,8 @@ def test_a_run_that_diverges_from_the_first_step_gives_up_and_can_begin_anew(run
     assert result.err == (
         f'error: {skips[-1].partition(":")[0]}: the training has diverged (20 steps in a row had '
         'no finite loss or gradient), and so it has after each of 1 restarts (train.max_restarts). '
-        'Of its checkpoints none was saved. Lower optimizer.peak_learning_rate, which is 1e+30, to a '
-        'third or less, or set optimizer.clip_norm or model.dtype=float32, and run the same '
+        'Of its checkpoints none was saved. Lower optimizer.peak_learning_rate, which is 1e+30, to '
+        'a third or less, or set optimizer.clip_norm or model.dtype=float32, and run the same '
         'command: it starts again.\n'
     )
     assert steps_in(tmp_path) == []
