@@ -73,7 +73,7 @@ def test_a_workdir_and_a_file_serve_a_run_of_that_model(runs, source, converted,
 
 def test_a_file_of_another_name_needs_to_be_described(golden_dir, tmp_path):
     how = dict(image_shape=(8, 8, 3), patch_size=2)
-    with pytest.raises(InputError, match='does not tell the noise'):
+    with pytest.raises(InputError, match='does not say with which noise'):
         exchange.to_workdir(golden_dir / 'cond.pth', tmp_path / 'workdir', **how)
     assert list(tmp_path.iterdir()) == []
     noise = ('uniform', 0.3)
@@ -90,8 +90,8 @@ def test_noise_that_the_name_rounds_can_be_told(source, tmp_path):
 @pytest.mark.parametrize(
     ('noise', 'message'),
     [
-        (('gaussian', 0.1), r"tells the noise \('gaussian', 0.07\); got \('gaussian', 0.1\)"),
-        (('uniform', 0.0), r"tells the noise \('gaussian', 0.07\); got \('uniform', 0.0\)"),
+        (('gaussian', 0.1), r"has the noise \('gaussian', 0.07\); got \('gaussian', 0.1\)"),
+        (('uniform', 0.0), r"has the noise \('gaussian', 0.07\); got \('uniform', 0.0\)"),
         (('gaussian', 0.0), r'noise\.std must be above 0'),
         (('salt', 0.1), r'noise\.type must be one of'),
     ],
@@ -186,7 +186,7 @@ def test_a_run_that_the_published_code_could_not_have_made_is_refused(whole, tmp
 
 
 def test_what_a_file_does_not_tell_has_to_be_told(golden_dir, tmp_path):
-    with pytest.raises(InputError, match='does not tell the noise'):
+    with pytest.raises(InputError, match='does not say with which noise'):
         exchange.to_published(golden_dir / 'cond.pth', tmp_path)
     with pytest.raises(InputError, match='does not tell its data set'):
         exchange.to_published(golden_dir / 'cond.pth', tmp_path, noise=NOISE)

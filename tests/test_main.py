@@ -320,7 +320,7 @@ def test_a_run_resumes_with_what_makes_it_only_if_a_change_is_meant(runs, whole,
     line = runs.refused(workdir, *changes, '--config.train.num_epochs=3')
     assert f'{workdir} was trained with other settings: seed is 0 there, 1 in the config; ' in line
     assert 'train.batch_size is 64 there, 32 in the config' in line
-    assert 'add --allow_changes to go on from its checkpoint with the new ones.' in line
+    assert 'add --allow_changes to resume from its checkpoint with the new ones.' in line
     for key in CHANGES:
         assert f'{key} is ' in line
 

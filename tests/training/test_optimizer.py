@@ -31,7 +31,7 @@ def first_update(gradients, *, weight_decay=0.0, clip_norm=0.0, **how):
 
 
 def test_the_learning_rate_climbs_a_line_and_descends_a_cosine():
-    rate = learning_rate_schedule(peak=1.0, floor=0.01, warmup_steps=10, total_steps=110)
+    rate = learning_rate_schedule(peak=1.0, final=0.01, warmup_steps=10, total_steps=110)
     assert rate(0) == pytest.approx(0.01)
     assert rate(5) == pytest.approx((0.01 + 1.0) / 2)
     assert rate(10) == pytest.approx(1.0)
@@ -41,7 +41,7 @@ def test_the_learning_rate_climbs_a_line_and_descends_a_cosine():
 
 
 def test_the_learning_rate_never_rises_again():
-    rate = learning_rate_schedule(peak=1.0, floor=0.01, warmup_steps=0, total_steps=50)
+    rate = learning_rate_schedule(peak=1.0, final=0.01, warmup_steps=0, total_steps=50)
     rates = [float(rate(step)) for step in range(200)]
     assert rates[0] == pytest.approx(1.0)
     assert rates == sorted(rates, reverse=True)
@@ -52,7 +52,7 @@ def test_the_learning_rate_never_rises_again():
 def test_a_warm_up_longer_than_the_training_is_refused(warmup_steps):
     message = f'warm-up of {warmup_steps} steps must be shorter than the training of 100 steps'
     with pytest.raises(InputError, match=message):
-        learning_rate_schedule(peak=1, floor=0, warmup_steps=warmup_steps, total_steps=100)
+        learning_rate_schedule(peak=1, final=0, warmup_steps=warmup_steps, total_steps=100)
 
 
 def test_only_kernels_decay():
