@@ -138,10 +138,11 @@ def make_train_step(
         (loss, latent_var), grads = gradient(params, images, labels)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         grad_norm = optax.tree.norm(grads)
-        updates, opt_state = update(grads, state.opt_state, state.params, step=state.step)
-        if restart_factor != 1:
-            updates = jax.tree.map(lambda u: u * restart_factor**state.restarts, updates)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope('optimizer'):
+            updates, opt_state = update(grads, state.opt_state, state.params, step=state.step)
+            if restart_factor != 1:
+                updates = jax.tree.map(lambda u: u * restart_factor**state.restarts, updates)
+            params = optax.apply_updates(state.params, updates)
         if model.volume_preserving:
             params = track_prior(params, state.params['prior_var'], latent_var)
         learned = (params, opt_state, update_ema(state, params, ema_decay))
