@@ -268,7 +268,7 @@ def run():
     except Exception as error:
         stack = traceback.format_exc()
         status, message = 1, f'{type(error).__name__}: {error}'
-    cluster.wait_for_its_cause(status)
+    cluster.claim_end(status)
     print(f'{stack}error: {message}', file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -21,9 +21,18 @@ from flows import FLOWS
 from jax.sharding import Mesh
 
 from tarflow_jax.parallel.mesh import AXES
+from tarflow_jax.training.checkpoint import quiet_orbax
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def without_echoes():
+    """As in the program: threads of a read that failed may end during a later test."""
+    undo = quiet_orbax()
+    yield
+    undo()
 
 
 @pytest.fixture(scope='session')

@@ -202,6 +202,7 @@ def _finish(member: Member) -> None:
     try:
         member.wait_for_end()
     except KeyboardInterrupt:
+        member.claim_end(130)
         member.fail(130, 'interrupted.')
     jax.distributed.shutdown()
     member.wait_until_alone()
@@ -274,10 +275,11 @@ def leave_before_connecting(
     with contextlib.suppress(InputError, RunError):
         if place := find_place(mode, coordinator, num_processes, process_id, GRACE_SECONDS):
             member, _ = _join(place, GRACE_SECONDS)
+            member.claim_end(status)
             member.fail(status, str(message))
 
 
-def wait_for_its_cause(status: int) -> None:
+def claim_end(status: int) -> None:
     """Before a process tells of its failure: lets one that failed before, its cause, end it.
 
     Where a process ends, the others' sums with it fail, too, and whatever comes of that.
@@ -286,4 +288,4 @@ def wait_for_its_cause(status: int) -> None:
       status: of the failure. An invalid command (2) has no such cause.
     """
     if _member:
-        _member.wait_for_failure(_FAILURES_SECONDS if status == 1 else 0)
+        _member.claim_end(status, _FAILURES_SECONDS if status == 1 else 0)

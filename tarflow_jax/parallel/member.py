@@ -37,6 +37,8 @@ class Member:
         self._connection = connection
         self._hub = hub
         self._own_status: int | None = None
+        self._teller = threading.Lock()  # taken by who tells of this process's end, and kept
+        self._has_told = threading.Event()
         self._failure = threading.Event()  # of another process, or of the hub
         self._heard = {name: threading.Event() for name in ('welcome', 'begin', 'end')}
         self._say({'process': process, 'of': num_processes})
@@ -55,17 +57,23 @@ class Member:
         self._say({'done': True})
         self._heard['end'].wait()
 
+    def claim_end(self, status: int, seconds: float = 0) -> None:
+        """Must come before this process tells of its own failure, with which `fail` then ends it.
+
+        Where another process failed before, or does within `seconds`, that ends this one instead:
+        the call then does not return. So a terminal shows one failure for each process.
+        """
+        self._failure.wait(seconds)
+        if not self._teller.acquire(blocking=False):
+            threading.Event().wait()  # for `_leave`
+        self._own_status = status
+
     def fail(self, status: int, words: str) -> None:
         """Ends all other processes with `status` and `words`, and then this one with `status`."""
-        self._own_status = status
+        self._has_told.set()
         self._say({'failed': [status, words]})
         time.sleep(GRACE_SECONDS)  # while `_listen` hears that all others have heard
         os._exit(status)
-
-    def wait_for_failure(self, seconds: float) -> None:
-        """Waits for that of another process, with which this one ends: it then does not return."""
-        if self._failure.wait(seconds):
-            threading.Event().wait()
 
     def wait_until_alone(self) -> None:
         """In process 0, lets all others leave before."""
@@ -91,9 +99,11 @@ class Member:
             )
 
     def _leave(self, status: int, words: str):
-        if self._own_status is None:
-            self._failure.set()
+        self._failure.set()
+        if self._teller.acquire(blocking=False):
             print(f'error: {words}', file=sys.stderr, flush=True)
+        else:
+            self._has_told.wait(GRACE_SECONDS)
         self.wait_until_alone()
         os._exit(status if self._own_status is None else self._own_status)
 

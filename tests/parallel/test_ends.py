@@ -63,6 +63,28 @@ def test_where_several_fail_at_once_each_says_its_own(runs):
         assert ('failed: ' not in words) or process == 1 or result.err.count('\n') == 1
 
 
+class SlowToTell(InputError):
+    def __str__(self):
+        time.sleep(1)
+        return super().__str__()
+
+
+def fail_one_after_another(process):
+    add_up(process)
+    if process == 0:
+        raise SlowToTell('No such thing.')
+    time.sleep(0.5)
+    raise RunError('No more.')
+
+
+def test_who_hears_of_a_failure_while_it_tells_its_own_tells_that_alone(runs):
+    results = runs.call_in_many(2, fail_one_after_another)
+    assert [(result.status, result.err) for result in results] == [
+        (2, 'error: No such thing.\n'),
+        (1, 'error: No more.\n'),
+    ]
+
+
 @pytest.mark.parametrize('process', [0, 2])
 def test_all_end_where_one_is_killed(runs, process):
     results = end_of_many(runs, [process], signal.SIGKILL)
