@@ -62,6 +62,9 @@ class TokenFlow(nn.Module):
     and would sample by `sampling.sequential.inverse` and the same reshape. One for the latents of
     an autoencoder would add the log-determinant of their normalisation to its tokens. Any bijection
     between data and real-valued tokens serves; its own log-determinant is added to this one.
+    Training, scores of splits, sampling in batches and data sets are written for images: beside the
+    front end, `likelihood/noise`, `training/objective`, `sampling/batches` and `data/dataset` would
+    have to change.
 
     Attributes:
       num_tokens: T, tokens of a sequence.
