@@ -23,7 +23,8 @@ class TrainState:
     """Everything that a run needs to resume as if it had not stopped.
 
     Attributes:
-      step: steps taken, skipped ones included; data, noise and label dropout follow from it.
+      step: steps taken, skipped ones included; the noise and label dropout follow from it, and with
+        `restarts` the data.
       params: the model's parameters.
       ema_params: their moving average, or None.
       opt_state: the optimizer's.
