@@ -1,7 +1,7 @@
 """Signals that end a program which still has something to save.
 
 A signal may arrive while the main thread waits for a device, when Python runs no handler. So a
-thread hears of it, too, and ends the process itself where the main thread does not come round.
+thread receives it, too, and ends the process itself where the main thread does not come round.
 """
 
 import contextlib
@@ -48,11 +48,11 @@ class Stop:
     """Remembers the first signal of `SIGNALS`; a second Ctrl-C interrupts at once.
 
     Of several processes, each hands what it has received to every train step (`received_on`) and
-    notes what the step reports (`note`), or asks all others where there is no step (`check`), so
-    that all stop at the same point.
+    notes what the step reports (`note`), or calls `check` where there is no step, so that all stop
+    at the same point.
 
-    A context manager of the main thread. Within it, a process whose main thread has not asked for
-    the signal `PATIENCE_SECONDS` after it came ends itself with the signal's status.
+    A context manager of the main thread. Within it, a process whose main thread has not read
+    `signal` within `PATIENCE_SECONDS` of its arrival ends itself with the signal's status.
 
     Attributes:
       received: the signal that this process has received.
@@ -84,7 +84,10 @@ class Stop:
             self._noted = signal.Signals(int(number))
 
     def check(self, message: str = RESUMES) -> None:
-        """Raises Stopped once any process has received a signal; every process must ask."""
+        """Raises Stopped once any process has received a signal.
+
+        Collective: every process must call it.
+        """
         if jax.process_count() > 1:
             self.note(distributed.largest(self.received or 0))
         if number := self.signal:

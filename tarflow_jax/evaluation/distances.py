@@ -70,7 +70,10 @@ class InceptionScore:
         np.add.at(self._negentropy, part, (probs * log_probs).sum(axis=1))
 
     def score(self) -> tuple[float, float]:
-        """Mean and standard deviation over the parts, of all processes; every one must ask."""
+        """Mean and standard deviation over the parts, of all processes.
+
+        Collective: every process must call it.
+        """
         counts, probs, negentropy = arrays.sum_float64(
             (self._counts, self._probs, self._negentropy)
         )

@@ -39,9 +39,9 @@ class Moments:
         self._products += features.T @ features
 
     def gaussian(self) -> Gaussian:
-        """Mean and covariance of all that was added, in all processes; every one must ask.
+        """Mean and covariance of all that was added, in all processes.
 
-        Raises ValueError for fewer than two rows.
+        Collective: every process must call it. Raises ValueError for fewer than two rows.
         """
         count, total, products = arrays.sum_float64(
             (np.array(self._count, np.float64), self._sum, self._products)

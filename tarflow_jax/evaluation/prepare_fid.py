@@ -95,8 +95,7 @@ class DataReference:
     def ensure(self, before_batch: Callable[[], object], say=lambda text: None) -> Reference | None:
         """The statistics, made unless the file has them; of the main process, others get None.
 
-        Every process must ask, since all take part in the making, and call `before_batch` before
-        each batch.
+        Collective: every process must call it. Calls `before_batch` before each batch.
         """
         wanted = self.metadata()
         reference = self._read(wanted) if distributed.is_main() else None

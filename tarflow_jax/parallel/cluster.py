@@ -32,8 +32,8 @@ LAUNCHERS = (
 
 _NAMES = ('coordinator', 'number of processes', 'number of this process')
 _WITHOUT_PROXY = 'no_grpc_proxy'  # of gRPC, which prefers it to `no_proxy`
-_HEARTBEAT_SECONDS = 10**6  # for JAX to wait: members of the hub tell sooner, and in words
-_FAILURES_SECONDS = 1  # for the failure of another process to be heard of
+_HEARTBEAT_SECONDS = 10**6  # for JAX to wait: members of the hub report sooner, and in words
+_FAILURES_SECONDS = 1  # for the failure of another process to arrive
 
 _connecting = False  # has begun, at least
 _member: Member | None = None
@@ -255,7 +255,7 @@ def _no_answer(coordinator, timeout, reason) -> str:
 
 
 def leave(status: int, message: object) -> None:
-    """Before a process that failed ends: ends all the others with its status and words.
+    """Ends all other processes after this one failed, with its status and message.
 
     They may be waiting for it in the middle of a step, so nothing but this would end them soon.
     Returns at once where there are no others; does not return where there are.
@@ -280,12 +280,12 @@ def leave_before_connecting(
 
 
 def claim_end(status: int) -> None:
-    """Before a process tells of its failure: lets one that failed before, its cause, end it.
+    """Call before reporting a failure: if another process failed first, it ends this one instead.
 
-    Where a process ends, the others' sums with it fail, too, and whatever comes of that.
+    Where a process ends, collectives of the others fail, too, and whatever comes of that.
 
     Args:
-      status: of the failure. An invalid command (2) has no such cause.
+      status: the exit status of the failure. An invalid command (2) has no such cause.
     """
     if _member:
         _member.claim_end(status, _FAILURES_SECONDS if status == 1 else 0)

@@ -1,7 +1,7 @@
 """What the processes of one program tell one another.
 
-All of them call these functions. With one process everything here is trivial: nothing is sent, and
-nothing waits.
+All but `is_main` are collective: every process must call them. With one process nothing is sent,
+and nothing waits.
 """
 
 import json
@@ -20,26 +20,26 @@ def is_main() -> bool:
 
 
 def agree(ok: bool) -> bool:
-    """Whether `ok` is true in every process; all of them must ask."""
+    """Whether `ok` is true in every process."""
     if jax.process_count() == 1:
         return ok
     return bool(multihost_utils.process_allgather(np.array([ok])).all())
 
 
 def largest(number: int) -> int:
-    """The largest of the int32 `number` of every process; all of them must ask."""
+    """The largest of the int32 `number` of every process."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.array([number], np.int32)).max())
 
 
 def of_main(value: Any) -> Any:
-    """The `value` of process 0 in every process, for what JSON can say; all of them must ask."""
+    """The `value` of process 0, a value of JSON, in every process."""
     return of_all(value if is_main() else None)[0]
 
 
 def check_same(description: dict[str, Any]) -> None:
-    """Checks that every process has the same description; all of them must ask.
+    """Checks that every process has the same description.
 
     Args:
       description: values of JSON by name, dictionaries of them too: a config, sizes, a step.
@@ -60,7 +60,7 @@ def check_same(description: dict[str, Any]) -> None:
 
 
 def of_all(value: Any) -> list:
-    """The JSON value of every process, in their order; all of them must ask."""
+    """The JSON value of every process, in their order."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     if jax.process_count() == 1:
         return [json.loads(text.tobytes())]

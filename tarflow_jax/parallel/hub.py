@@ -1,7 +1,7 @@
-"""What process 0 does for all: it hears every process, and says to all what concerns them.
+"""The server of process 0 through which all processes learn of one another's ends.
 
 Each process, process 0 too, holds a TCP connection to the hub for as long as it lives. So the
-kernel tells at once of a process that was killed, and a slow one is never taken for dead. The
+kernel reports a process that was killed at once, and a slow one is never taken for dead. The
 messages are lines of JSON:
 
     to the hub     {"process": i, "of": n}     the first one
@@ -26,7 +26,7 @@ from typing import Any
 TUNNEL = json.dumps('tunnel').encode() + b'\n'
 _MOST_WORDS = 4000  # of a failure, which travels as one line
 _SERVICE_SECONDS = 60  # for JAX's service to listen, once all have come
-# A machine that went away sends nothing: after 30 s of silence it is asked, for 30 s.
+# A machine that went away sends nothing: after 30 s of silence it is probed, for 30 s.
 _SILENCE = {'TCP_KEEPIDLE': 30, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 6, 'TCP_USER_TIMEOUT': 60_000}
 
 
@@ -56,7 +56,7 @@ class Hub:
         self._service_port = service_port
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._came: set[int] = set()
-        self._num_awaited = num_processes  # that never knocked
+        self._num_awaited = num_processes  # not yet connected
         self._done: set[int] = set()
         self._failure: dict | None = None
         self._alone = threading.Event()
@@ -76,7 +76,7 @@ class Hub:
             await asyncio.Event().wait()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
-        keep_asking(writer.get_extra_info('socket'))
+        enable_keepalive(writer.get_extra_info('socket'))
         with contextlib.closing(writer), contextlib.suppress(OSError, ValueError, TypeError):
             line = await reader.readline()
             if line == TUNNEL:
@@ -108,7 +108,7 @@ class Hub:
                 self._take(process, json.loads(line))
         finally:
             if self._num_processes > len(self._done):
-                self._fail(1, _killed(process))
+                self._fail(1, killed(process))
             del self._writers[process]
             self._note_alone()
 
@@ -157,8 +157,8 @@ def _say(writer: asyncio.StreamWriter, message: Any):
     writer.write(json.dumps(message).encode() + b'\n')
 
 
-def keep_asking(connection: socket.socket) -> None:
-    """Ends a connection to a machine that is gone, as far as the system can."""
+def enable_keepalive(connection: socket.socket) -> None:
+    """Makes the kernel drop a connection whose peer is gone."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in _SILENCE.items():
@@ -166,7 +166,8 @@ def keep_asking(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _killed(process: int) -> str:
+def killed(process: int) -> str:
+    """The message about a process whose connection broke before it said how it ended."""
     return (
         f'process {process} ended without a word: it was killed, perhaps for lack of memory, or '
         'its machine is gone. What was saved is safe; the same command resumes from it.'

@@ -3,7 +3,7 @@
 import glob
 import os
 
-# It asks for the machine that it believes to be on, and tells at length that it is on none.
+# libtpu queries a metadata server that is not there, and logs at length that there is no TPU.
 _ANSWERS = {
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',

@@ -1,8 +1,8 @@
-"""What every process of several does: it hears the hub of process 0, and speaks to it.
+"""The client of the hub of process 0, in each of several processes.
 
 JAX would abort a process, with a stack, as soon as its connection to the coordination service of
 process 0 breaks. So that connection leads through this process's tunnel, whose near end never
-breaks, and the member's own connection tells of the end of process 0, in words.
+breaks, and the member's own connection reports the end of process 0, in words.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ import threading
 import time
 from typing import Any
 
-from tarflow_jax.parallel.hub import TUNNEL, Hub, keep_asking
+from tarflow_jax.parallel.hub import TUNNEL, Hub, enable_keepalive, killed
 
-GRACE_SECONDS = 10  # for the others to hear of a failure
+GRACE_SECONDS = 10  # for the others to receive a failure
 
 
 class Member:
@@ -33,12 +33,12 @@ class Member:
     def __init__(
         self, process: int, num_processes: int, connection: socket.socket, hub: Hub | None = None
     ):
-        keep_asking(connection)
+        enable_keepalive(connection)
         self._connection = connection
         self._hub = hub
         self._own_status: int | None = None
-        self._teller = threading.Lock()  # taken by who tells of this process's end, and kept
-        self._has_told = threading.Event()
+        self._report_lock = threading.Lock()  # held by whichever thread reports the end
+        self._reported = threading.Event()
         self._failure = threading.Event()  # of another process, or of the hub
         self._heard = {name: threading.Event() for name in ('welcome', 'begin', 'end')}
         self._say({'process': process, 'of': num_processes})
@@ -58,21 +58,21 @@ class Member:
         self._heard['end'].wait()
 
     def claim_end(self, status: int, seconds: float = 0) -> None:
-        """Must come before this process tells of its own failure, with which `fail` then ends it.
+        """Must be called before this process reports its own failure and `fail` ends it.
 
-        Where another process failed before, or does within `seconds`, that ends this one instead:
-        the call then does not return. So a terminal shows one failure for each process.
+        If another process failed before, or does within `seconds`, that ends this one instead, and
+        the call does not return. So a terminal shows one failure for each process.
         """
         self._failure.wait(seconds)
-        if not self._teller.acquire(blocking=False):
+        if not self._report_lock.acquire(blocking=False):
             threading.Event().wait()  # for `_leave`
         self._own_status = status
 
     def fail(self, status: int, words: str) -> None:
         """Ends all other processes with `status` and `words`, and then this one with `status`."""
-        self._has_told.set()
+        self._reported.set()
         self._say({'failed': [status, words]})
-        time.sleep(GRACE_SECONDS)  # while `_listen` hears that all others have heard
+        time.sleep(GRACE_SECONDS)  # `_listen` ends it sooner, once all others know
         os._exit(status)
 
     def wait_until_alone(self) -> None:
@@ -81,7 +81,7 @@ class Member:
             self._hub.wait_until_alone(GRACE_SECONDS)
 
     def _say(self, message: Any):
-        with contextlib.suppress(OSError):  # `_listen` hears of it
+        with contextlib.suppress(OSError):  # `_listen` notices it
             self._connection.sendall(json.dumps(message).encode() + b'\n')
 
     def _listen(self):
@@ -92,18 +92,14 @@ class Member:
                     self._leave(*message['failed'])
                 self._heard[message].set()
         if self._heard['welcome'].is_set() and not self._heard['end'].is_set():
-            self._leave(
-                1,
-                'process 0 ended without a word: it was killed, perhaps for lack of memory, or its '
-                'machine is gone. What was saved is safe; the same command resumes from it.',
-            )
+            self._leave(1, killed(0))
 
     def _leave(self, status: int, words: str):
         self._failure.set()
-        if self._teller.acquire(blocking=False):
+        if self._report_lock.acquire(blocking=False):
             print(f'error: {words}', file=sys.stderr, flush=True)
         else:
-            self._has_told.wait(GRACE_SECONDS)
+            self._reported.wait(GRACE_SECONDS)
         self.wait_until_alone()
         os._exit(status if self._own_status is None else self._own_status)
 
@@ -122,7 +118,7 @@ def _serve(listener: socket.socket, address: tuple[str, int]):
         near_ends.append(near)
         with contextlib.suppress(OSError):
             far = socket.create_connection(address)
-            keep_asking(far)
+            enable_keepalive(far)
             far.sendall(TUNNEL)
             threading.Thread(target=_forward, args=(near, far), daemon=True).start()
             threading.Thread(target=_copy, args=(far, near), daemon=True).start()
