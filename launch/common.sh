@@ -6,7 +6,7 @@ manual() {
   awk 'NR == 1 { next } !/^#/ { exit } { sub(/^# ?/, ""); print }' "$0"
 }
 
-# A mistake of the one who asked.
+# Prints a usage error and exits with status 2.
 fail() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
   exit 2
@@ -46,6 +46,6 @@ is_dry() {
 }
 
 # Runs a command; with DRY_RUN=1 prints it instead.
-ask() {
+run_or_print() {
   if is_dry; then quoted "$@"; else "$@"; fi
 }

@@ -4,7 +4,8 @@
 #   NAME=... IMAGE=... TPU=... TOPOLOGY=... BUCKET=... launch/gke_jobset.sh FLAGS
 #
 # runs python -m tarflow_jax.main FLAGS --distributed=on in every pod. If a pod fails or is taken
-# away, all are started again and go on from the workdir; exit status 2 (asked wrongly) ends it.
+# away, all are started again and go on from the workdir; exit status 2 (an invalid command) ends
+# it.
 #
 # Settings: NAME of the JobSet; IMAGE with the project, its tpu extra and its configs installed;
 #   TPU               v4, v5e, v5p, v6e or tpu7x

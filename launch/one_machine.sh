@@ -43,7 +43,7 @@ command_of() { # process I
     "--coordinator=127.0.0.1:$PORT" "--num_processes=$count" "--process_id=$1")
 }
 
-((count == 1)) || ask mkdir -p "$LOGS"
+((count == 1)) || run_or_print mkdir -p "$LOGS"
 if is_dry; then
   for ((i = 0; i < count; i++)); do
     command_of $i "$@"
@@ -63,9 +63,9 @@ signal_all() {
 }
 
 # A signal is kept until all have started.
-asked=''
-trap 'asked=TERM' TERM HUP
-trap 'asked=INT' INT
+pending_signal=''
+trap 'pending_signal=TERM' TERM HUP
+trap 'pending_signal=INT' INT
 # Each gets a process group of its own: Ctrl-C reaches them once, from here.
 set -m
 pids=() ended=()
@@ -81,7 +81,7 @@ done
 set +m
 trap 'signal_all TERM' TERM HUP
 trap 'signal_all INT' INT
-[[ -z $asked ]] || signal_all "$asked"
+[[ -z $pending_signal ]] || signal_all "$pending_signal"
 ((count == 1)) || printf '%s: processes 1 to %d write to %s\n' "${0##*/}" $((count - 1)) "$LOGS" >&2
 
 left=$count first='' deadline='' sent=''

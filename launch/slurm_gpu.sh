@@ -6,7 +6,8 @@
 # submits itself; the job runs python -m tarflow_jax.main FLAGS --distributed=on, from the folder
 # and with the environment of the one who submits. Two minutes before the end of its time the run
 # is told to save itself (status 143), the job is queued again, and goes on from the workdir. It is
-# not queued again when the run is done (0), failed (1) or was asked wrongly (2), or after scancel.
+# not queued again when the run is done (0) or failed (1), its command was invalid (2), or after
+# scancel.
 #
 # Settings: NODES, GPUS_PER_NODE; DRY_RUN=1 prints the command and runs nothing. Everything else
 # is sbatch's: options before --, or its own variables (SBATCH_PARTITION, SBATCH_ACCOUNT, ...).
@@ -60,5 +61,5 @@ for word; do
   fi
 done
 (($# > 0)) || fail "there are no flags of the run after --, for example: $example"
-ask sbatch --nodes="$NODES" --gpus-per-node="$GPUS_PER_NODE" --ntasks-per-node="$GPUS_PER_NODE" \
-  ${options[@]+"${options[@]}"} "${BASH_SOURCE[0]}" "$@"
+run_or_print sbatch --nodes="$NODES" --gpus-per-node="$GPUS_PER_NODE" \
+  --ntasks-per-node="$GPUS_PER_NODE" ${options[@]+"${options[@]}"} "${BASH_SOURCE[0]}" "$@"

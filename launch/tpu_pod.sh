@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Cloud TPU slices: asks for them, runs the program on all their hosts, and keeps it running.
+# Cloud TPU slices: requests them, runs the program on all their hosts, and keeps it running.
 #
 #   NAME=... ZONE=... TYPE=... launch/tpu_pod.sh VERB [FLAGS]
 #
@@ -8,7 +8,7 @@
 #   setup        copies this checkout to every host and installs it
 #   run FLAGS    python -m tarflow_jax.main FLAGS --distributed=on, on every host at once
 #   watch FLAGS  queue, setup and run, and again whenever a slice is lost or the run fails, until
-#                the run is done (status 0) or was asked wrongly (status 2)
+#                the run is done (status 0) or its command was invalid (status 2)
 #   stop         SIGTERM on every host: the run saves itself, and `run` goes on from there
 #   delete       gives the slices back
 #
@@ -44,14 +44,14 @@ runtime() {
 
 create() {
   ((slices == 1)) || fail "create makes one slice; for NUM_SLICES=$slices use queue."
-  ask gcloud compute tpus tpu-vm create "$name" --zone="$ZONE" --accelerator-type="$TYPE" \
+  run_or_print gcloud compute tpus tpu-vm create "$name" --zone="$ZONE" --accelerator-type="$TYPE" \
     --version="$version" ${flags[@]+"${flags[@]}"} --quiet
 }
 
 queue() {
   local nodes=("--node-id=$name")
   ((slices == 1)) || nodes=("--node-count=$slices" "--node-prefix=$name")
-  ask gcloud compute tpus queued-resources create "$name" --zone="$ZONE" "${nodes[@]}" \
+  run_or_print gcloud compute tpus queued-resources create "$name" --zone="$ZONE" "${nodes[@]}" \
     --accelerator-type="$TYPE" --runtime-version="$version" ${flags[@]+"${flags[@]}"} --quiet
 }
 
@@ -60,7 +60,7 @@ on_hosts() {
   local group=(tpu-vm "$1") nodes=()
   ((slices == 1)) || group=(queued-resources "$1") nodes=(--node=all)
   shift
-  ask gcloud compute tpus "${group[@]}" "$@" --zone="$ZONE" --worker=all \
+  run_or_print gcloud compute tpus "${group[@]}" "$@" --zone="$ZONE" --worker=all \
     ${nodes[@]+"${nodes[@]}"} --quiet
 }
 
@@ -75,13 +75,13 @@ on_hosts_script() {
 setup() {
   local archive="tarflow_jax-$name.tgz" before
   before="mkdir -p tarflow_jax && tar -xzf $archive -C tarflow_jax && "
-  ask tar -czf "${TMPDIR:-/tmp}/$archive" --exclude=./.git --exclude=./runs --exclude=./.venv \
-    --exclude=./venv --exclude=./.data --exclude='./.*_cache' -C "$root" . &&
+  run_or_print tar -czf "${TMPDIR:-/tmp}/$archive" --exclude=./.git --exclude=./runs \
+    --exclude=./.venv --exclude=./venv --exclude=./.data --exclude='./.*_cache' -C "$root" . &&
     on_hosts scp "${TMPDIR:-/tmp}/$archive" "$name:" && on_hosts_script setup
 }
 
 forget() {
-  ask gcloud compute tpus queued-resources delete "$name" --zone="$ZONE" --force --quiet
+  run_or_print gcloud compute tpus queued-resources delete "$name" --zone="$ZONE" --force --quiet
 }
 
 delete() {
@@ -91,13 +91,13 @@ delete() {
   elif forget; then
     return
   fi
-  ask gcloud compute tpus tpu-vm delete "$name" --zone="$ZONE" --quiet
+  run_or_print gcloud compute tpus tpu-vm delete "$name" --zone="$ZONE" --quiet
 }
 
 # What became of the request: MISSING if there is none, UNKNOWN without an answer.
 state() {
   local answer
-  if answer=$(ask gcloud compute tpus queued-resources describe "$name" --zone="$ZONE" \
+  if answer=$(run_or_print gcloud compute tpus queued-resources describe "$name" --zone="$ZONE" \
     --format='value(state.state)' 2>&1); then
     is_dry || answer=$(grep -xE '[A-Z_]+' <<<"$answer") || answer=UNKNOWN
     printf '%s\n' "$answer"
