@@ -1,4 +1,4 @@
-"""What this machine can hold, of things whose number anybody may ask for."""
+"""Checks that a requested number of samples fits in memory and on disk."""
 
 import shutil
 from pathlib import Path

@@ -40,9 +40,9 @@ def to_workdir(
       workdir: a folder that does not exist, or is empty.
       image_shape: see `tarflow_jax.load`.
       patch_size: likewise.
-      dataset: what it learned, if the file's name does not tell, or for a name of ours.
+      dataset: what it learned, if the file's name does not say, or for a name of ours.
       noise: type and standard deviation of the noise on what it learned, as in the noise section of
-        a config, if the file's name does not tell, or rounds it.
+        a config, if the file's name does not say, or rounds it.
 
     Returns:
       The workdir.
@@ -93,7 +93,7 @@ def to_published(
       source: whatever `tarflow_jax.load` reads without further arguments.
       folder: for the file; it is made if it is missing.
       dataset: for its name, if that of our config will not do.
-      noise: likewise, type and standard deviation, if the source does not tell.
+      noise: likewise, type and standard deviation, if the source does not say.
 
     Returns:
       The path of the file.
@@ -107,7 +107,7 @@ def to_published(
     dataset = dataset or loading.dataset_of(source)
     if not dataset:
         raise InputError(
-            f'{source} does not tell its data set, which is in the name: give dataset, or the '
+            f'{source} does not say its data set, which is in the name: give dataset, or the '
             '--config of its model.'
         )
     model, params = loading.load(source)
@@ -134,7 +134,7 @@ def _choose_noise(source: Path, given: tuple[str, float] | None) -> tuple[str, f
             "noise=('gaussian', 0.05) or ('uniform', 0), or by the --config of its model."
         )
     kind, std = noise[0], 0.0 if noise[0] == 'uniform' else noise[1]
-    Noise(kind, std, num_levels=256)  # refuses what is no noise
+    Noise(kind, std, num_levels=256)  # checks type and std
     if recorded is not None and (kind, f'{std:.2f}') != (recorded[0], f'{recorded[1]:.2f}'):
         raise InputError(f'{source} has the noise {recorded}; got {given}.')
     return kind, std

@@ -125,7 +125,7 @@ def open_npz(
 def _check_images(images: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
-            f'got {images.dtype} {list(images.shape)}; expected are uint8 images [..., H, W, C] '
+            f'got {images.dtype} {list(images.shape)}; expected uint8 images [..., H, W, C] '
             f'with 1 or 3 channels (to_uint8 makes them from floats).'
         )
     if 0 in images.shape:

@@ -108,7 +108,7 @@ def check(config) -> None:
                 'configs/base.py, which has every key.'
             )
         kind.check(name, flat[name])
-    Noise(flat['noise.type'], flat['noise.std'], num_levels=256)  # refuses a std of no noise
+    Noise(flat['noise.type'], flat['noise.std'], num_levels=256)  # checks type and std
 
 
 def _hint(name: str) -> str:
@@ -116,7 +116,7 @@ def _hint(name: str) -> str:
     return f"; did you mean '{nearest[0]}'?" if nearest else '.'
 
 
-# What a config.json must tell for its model to be loaded. What is not of the parameters may be
+# What a config.json must say for its model to be loaded. What is not of the parameters may be
 # missing, as keys that came later are.
 _NEEDED = {
     'model': (
@@ -135,7 +135,7 @@ def check_record(record) -> None:
     allowed keeps no model from being read.
     """
     if not isinstance(record, Mapping):
-        raise InputError('it is no object of sections')
+        raise InputError('it is not an object of sections')
     for section in dict.fromkeys(name.partition('.')[0] for name in KEYS if '.' in name):
         needed = _NEEDED.get(section, ())
         if section in record or needed:
@@ -145,7 +145,7 @@ def check_record(record) -> None:
 
 def _check_section(section: str, values, needed: tuple[str, ...]) -> None:
     if not isinstance(values, Mapping):
-        raise InputError(f'its section {section} is no object')
+        raise InputError(f'its section {section} is not an object')
     for key in needed:
         if key not in values:
             raise InputError(f'it has no {section}.{key}')
@@ -157,7 +157,7 @@ def _check_section(section: str, values, needed: tuple[str, ...]) -> None:
         if is_read:
             KEYS[name].check(name, value)
         elif not _is_plain(value):
-            raise InputError(f'{name} is no value of a config')
+            raise InputError(f'{name} is not a value of a config')
 
 
 def _is_plain(value) -> bool:

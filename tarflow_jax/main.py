@@ -170,7 +170,7 @@ def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: 
 def convert(config, workdir: Path, checkpoint: str | None) -> int:
     """A published checkpoint into a workdir of ours, or a model of ours into a published file.
 
-    A config is needed only where the name of a published checkpoint does not tell everything.
+    A config is needed only where the name of a published checkpoint does not say everything.
     """
     if not checkpoint:
         raise InputError(
@@ -210,7 +210,9 @@ def parse_flags(argv):
     except Exception as error:  # of absl, of ml_collections, or of the config file
         raise InputError(_explain(error)) from error
     if len(remaining) > 1:
-        raise InputError(f'{remaining[1]!r} is no flag; a setting is --config.section.key=value.')
+        raise InputError(
+            f'{remaining[1]!r} is not a flag; a setting is --config.section.key=value.'
+        )
     unneeded = {'convert': CONFIG, 'prepare_fid': WORKDIR}.get(MODE.value)
     needed = [flag for flag in (CONFIG, WORKDIR) if flag is not unneeded]
     missing = [f'--{flag.name}' for flag in needed if not flag.value]
@@ -246,7 +248,7 @@ def _explain(error: Exception) -> str:
 
 
 def run():
-    """Runs `main`; an error that its user can mend is printed without a traceback."""
+    """Runs `main`; an error that its user can correct is printed without a traceback."""
     keep_freed_memory()
     quiet_without_tpu()
     logging.set_verbosity(logging.WARNING)
@@ -260,7 +262,7 @@ def run():
     except RunError as error:
         status, message = 1, error
     except OSError as error:  # of a full disk, while samples or scores are written
-        status, message = 1, f'{error}. Mend that and run the same command.'
+        status, message = 1, f'{error}. Fix the cause and run the same command.'
     except Stopped as stopped:
         status, message = stopped.status, stopped
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What a program owes to its terminal, which may close, and may send signals from the first moment.
+"""Prepares standard streams and early signal handling.
 
 Imports nothing that takes time, so that all of it holds before anything else does.
 """
@@ -38,7 +38,7 @@ def _leave(number: int, _) -> None:
 
 
 def _open_missing_streams() -> None:
-    """Leads standard streams that were closed (`>&-`) nowhere.
+    """Opens closed standard streams (`>&-`) on /dev/null.
 
     Otherwise the next file that is opened gets the number of the stream, and what libraries print.
     """
@@ -53,7 +53,7 @@ def _open_missing_streams() -> None:
 
 
 class _Patient(io.FileIO):
-    """A file that takes what it cannot write: its reader is gone, its terminal or its disk."""
+    """A file that silently drops what it cannot write."""
 
     def write(self, data) -> int:
         try:

@@ -43,7 +43,7 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True)
 class Real:
-    """A number from `low` to `high`, without the one if it lies `above`, the other if `below`."""
+    """A number in [low, high]; `above` excludes `low`, `below` excludes `high`."""
 
     low: float
     high: float

@@ -42,7 +42,7 @@ def workdir_lock(workdir: str | os.PathLike) -> Iterator[None]:
     file stays and means nothing by itself.
 
     Raises:
-      InputError: another run holds the workdir, or it is no folder that can be written to.
+      InputError: another run holds the workdir, or it is not a folder that can be written to.
     """
     with _open_lock_file(workdir) as file:
         try:
@@ -116,7 +116,7 @@ def read_config(workdir) -> ConfigDict:
 
 
 def _refuse_constant(name: str):
-    raise InputError(f'{name} is no value of JSON')
+    raise InputError(f'{name} is not a value of JSON')
 
 
 def check_same_model(config, workdir) -> None:
@@ -149,8 +149,8 @@ def check_same_model(config, workdir) -> None:
 def check_same_run(config, workdir) -> None:
     """Raises InputError, naming the keys, unless `workdir` was trained by what `config` says.
 
-    Free is what a run may well change on its way: its length, learning rates and clipping, how
-    often it reports and saves, and the machine it runs on.
+    A run may change its length, learning rates and clipping, how often it reports and saves, and
+    the machine it runs on.
     """
     made_with = read_config(workdir)
     compared = [name for name in MEANING if name != 'noise.std' or config.noise.type == 'gaussian']
@@ -202,7 +202,7 @@ def existing_path(path) -> Path:
     """Returns the path, ~ being the home folder.
 
     Raises:
-      InputError: it is no path, or nothing is there.
+      InputError: it is not a path, or nothing is there.
     """
     path = Location().check('path', path)
     try:

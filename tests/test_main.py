@@ -185,7 +185,7 @@ REFUSED = {
     # Flags.
     '--workdir=': [f'--workdir must be given, for example: {EXAMPLE}'],
     '--wordir=x': ["Unknown command line flag 'wordir'. Did you mean: workdir"],
-    'extra': ["'extra' is no flag; a setting is --config.section.key=value."],
+    'extra': ["'extra' is not a flag; a setting is --config.section.key=value."],
     '--mode=draw': ['--mode=draw', 'one of <train|sample|evaluate|prepare_fid|convert|plan>'],
     '--workdir=gs://bucket/run': ['gs://bucket/run is an address', 'give a local path'],
     '--workdir=/dev/null': ['/dev/null cannot be written to', 'give a --workdir'],

@@ -164,7 +164,7 @@ def run() -> None:
     except RunError as error:
         status, message = 1, str(error)
     except OSError as error:
-        status, message = 1, f'{error}. Correct that and run the same command.'
+        status, message = 1, f'{error}. Fix the cause and run the same command.'
     except KeyboardInterrupt:
         status, message = 130, 'interrupted; the same command resumes.'
     print(f'error: {message}', file=sys.stderr)

@@ -100,7 +100,7 @@ def _check_files(folder: pathlib.Path) -> None:
     """Raises ValueError for a FIFO, on which TFDS would wait for ever."""
     for path in folder.iterdir():
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise ValueError(f'{path.name} is no file, but a FIFO, a socket or a device')
+            raise ValueError(f'{path.name} is not a file, but a FIFO, a socket or a device')
 
 
 def _checked_levels(metadata: Any) -> int:

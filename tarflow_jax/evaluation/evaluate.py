@@ -42,7 +42,7 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
       experiment: see `build.Experiment`.
       workdir: of a training run, whose newest checkpoint is evaluated unless another is given.
       checkpoint: see `tarflow_jax.load`.
-      stop: hears the signals.
+      stop: receives the signals.
 
     Raises:
       InputError: the config makes no sense; nothing was drawn, and nothing written but reference
@@ -118,14 +118,14 @@ def _read_last(workdir: Path) -> dict[str, Any] | None:
     try:
         last = json.loads(path.read_text(encoding='utf-8'))
         if not isinstance(last, dict):
-            raise ValueError('it is no JSON object')
+            raise ValueError('it is not a JSON object')
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f'{path} is damaged: {error}. Move it away, or mend it.') from error
+        raise InputError(f'{path} is damaged: {error}. Move it away, or repair it.') from error
     return last
 
 
 def _take_over(workdir: Path, about: dict[str, Any]) -> dict[str, float]:
-    """The scores of an interrupted evaluation of the same; any other goes into the history."""
+    """The scores of the same evaluation, interrupted; any other goes into the history."""
     last = _read_last(workdir)
     if last is None:
         return {}

@@ -27,7 +27,7 @@ def prepare_fid(experiment: Experiment, stop: Stop) -> None:
 
     Args:
       experiment: see `build.Experiment`.
-      stop: hears the signals.
+      stop: receives the signals.
 
     Raises:
       InputError: the data or the weights of Inception are not there.

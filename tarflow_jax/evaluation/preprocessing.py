@@ -44,7 +44,7 @@ def preprocess(images, name: str = 'torch-fidelity') -> jax.Array:
     """
     if name not in PREPROCESSINGS:
         raise InputError(
-            f'{name!r} is no preprocessing of images for FID. There are '
+            f'{name!r} is not a preprocessing of images for FID. There are '
             f'{", ".join(PREPROCESSINGS)}.'
         )
     levels = images.dtype == np.uint8 and images.ndim == 4 and 0 not in images.shape

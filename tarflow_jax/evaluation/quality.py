@@ -50,7 +50,13 @@ _FINGERPRINT_IMAGES = 1024  # of a split on disk
 
 
 class Batch(NamedTuple):
-    """Images to be measured: uint8 [B, H, W, C] over the mesh, their numbers [B], which count."""
+    """Images to be measured.
+
+    Attributes:
+      images: uint8 [B, H, W, C], over the mesh.
+      index: numbers of the images [B].
+      mask: False for padding [B].
+    """
 
     images: Any
     index: np.ndarray
@@ -102,7 +108,7 @@ def measure(
       features: what is computed, a family each.
       mesh: the devices.
       num_images: in all batches.
-      keep: which numbers [n] of images are those whose features are kept, as bool [n]; none.
+      keep: index [n] -> bool [n]: rows to keep; by default none.
     """
     sums = _Sums(num_images)
     for batch in batches:

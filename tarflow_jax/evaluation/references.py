@@ -17,7 +17,7 @@ from tarflow_jax.formats.npz import NpzArrays
 # Keys of mean and covariance, as pytorch-fid, EDM and ADM name them, by the features they are of.
 KEYS = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s'), 'haar': ('mu_haar', 'sigma_haar')}
 SIZES = {'pool': 2048, 'spatial': 2023}
-# How torchmetrics and ADM prepare images; other files with mu and sigma do not tell.
+# How torchmetrics and ADM prepare images; other files with mu and sigma do not say.
 _THEIRS = {'preprocessing': 'torch-fidelity'}
 _ROUNDING = 1e-5  # of a covariance in float32, relative
 TORCHMETRICS = ('real_features_sum', 'real_features_cov_sum', 'real_features_num_samples')
@@ -30,7 +30,7 @@ class Reference:
     Attributes:
       gaussians: mean and covariance by the name of the features.
       rows: features [R, D] themselves, of some of the images, for precision and recall.
-      metadata: what they were made of, and how; empty for files of others, which do not tell.
+      metadata: what they were made of, and how; empty for files of others, which do not say.
       images: uint8 [R, H, W, C] of an ADM reference batch, whose features are not in the file.
       path: of the file.
       sha256: of the file's bytes.
@@ -56,8 +56,8 @@ def write(path: str | os.PathLike, reference: Reference) -> None:
 def read(path: str | os.PathLike) -> Reference:
     """The statistics in a file.
 
-    Read are files of ours; .npz with mu and sigma, as pytorch-fid and EDM write them; ADM's
-    reference batches (.npz with mu_s, sigma_s and arr_0, too); and state dicts of torchmetrics'
+    Reads files of ours; .npz with mu and sigma, as pytorch-fid and EDM write them; ADM's reference
+    batches (.npz with mu_s, sigma_s and arr_0, too); and state dicts of torchmetrics'
     FrechetInceptionDistance (.pth), which the published code makes.
 
     Raises:
@@ -153,7 +153,7 @@ def _read_torchmetrics(path: Path) -> Reference:
     missing = [name for name in TORCHMETRICS if name not in by_end]
     if missing:
         raise InputError(
-            f"{path} is no state of torchmetrics' FrechetInceptionDistance: it has no "
+            f"{path} is not a state of torchmetrics' FrechetInceptionDistance: it has no "
             f'{", ".join(missing)}.'
         )
     total, products, count = (np.asarray(by_end[name], np.float64) for name in TORCHMETRICS)
@@ -168,7 +168,7 @@ def check(reference: Reference, settings: dict[str, Any], image_shape) -> None:
     """Raises InputError unless statistics were made as samples will be measured.
 
     Args:
-      reference: the statistics. Files with nothing but mu and sigma do not tell.
+      reference: the statistics. Files with nothing but mu and sigma do not say.
       settings: preprocessing and weights, see `Features`.
       image_shape: (H, W, C) of the samples.
     """

@@ -38,7 +38,7 @@ def check(experiment: Experiment, names: list[str]) -> None:
         raise InputError(f'evaluate.num_samples {problem}')
     if channels not in (1, 3):
         raise InputError(
-            f'samples have {channels} channels; measured are images of one or three. '
+            f'samples have {channels} channels; images of one or three can be measured. '
             'Take the metrics of samples out of evaluate.metrics.'
         )
     check_preprocessing(settings.preprocessing)
@@ -52,14 +52,15 @@ class SampleScores:
       params: of its model; None if samples are given.
       params_sha256: a hash of them.
       workdir: whose folder samples/ gets the samples.
-      stop: hears the signals.
+      stop: receives the signals.
       names: metrics, keys of `quality.METRICS`.
 
     Attributes:
       names: likewise.
 
     Raises:
-      InputError: the samples cannot be drawn or measured like that, or the reference is none.
+      InputError: the samples cannot be drawn or measured like that, or the reference is not
+        usable.
     """
 
     def __init__(

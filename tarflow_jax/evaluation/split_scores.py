@@ -27,7 +27,7 @@ class SplitScores:
     Args:
       experiment: what is evaluated.
       params: of its model.
-      stop: hears the signals.
+      stop: receives the signals.
       names: metrics, keys of `OF_SPLITS`.
 
     Attributes:

@@ -42,7 +42,7 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # a damaged file raises nearly anything
         raise InputError(
-            f'{path} is not a checkpoint that can be read: {error}. Expected is a state dict as '
+            f'{path} is not a checkpoint that can be read: {error}. Expected a state dict as '
             'torch.save writes it; if it should be one, it is damaged: fetch it again.'
         ) from error
 
@@ -76,5 +76,5 @@ def write_state_dict(path, tensors: Mapping[str, np.ndarray]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in STORAGES:
             known = ', '.join(map(str, STORAGES))
-            raise InputError(f'{name} has the type {tensor.dtype}; written are {known}.')
+            raise InputError(f'{name} has the type {tensor.dtype}; only {known} can be written.')
     write_atomically(path, lambda file: torchzip.write(file, tensors))

@@ -72,7 +72,7 @@ def _sharding(path, array, mesh: Mesh) -> NamedSharding:
         if axis is not None and size % mesh.shape[axis]:
             raise InputError(
                 f'{_name(path)} of shape {array.shape} cannot be split over mesh.{axis}='
-                f'{mesh.shape[axis]}: {size} is no multiple of it. Choose a divisor.'
+                f'{mesh.shape[axis]}: {size} is not a multiple of it. Choose a divisor.'
             )
     return NamedSharding(mesh, spec)
 

@@ -91,7 +91,7 @@ class Computation:
 
 
 def parse(text: str) -> Computation:
-    """The computation that a module starts with; what it calls hangs on it.
+    """The computation that a module starts with; callees are reachable from it.
 
     Computations stand before those that call them, and instructions before those that read them.
     """
@@ -131,8 +131,8 @@ def _instruction(match: re.Match, instructions, computations) -> Instruction:
 def executed(computation: Computation, times: int = 1) -> Iterator[tuple[Instruction, int]]:
     """All instructions that run, each with the number of times that it does.
 
-    A fusion is one instruction. All branches of a conditional count, and a loop that is no scan
-    counts as one that runs once.
+    A fusion is one instruction. All branches of a conditional count, and a loop that is not
+    a scan counts as one that runs once.
     """
     for instruction in computation.instructions:
         yield instruction, times

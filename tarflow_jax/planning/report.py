@@ -79,7 +79,7 @@ def misfit(plan: dict) -> str:
         helps = 'a smaller sample.batch_size, a larger mesh.tensor'
     return (
         f'The {program} does not fit on {plan["topology"]}: it takes {_size(peak)} of '
-        f'{_size(limit)} a device. Would help: {helps}, more devices.'
+        f'{_size(limit)} a device. What would help: {helps}, more devices.'
     )
 
 

@@ -43,7 +43,7 @@ def make_topologies(names: str) -> list[Topology]:
     be timed: to be called before anything is computed.
 
     Raises:
-      InputError: a name is none, or libtpu is not installed.
+      InputError: a name is unknown, or libtpu is not installed.
     """
     jax.config.update('jax_platforms', CPU)
     jax.config.update('jax_enable_compilation_cache', False)
@@ -90,7 +90,7 @@ def _parse(name: str) -> tuple[int, Chip, tuple[int, ...]]:
     chip, shape = CHIPS[match[2]], tuple(int(side) for side in match[3].split('x'))
     if len(shape) != chip.dimensions or min(shape) < 1 or match[1] == '0':
         raise InputError(
-            f'{name!r} is no topology of {chip.name}, whose chips form a torus of '
+            f'{name!r} is not a topology of {chip.name}, whose chips form a torus of '
             f'{chip.dimensions} dimensions. Known: {EXAMPLES}.'
         )
     return int(match[1] or 1), chip, shape

@@ -33,7 +33,7 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
       params: its parameters.
       mesh: the devices.
       folder: for the files, made if it is missing.
-      stop: hears the signals.
+      stop: receives the signals.
       sampling: arguments of `sample_batches`.
 
     Raises:

@@ -217,7 +217,7 @@ class Checkpoints:
                     raise RunError(
                         f'reading a checkpoint in {self.folder} failed {len(RETRY_SECONDS) + 1} '
                         f'times ({_first_line(error)}), which does not say that it is damaged: it '
-                        'was left as it is. Mend that and run the same command.'
+                        'was left as it is. Fix the cause and run the same command.'
                     ) from error
             time.sleep(seconds)
 
@@ -229,7 +229,7 @@ class Checkpoints:
             )
         prints = json.loads((self._at(step) / FINGERPRINTS / 'metadata').read_bytes())
         if not isinstance(prints, dict):
-            raise ValueError(f'its {FINGERPRINTS} are no dictionary')
+            raise ValueError(f'its {FINGERPRINTS} are not a dictionary')
         return prints
 
     def _read(self, step, names, items) -> dict[str, Any]:
@@ -334,7 +334,7 @@ class Checkpoints:
         except Exception as error:  # a full disk comes as OSError, ValueError or XlaRuntimeError
             raise RunError(
                 f'saving a checkpoint in {self.folder} failed: {reason_of(error)}. '
-                f'{self._last_good()} Mend that and run the same command.'
+                f'{self._last_good()} Fix the cause and run the same command.'
             ) from error
 
     def _last_good(self) -> str:

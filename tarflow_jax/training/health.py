@@ -10,17 +10,17 @@ import jax.numpy as jnp
 # Above the best recent loss, in nats per dimension. An image of D dimensions is then exp(D) times
 # less likely; whole trainings gain little more than that.
 TOLERANCE = 1.0
-RECENT_STEPS = 20  # that the recent loss is about the mean of
+RECENT_STEPS = 20  # the recent loss is about their mean
 MAX_SKIPPED_IN_A_ROW = 20  # steps that are not finite, after which a run has diverged
 
 
 def init() -> dict[str, jax.Array]:
-    """The health of a run before its first step: the recent loss, and the lowest that was."""
+    """The health before the first step: a running mean of the loss, and its lowest value."""
     return {'recent': jnp.zeros(()), 'best': jnp.full((), jnp.inf)}
 
 
 def follow(health: dict[str, jax.Array], loss, finite, step) -> dict[str, jax.Array]:
-    """The health after a step, of which a single loss, however high, does not make much."""
+    """The health after a step: a running mean of the loss, in which one outlier counts little."""
     recent, best = health['recent'], health['best']
     rate = jnp.maximum(1 / RECENT_STEPS, 1 / (step + 1.0))
     moved = recent + rate * (jnp.minimum(loss, best + 2 * TOLERANCE) - recent)

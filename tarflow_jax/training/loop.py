@@ -37,7 +37,7 @@ from tarflow_jax.workdir import (
 
 
 class Diverged(Exception):
-    """The losses say that the present parameters are past mending."""
+    """The losses say that the present parameters cannot recover."""
 
     def __init__(self, step: int, reason: str):
         self.step = step
@@ -60,7 +60,7 @@ def train(
     Args:
       experiment: see `build.Experiment`.
       workdir: gets config.json, metrics.jsonl, checkpoints/, samples/ and tensorboard/.
-      stop: hears of signals.
+      stop: receives the signals.
       load_params: returns the first parameters of a new run, which are random without it.
       allow_changes: whether a run may resume with another data set, noise, seed and the like.
 
@@ -81,8 +81,8 @@ def train(
                 return run.train()
         except OSError as error:
             raise RunError(
-                f'writing in {workdir} failed: {reason_of(error)}. Mend that and run the same '
-                'command: it resumes from the last checkpoint.'
+                f'writing in {workdir} failed: {reason_of(error)}. Fix the cause and run the '
+                'same command: it resumes from the last checkpoint.'
             ) from error
 
 
@@ -213,7 +213,7 @@ class Run:
         if self.restarts >= self.config.train.max_restarts:
             self.give_up(diverged)
         self.restarts += 1
-        # A checkpoint that has led astray again may not be as sound as it looked.
+        # A checkpoint from which training has diverged again may not be as sound as it looked.
         state = self.first_state(older_than=self.origin)
         self.origin = int(state.step)
         where = f'the checkpoint of step {self.origin}' if self.origin else 'the beginning'
@@ -303,10 +303,10 @@ class Run:
         self.check_health(step, report)
 
     def check_health(self, step, report):
-        """Raises Diverged if the training is past mending."""
+        """Raises Diverged if the training cannot recover."""
         self.sound = bool(report['sound'])
         if report['diverged']:
-            raise Diverged(step, f'most losses of late are {TOLERANCE:g} nats/dim above the best')
+            raise Diverged(step, f'most recent losses are {TOLERANCE:g} nats/dim above the best')
         if report['skipped_in_a_row'] >= MAX_SKIPPED_IN_A_ROW:
             skipped = int(report['skipped_in_a_row'])
             raise Diverged(step, f'{skipped} steps in a row had no finite loss or gradient')

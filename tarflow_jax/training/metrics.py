@@ -100,8 +100,8 @@ class MetricsWriter:
 def _forget_lines_after(last_step: int, path: Path, redo_scores: bool) -> None:
     """Keeps the lines of steps up to `last_step`, byte for byte.
 
-    A last line that was cut short goes. Others that cannot be read are put aside: they may be all
-    that is left of a history.
+    A last line that was cut short goes. Others that cannot be read are moved to a file beside
+    it: they may be all that is left of a history.
     """
     content = path.read_bytes() if path.exists() else b''
     lines = content.splitlines(keepends=True)
@@ -118,7 +118,7 @@ def _forget_lines_after(last_step: int, path: Path, redo_scores: bool) -> None:
         aside = path.with_name(f'{path.name}.unreadable')
         with open(aside, 'ab') as file:
             file.write(unreadable)
-        logging.warning('What is no line of metrics in %s is kept in %s.', path, aside)
+        logging.warning('Lines of %s that are not metrics were moved to %s.', path, aside)
     kept = [line.rstrip(b'\r\n') + b'\n' for line, record in records if record and is_kept(record)]
     write_atomically(path, lambda file: file.write(b''.join(kept)))
 
@@ -129,7 +129,7 @@ def _is_cut(line: bytes) -> bool:
 
 
 def _read_line(line: bytes) -> dict[str, Any] | None:
-    """The record of a line; None if it is none."""
+    """The record of a line; None if it cannot be read."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

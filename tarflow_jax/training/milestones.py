@@ -28,7 +28,8 @@ class Milestones:
       checkpoints: in it; a checkpoint's scores are attached to it.
       test_split: which is scored.
       total_steps: the last step, at which everything is due.
-      stop: hears of signals, which end scores and samples: they are done when the run resumes.
+      stop: receives the signals, which end scores and samples: they are done when the run
+        resumes.
     """
 
     def __init__(

@@ -62,11 +62,11 @@ def make_optimizer(
         _scale_by_rate_of_step(schedule),
     )
     clip = optax.clip_by_global_norm(clip_norm or math.inf)
-    return optax.chain(clip, adamw)  # always both: the state's shape does not hang on clip_norm
+    return optax.chain(clip, adamw)  # always both: the state's shape does not depend on clip_norm
 
 
 def _scale_by_rate_of_step(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """Scales by minus the learning rate; its state counts updates as optax's does, for nobody."""
+    """Scales by minus the learning rate; an unused counter is kept so that checkpoints fit."""
 
     def init(params):
         del params

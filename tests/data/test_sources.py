@@ -191,7 +191,7 @@ def test_what_is_no_file_is_not_waited_for(prepared, tmp_path, file):
     folder = shutil.copytree(prepared, tmp_path, dirs_exist_ok=True) / 'digits' / '1.0.0'
     (folder / file).unlink(missing_ok=True)
     os.mkfifo(folder / file)
-    with pytest.raises(InputError, match=f'{file} is no file, but a FIFO, a socket or a device'):
+    with pytest.raises(InputError, match=f'{file} is not a file, but a FIFO, a socket or a device'):
         open_dataset('digits', tmp_path)
 
 

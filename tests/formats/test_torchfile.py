@@ -448,7 +448,7 @@ def test_every_type_is_written(tmp_path, dtype):
 
 
 def test_a_type_that_pytorch_lacks_is_refused(tmp_path):
-    with pytest.raises(InputError, match='name has the type <U1; written are float64, float32,'):
+    with pytest.raises(InputError, match='name has the type <U1; only float64, float32,'):
         write_state_dict(tmp_path / 'model.pth', {'name': np.array(['x'])})
     assert list(tmp_path.iterdir()) == []
 

@@ -90,12 +90,12 @@ def test_no_rule_splits_two_axes_of_an_array_over_one_axis_of_the_mesh():
         (
             dict(width=12, head_dim=4),
             dict(data=1, fsdp=8),
-            r'of shape \(.*12.*\) cannot be split over mesh\.fsdp=8: 12 is no multiple of it',
+            r'of shape \(.*12.*\) cannot be split over mesh\.fsdp=8: 12 is not a multiple of it',
         ),
         (
             dict(width=24, head_dim=8),
             dict(data=4, fsdp=1, tensor=2),
-            r'attention/.* cannot be split over mesh\.tensor=2: 3 is no multiple of it',
+            r'attention/.* cannot be split over mesh\.tensor=2: 3 is not a multiple of it',
         ),
     ],
 )

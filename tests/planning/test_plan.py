@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_planned_and_told(runs, tmp_path):
     result = runs.run(tmp_path, '--mode=plan', *flags, status=1)
     assert 'DOES NOT FIT' in result.out
     assert result.err.startswith('error: The train step does not fit on v5e:2x2: it takes ')
-    assert 'Would help: a larger mesh.fsdp' in result.err
+    assert 'What would help: a larger mesh.fsdp' in result.err
     (plan,) = json.loads((tmp_path / 'plan.json').read_text())
     assert plan['fits'] is False
     assert plan['peak_hbm_bytes_per_device'] > V5E_HBM
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_planned_and_told(runs, tmp_path):
     [
         ('v9:2x2', "there is no topology 'v9:2x2'. A name is a chip, one of v4, v5e, v5p"),
         ('v5e-16', "there is no topology 'v5e-16'"),
-        ('v5e:4', "'v5e:4' is no topology of v5e, whose chips form a torus of 2 dimensions"),
+        ('v5e:4', "'v5e:4' is not a topology of v5e, whose chips form a torus of 2 dimensions"),
         ('v5e:3x5', 'there is no topology v5e:3x5: INVALID_ARGUMENT'),
         ('cpu,v5e', "there is no topology 'v5e'"),
         (',', '--topology is empty'),

@@ -133,7 +133,7 @@ class _Preparation:
             self.say('The images or the settings changed since the interruption: it starts again.')
 
     def _check_headers(self) -> None:
-        """Raises InputError if images are too small, or too many files are none."""
+        """Raises InputError if images are too small, or too many files are not images."""
         unreadable: list[Unreadable] = []
         small: list[tuple[int, str]] = []
         done = 0

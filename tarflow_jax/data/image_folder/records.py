@@ -45,7 +45,7 @@ class RecordReport(NamedTuple):
 
 
 class Headers(NamedTuple):
-    """The shorter sides and paths of images that are too small, and the files that are none."""
+    """The shorter sides and paths of images that are too small, and files that are not images."""
 
     num_files: int
     small: list[tuple[int, str]]
