@@ -78,7 +78,7 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
 
     Args:
       config: see `configs/base.py`.
-      devices: to run on, by default all that JAX has.
+      devices: the devices to run on, by default all that JAX has.
 
     Raises:
       InputError: a key is unknown or missing, a value is not one that its key may have, or values

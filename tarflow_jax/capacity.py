@@ -16,11 +16,11 @@ def check_samples(
     """Checks that so many samples fit the memory of this host and the disk of a folder.
 
     Args:
-      key: of the config, for the message.
-      num_samples: how many.
-      memory_each: bytes of memory that each takes until the end.
-      disk_each: bytes of disk.
-      folder: that exists, for the files.
+      key: the name of the config key, for the message.
+      num_samples: how many samples there are to be.
+      memory_each: the bytes of memory that each takes until the end.
+      disk_each: the bytes of disk that each takes.
+      folder: an existing folder for the files.
 
     Raises:
       InputError: they do not fit; it says how many do.

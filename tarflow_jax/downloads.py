@@ -25,9 +25,9 @@ def fetch_once(folder: Path, addresses: Sequence[str], sha256: str) -> Path:
     Where several processes want it, one fetches it and the others wait.
 
     Args:
-      folder: created if it is missing.
-      addresses: of the same file, the first choice first; its name is the last part of each.
-      sha256: of the file, hexadecimal; anything else that an address gives is deleted.
+      folder: the folder of the file, created if it is missing.
+      addresses: URLs of the same file, the first choice first; its name is the last part of each.
+      sha256: the hexadecimal hash of the file; anything else that an address gives is deleted.
 
     Raises:
       InputError: the folder cannot be written to, or no address gives the file.

@@ -36,11 +36,11 @@ def to_workdir(
     complete or not at all.
 
     Args:
-      source: the `.pth`.
+      source: the path of the `.pth`.
       workdir: a folder that does not exist, or is empty.
       image_shape: see `tarflow_jax.load`.
-      patch_size: likewise.
-      dataset: what it learned, if the file's name does not say, or for a name of ours.
+      patch_size: see `tarflow_jax.load`.
+      dataset: the data set it learned, if the file's name does not say, or for a name of ours.
       noise: type and standard deviation of the noise on what it learned, as in the noise section of
         a config, if the file's name does not say, or rounds it.
 
@@ -91,9 +91,9 @@ def to_published(
 
     Args:
       source: whatever `tarflow_jax.load` reads without further arguments.
-      folder: for the file; it is made if it is missing.
-      dataset: for its name, if that of our config will not do.
-      noise: likewise, type and standard deviation, if the source does not say.
+      folder: the folder for the file, made if it is missing.
+      dataset: the data set in its name, if that of our config will not do.
+      noise: type and standard deviation of the noise, if the source does not say.
 
     Returns:
       The path of the file.

@@ -89,7 +89,7 @@ def open_npz(
     The file appears when all of them are there. It is never in memory as a whole.
 
     Args:
-      path: of the .npz file.
+      path: the path of the .npz file.
       shape: (N, H, W, C) of all images.
       labels: int [N], which go into `arr_1`; none for None.
 

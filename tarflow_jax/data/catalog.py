@@ -33,7 +33,7 @@ def prepare(
     `data_dir`/downloads, so that the next attempt does not fetch them again.
 
     Args:
-        name: as in TFDS's catalog, with the variant where there are some: 'cifar10',
+        name: the name in TFDS's catalog, with the variant where there are some: 'cifar10',
             'imagenet_resized/64x64'.
         data_dir: the folder to prepare it in.
         manual_dir: a folder with the files that have to be fetched by hand, or that were fetched

@@ -24,7 +24,7 @@ class ExampleReader:
     TFDS's own way, which parses and nests every feature, takes several times as long.
 
     Args:
-        name: of the data set, for messages.
+        name: the name of the data set, for messages.
         features: TFDS's description of an example.
         image_size: images that come in any size become RGB squares of this side in pixels; images
             of one fixed shape stay as they are.

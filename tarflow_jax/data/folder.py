@@ -124,8 +124,8 @@ def one_process(folder: pathlib.Path, wait: bool = True) -> Iterator[None]:
     lock of a killed process.
 
     Args:
-        folder: created if it is missing.
-        wait: until no other process holds it.
+        folder: the folder, created if it is missing.
+        wait: whether to wait until no other process holds it.
 
     Raises:
         InputError: another process holds the folder, and `wait` is False.

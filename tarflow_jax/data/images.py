@@ -95,7 +95,7 @@ def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
     side becomes int(size * longer / shorter), and the crop begins at round((side - size) / 2).
 
     Args:
-        image: of mode 'RGB'.
+        image: an image of mode 'RGB'.
         size: side of the result in pixels, at least 1.
 
     Returns:

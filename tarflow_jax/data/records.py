@@ -65,7 +65,7 @@ class RecordSplit:
         """Opens a part of a prepared folder.
 
         Args:
-            folder: for messages.
+            folder: the folder of the records, for messages.
             instructions: TFDS's `file_instructions` of the split or slice.
             reader: makes batches of records.
         """

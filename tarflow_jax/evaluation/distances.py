@@ -47,9 +47,9 @@ class InceptionScore:
     """exp E KL(p(y | x) || p(y)), for parts of the samples, batch by batch.
 
     Args:
-      num_samples: of all of them.
-      num_classes: of the classifier.
-      num_parts: consecutive parts that are scored apart; their mean and spread is the result.
+      num_samples: how many samples there are in all parts.
+      num_classes: how many classes the classifier has.
+      num_parts: how many consecutive parts are scored apart; their mean and spread is the result.
     """
 
     def __init__(self, num_samples: int, num_classes: int, num_parts: int = 10):

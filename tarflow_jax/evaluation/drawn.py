@@ -22,7 +22,7 @@ class DrawnSamples:
     Every process may call all methods; the main one alone reads and writes.
 
     Args:
-      folder: of the samples of an evaluation, in which they get a folder of their own.
+      folder: the folder in which the samples of an evaluation get a folder of their own.
       settings: all that decides what the samples are, for JSON.
       image_shape: (H, W, C) of a sample.
 

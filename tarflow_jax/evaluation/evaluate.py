@@ -40,7 +40,7 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
 
     Args:
       experiment: see `build.Experiment`.
-      workdir: of a training run, whose newest checkpoint is evaluated unless another is given.
+      workdir: the folder of a run, whose newest checkpoint is evaluated unless another is given.
       checkpoint: see `tarflow_jax.load`.
       stop: receives the signals.
 

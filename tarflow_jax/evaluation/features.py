@@ -21,11 +21,12 @@ class Features:
     """Computes named features of images on the devices of a mesh.
 
     Args:
-      names: which: 'pool' [2048], 'spatial' [2023] and 'logits_unbiased' [1008] of the 2015
+      names: the features: 'pool' [2048], 'spatial' [2023] and 'logits_unbiased' [1008] of the 2015
         Inception network, and 'haar', which needs no weights (see `haar.features`).
       mesh: the devices, of all processes.
-      preprocessing: of the images for Inception, a key of `PREPROCESSINGS`.
-      weights: the file of Inception's; '' for the one that is fetched, see `inception_weights`.
+      preprocessing: how images are prepared for Inception, a key of `PREPROCESSINGS`.
+      weights: the file of Inception's weights; '' for one that is fetched, see
+        `inception_weights`.
 
     Attributes:
       names: those computed, sorted.

@@ -56,7 +56,7 @@ class DataReference:
     """The statistics of the training split of a data set, in the data folder.
 
     Args:
-      family: of features, see `quality.FAMILIES`.
+      family: the family of features, a key of `quality.FAMILIES`.
       features: computes them.
       experiment: whose data set it is.
     """

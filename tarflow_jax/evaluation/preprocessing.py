@@ -20,9 +20,9 @@ class Preprocessing(NamedTuple):
     """How one package prepares images.
 
     Attributes:
-      resize: from the number of pixels along an edge to the weights [299, pixels], float64, of
-        each pixel in each pixel of the result.
-      rescale: from resized levels, in [0, 255] or a little beyond, to the network's range.
+      resize: a function from the number of pixels along an edge to the weights [299, pixels],
+        float64, of each pixel in each pixel of the result.
+      rescale: a function from resized levels, about [0, 255], to the network's range.
     """
 
     resize: Callable[[int], np.ndarray]

@@ -104,10 +104,10 @@ def measure(
     """Computes the features of images, and sums them up; every process its own rows.
 
     Args:
-      batches: of images, the same in every process.
-      features: what is computed, a family each.
+      batches: the batches of images, the same in every process.
+      features: the features to compute, a family each.
       mesh: the devices.
-      num_images: in all batches.
+      num_images: how many images all batches have.
       keep: index [n] -> bool [n]: rows to keep; by default none.
     """
     sums = _Sums(num_images)
@@ -179,13 +179,13 @@ def measure_split(
 
     Args:
       split: a split of a data set, of at least two images.
-      num_levels: its pixels are the integers below it.
-      features: what is computed, those of one family.
+      num_levels: how many levels its pixels have, the integers from 0.
+      features: the features to compute, those of one family.
       mesh: the devices, of all processes.
       batch_size: images at a time; does not change the result.
       flip: whether every image counts a second time, mirrored left to right. It is what random
         flips, of which the published statistics are made, come to on average.
-      before_batch: is called before each batch; what it raises ends the pass.
+      before_batch: a function that is called before each batch; its exceptions end the pass.
 
     Returns:
       A reference without metadata. Features are kept of at most `KEPT_ROWS` images, evenly spread.
@@ -268,9 +268,9 @@ def score(
     """The metrics of measured samples.
 
     Args:
-      samples: what was measured of them.
-      references: by family, see `FAMILIES`; those that the metrics need.
-      names: of the metrics, keys of `METRICS`.
+      samples: the measurements of the samples.
+      references: the references that the metrics need, by family, see `FAMILIES`.
+      names: the metrics, keys of `METRICS`.
     """
     scores: dict[str, float] = {}
     for name in names:

@@ -32,8 +32,8 @@ class Reference:
       rows: features [R, D] themselves, of some of the images, for precision and recall.
       metadata: what they were made of, and how; empty for files of others, which do not say.
       images: uint8 [R, H, W, C] of an ADM reference batch, whose features are not in the file.
-      path: of the file.
-      sha256: of the file's bytes.
+      path: the path of the file.
+      sha256: the hash of the file's bytes.
     """
 
     gaussians: dict[str, Gaussian]

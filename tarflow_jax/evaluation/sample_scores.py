@@ -48,15 +48,15 @@ class SampleScores:
     """Metrics of samples against a reference, which is made if there is none.
 
     Args:
-      experiment: what is evaluated.
-      params: of its model; None if samples are given.
-      params_sha256: a hash of them.
-      workdir: whose folder samples/ gets the samples.
+      experiment: the experiment to evaluate.
+      params: the parameters of its model; None if samples are given.
+      params_sha256: a hash of the parameters.
+      workdir: the folder whose samples/ gets the samples.
       stop: receives the signals.
-      names: metrics, keys of `quality.METRICS`.
+      names: the metrics to compute, keys of `quality.METRICS`.
 
     Attributes:
-      names: likewise.
+      names: the metrics.
 
     Raises:
       InputError: the samples cannot be drawn or measured like that, or the reference is not

@@ -25,13 +25,13 @@ class SplitScores:
     """Scores of splits, each image exactly once.
 
     Args:
-      experiment: what is evaluated.
-      params: of its model.
+      experiment: the experiment to evaluate.
+      params: the parameters of its model.
       stop: receives the signals.
-      names: metrics, keys of `OF_SPLITS`.
+      names: the metrics to compute, keys of `OF_SPLITS`.
 
     Attributes:
-      names: likewise.
+      names: the metrics.
 
     Raises:
       InputError: the model has no such scores, or there is no such split.

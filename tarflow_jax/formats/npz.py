@@ -31,10 +31,10 @@ class NpzArrays:
     """The arrays of a file by name, each read when it is used. A context manager.
 
     Attributes:
-      headers: of all arrays, by their names.
+      headers: the headers of all arrays, by their names.
 
     Raises:
-      Exception: of nearly any kind, here or where an array is read: the file is damaged.
+      Exception: the file is damaged; of nearly any kind, here or where an array is read.
     """
 
     def __init__(self, path: str | os.PathLike):

@@ -71,7 +71,7 @@ def write_state_dict(path, tensors: Mapping[str, np.ndarray]) -> None:
 
     Raises:
       InputError: an array of a type that is not written.
-      OSError: of a full disk, say.
+      OSError: the disk is full, say.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in STORAGES:

@@ -109,11 +109,11 @@ def load(file: IO[bytes], path: Path) -> tuple[Any, dict[str, Storage]]:
 
     Args:
       file: a BytesIO or a mapped file, which allocate nothing for what lies beyond their end.
-      path: of the file that holds it, for messages.
+      path: the file that holds it, for messages.
 
     Raises:
-      InputError: the pickle names something that is no part of a tensor.
-      Exception: of nearly any kind: it is damaged, or holds something else than a state dict does.
+      InputError: the pickle names something that is not part of a tensor.
+      Exception: it is damaged, or not a state dict; of nearly any kind.
     """
     interpreter = _Interpreter(path)
     return interpreter.run(file), interpreter.storages

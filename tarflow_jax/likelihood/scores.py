@@ -38,12 +38,12 @@ def score_split(
       model: the flow.
       params: its parameters.
       split: a split of a data set.
-      noise: what turns its levels into pixels.
+      noise: the noise that turns its levels into pixels.
       mesh: the devices, of all processes; every process gets the same result.
       batch_size: images at a time; does not change the result.
       num_draws: K, draws of the noise for every image.
-      seed: of the noise. The noise of an image depends on (seed, draw, index of the image) only.
-      before_batch: is called before each batch; what it raises ends the evaluation.
+      seed: the seed of the noise, which depends on (seed, draw, index of the image) only.
+      before_batch: a function that is called before each batch; its exceptions end the evaluation.
 
     Returns:
       nats_per_dim, the mean over images and draws, constant included; bits_per_dim, the same per

@@ -80,7 +80,7 @@ def put_rows(tree, mesh: Mesh, batch_size: int, rows: np.ndarray):
       tree: NumPy arrays [len(rows), ...].
       mesh: the devices of all processes.
       batch_size: rows of the batch over all processes.
-      rows: which ones they are; all that `local_rows` names, ascending.
+      rows: the numbers of these rows; all that `local_rows` names, ascending.
 
     Returns:
       Arrays [batch_size, ...], split over the mesh.

@@ -45,9 +45,9 @@ class Place:
 
     Attributes:
       coordinator: HOST:PORT at which process 0 listens.
-      num_processes: of them all.
-      process_id: of this one.
-      local_device_ids: of the devices of this machine that are this process's; None for all.
+      num_processes: how many processes there are.
+      process_id: the number of this one.
+      local_device_ids: the devices of this machine that are this process's; None for all.
     """
 
     coordinator: str
@@ -70,9 +70,9 @@ def connect(
         `coordinator` is given or the environment is that of a launcher (`LAUNCHERS`).
       coordinator: HOST:PORT at which process 0 listens. It, `num_processes` and `process_id` are
         given all three, or are all found in the launcher's environment.
-      num_processes: of them all.
-      process_id: of this one, in [0, num_processes).
-      timeout: seconds to wait for the others.
+      num_processes: how many processes there are.
+      process_id: the number of this one, in [0, num_processes).
+      timeout: how many seconds to wait for the others.
 
     Raises:
       InputError: the arguments do not go together, or there is no launcher.

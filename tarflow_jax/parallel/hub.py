@@ -36,9 +36,9 @@ class Hub:
     Args:
       listener: the socket at which the others find it.
       address: its HOST:PORT, for messages.
-      num_processes: of them all.
-      timeout: seconds in which all have to come.
-      service_port: of this machine, at which JAX's coordination service listens.
+      num_processes: how many processes there are.
+      timeout: the seconds within which all have to connect.
+      service_port: the port of this machine at which JAX's coordination service listens.
     """
 
     def __init__(

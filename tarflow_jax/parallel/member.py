@@ -24,10 +24,10 @@ class Member:
     """This process among all.
 
     Args:
-      process: its number.
-      num_processes: of them all.
-      connection: to the hub.
-      hub: in process 0, the hub itself, which has to be the last to leave.
+      process: the number of this process.
+      num_processes: how many processes there are.
+      connection: the connection to the hub.
+      hub: the hub itself in process 0, which has to be the last to leave.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Member:
         """Whether a hub is there; returns once all processes have come.
 
         Args:
-          timeout: seconds for the hub's first answer. How long to wait for others is its matter.
+          timeout: seconds for the hub's first answer. The hub decides how long to wait for others.
         """
         return self._heard['welcome'].wait(timeout) and self._heard['begin'].wait()
 

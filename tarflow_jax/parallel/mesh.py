@@ -25,7 +25,7 @@ def make_mesh(
       data: devices that share a batch, each with all parameters; -1 for all remaining devices.
       fsdp: devices that share a batch and the parameters.
       tensor: devices that share the heads and hidden features of every layer.
-      devices: by default, all.
+      devices: the devices to arrange, by default all.
 
     Raises:
       InputError: the axes do not multiply to the number of devices, or the data axis cannot be

@@ -102,7 +102,7 @@ def gathered(params, *, of_block: bool = False):
     changes nothing.
 
     Args:
-      params: of a model, or of one block.
+      params: the parameters of a model, or of one block.
       of_block: whether `params` is one slice of `params['blocks']`, without the axis X.
     """
     if not nn.get_logical_axis_rules():

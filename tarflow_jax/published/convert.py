@@ -37,9 +37,9 @@ def from_state_dict(
       tensors: arrays by their published names.
       image_shape: (H, W, C); by default square images, of one channel or three.
       patch_size: side of a patch, unless there is a name; the tensors do not determine it.
-      name: of the file, which is then checked against the tensors.
+      name: the name of the file, which is then checked against the tensors.
       source: the name of the state dict in errors.
-      shardings: from the tree of the parameters' shapes to where each is to lie.
+      shardings: a function from the tree of the parameters' shapes to their shardings.
       **settings: other attributes of the `TarFlow`, such as dtype.
 
     Returns:

@@ -27,7 +27,7 @@ class Name:
       num_blocks: autoregressive blocks.
       layers_per_block: transformer layers in each.
       noise_type: 'gaussian' or 'uniform'.
-      noise_std: of Gaussian noise, for pixels in [-1, 1]; 0 for uniform noise.
+      noise_std: standard deviation of Gaussian noise, for pixels in [-1, 1]; 0 for uniform noise.
     """
 
     dataset: str

@@ -99,7 +99,7 @@ def sample_batches(
       max_draws: most draws of the noise of a sample that is not finite. Its label and the other
         samples stay the same.
       must_be_finite: whether a sample that is not finite after several draws is an error.
-      before_batch: called before each batch; its exceptions end the sampling.
+      before_batch: a function that is called before each batch; its exceptions end the sampling.
       **settings: guidance and temperatures, see `sample`.
 
     Raises:

@@ -32,7 +32,7 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
       model: the flow.
       params: its parameters.
       mesh: the devices.
-      folder: for the files, made if it is missing.
+      folder: the folder for the files, made if it is missing.
       stop: receives the signals.
       sampling: arguments of `sample_batches`.
 

@@ -59,7 +59,7 @@ class Checkpoints:
     Args:
       workdir: the folder of the run.
       keep: how many of the newest to keep, besides the one whose `BEST_METRIC` is lowest.
-      read_only: to read beside a run that writes.
+      read_only: whether to read only, beside a run that writes.
     """
 
     def __init__(self, workdir, *, keep: int = 2, read_only: bool = False):
@@ -160,7 +160,7 @@ class Checkpoints:
         """Named trees of arrays like the abstract ones in `items`, checked.
 
         Args:
-          step: of the checkpoint.
+          step: the step of the checkpoint.
           items: abstract trees by name.
           optional: names of items that are left out where they were not saved.
 

@@ -59,9 +59,9 @@ def train(
 
     Args:
       experiment: see `build.Experiment`.
-      workdir: gets config.json, metrics.jsonl, checkpoints/, samples/ and tensorboard/.
+      workdir: the folder of the run, see README.md for its files.
       stop: receives the signals.
-      load_params: returns the first parameters of a new run, which are random without it.
+      load_params: a function that returns the first parameters of a new run; random without it.
       allow_changes: whether a run may resume with another data set, noise, seed and the like.
 
     Returns:

@@ -23,10 +23,10 @@ class Milestones:
     """The steps at which a run saves, scores and samples.
 
     Args:
-      experiment: what is trained.
-      workdir: of the run.
-      checkpoints: in it; a checkpoint's scores are attached to it.
-      test_split: which is scored.
+      experiment: the experiment to train.
+      workdir: the folder of the run.
+      checkpoints: the checkpoints in it, which scores are attached to.
+      test_split: the split to score.
       total_steps: the last step, at which everything is due.
       stop: receives the signals, which end scores and samples: they are done when the run
         resumes.

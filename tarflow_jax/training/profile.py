@@ -14,9 +14,9 @@ def profiled(steps: Iterable[int], folder: Path, num_steps: int) -> Iterator[int
     A step runs on the device while Python is at the next one, so the profile ends one step late.
 
     Args:
-      steps: of a training.
-      folder: gets `plugins/profile/<date>/`, where TensorBoard's profile plugin looks for it.
-      num_steps: to profile; 0 for none.
+      steps: the steps of a training.
+      folder: the folder that gets `plugins/profile/<date>/`, as TensorBoard's plugin expects it.
+      num_steps: how many steps to profile; 0 for none.
     """
     is_running = False
     try:

@@ -35,7 +35,7 @@ class Progress:
     Args:
       total_steps: the step at which the run is over.
       first_step: the step from which a run resumes.
-      stream: where to show it; by default what sys.stdout is now.
+      stream: the stream to write to; by default what sys.stdout is now.
       clock: seconds that only ever grow.
       enabled: False shows nothing, for all processes but the main one.
     """

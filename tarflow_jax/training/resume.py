@@ -28,11 +28,11 @@ def first_state(
     """Returns the newest sound checkpoint, else a new state, laid out over the mesh.
 
     Args:
-      program: that trains the state.
+      program: the program that trains the state.
       mesh: the devices.
-      checkpoints: of the workdir; damaged ones that are newer are set aside.
-      seed: of a new state's parameters.
-      load_params: returns a new state's parameters, over the mesh, if they are not to be random.
+      checkpoints: the checkpoints of the workdir; newer ones that are damaged are set aside.
+      seed: the seed of a new state's parameters.
+      load_params: a function that returns a new state's parameters; random without it.
       older_than: the step before which to look; newer checkpoints are then left where they are.
     """
     abstract = program.state

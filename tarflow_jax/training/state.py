@@ -31,7 +31,7 @@ class TrainState:
       window: sums over the steps since the last line of metrics was due.
       skipped: steps whose loss or gradient was not finite.
       skipped_in_a_row: those since the last good one.
-      health: that of the losses, see `training/health.py`.
+      health: the health of the losses, see `training/health.py`.
       restarts: how often the run has gone back to a checkpoint.
     """
 

@@ -68,15 +68,15 @@ def prepare_image_folder(
     are left out, and named in `unreadable.txt`.
 
     Args:
-        name: of the data set: lower-case letters, digits and underscores.
+        name: the name of the data set: lower-case letters, digits and underscores.
         folder: the images.
         data_dir: the folder of prepared data sets.
         size: side of the images in pixels.
-        upscale: enlarge images that are smaller, rather than refuse them.
+        upscale: whether smaller images are enlarged rather than refused.
         max_unreadable: percentage of a split that may be left out.
         workers: processes to use.
-        say: called with what a person should know.
-        progress: called with a stage's name, and how many of how many images are done.
+        say: a function of a line of text for the user.
+        progress: a function of a stage's name, the images done, and all images.
 
     Returns:
         The folder `<data_dir>/<name>/<version>`, which TFDS reads.

@@ -23,7 +23,7 @@ class WorkFolder:
 
     Args:
         target: the data set's folder, `<data_dir>/<name>/<version>`.
-        fingerprint: of the images and settings.
+        fingerprint: the hash of the images and settings.
     """
 
     def __init__(self, target: pathlib.Path, fingerprint: str):
