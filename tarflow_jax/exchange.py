@@ -13,7 +13,7 @@ from tarflow_jax import loading
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import sha256_of, write_json
 from tarflow_jax.formats import torchfile
-from tarflow_jax.likelihood.noise import Noise
+from tarflow_jax.likelihood.noise import Noise, agree_rounded, type_and_std
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
 from tarflow_jax.training.checkpoint import Checkpoints
@@ -133,11 +133,11 @@ def _choose_noise(source: Path, given: tuple[str, float] | None) -> tuple[str, f
             f'{source} does not say with which noise it was trained: give it, as '
             "noise=('gaussian', 0.05) or ('uniform', 0), or by the --config of its model."
         )
-    kind, std = noise[0], 0.0 if noise[0] == 'uniform' else noise[1]
-    Noise(kind, std, num_levels=256)  # checks type and std
-    if recorded is not None and (kind, f'{std:.2f}') != (recorded[0], f'{recorded[1]:.2f}'):
+    noise = type_and_std(*noise)
+    Noise(*noise, num_levels=256)  # checks type and std
+    if recorded is not None and not agree_rounded(noise, recorded):
         raise InputError(f'{source} has the noise {recorded}; got {given}.')
-    return kind, std
+    return noise
 
 
 def _model_keys(model) -> dict:

@@ -9,6 +9,7 @@ from absl import logging
 from tarflow_jax.build import Experiment, make_model
 from tarflow_jax.errors import InputError
 from tarflow_jax.formats import torchfile
+from tarflow_jax.likelihood.noise import agree_rounded, type_and_std
 from tarflow_jax.parallel import memory, rules
 from tarflow_jax.parallel.distributed import is_main
 from tarflow_jax.published import convert
@@ -110,18 +111,18 @@ def noise_of(path) -> tuple[str, float] | None:
         config = read_config(workdir_of(path))
         if 'noise' not in config:
             return None
-        return config.noise.type, 0.0 if config.noise.type == 'uniform' else config.noise.std
+        return type_and_std(config.noise.type, config.noise.std)
     name = Name.parse(path)
     return None if name is None else (name.noise_type, name.noise_std)
 
 
 def warn_of_other_noise(config, path) -> None:
     """Warns if the model at `path` learned images with other noise than a config has."""
-    learned, noise = noise_of(path), config.noise
-    configured = noise.type, 0.0 if noise.type == 'uniform' else noise.std
+    learned = noise_of(path)
+    configured = type_and_std(config.noise.type, config.noise.std)
     if learned is None or not is_main():
         return
-    if (learned[0], f'{learned[1]:.2f}') != (configured[0], f'{configured[1]:.2f}'):
+    if not agree_rounded(learned, configured):
         logging.warning(
             'The model in %s learned images with %s noise of %g; the config has %s noise of %g, '
             'which scores and denoising steps go by. Set config.noise accordingly.',

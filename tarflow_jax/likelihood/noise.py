@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from tarflow_jax.values import Choice, Real
 
-NOISE_TYPES = ('gaussian', 'uniform')
 STD = Real(0, 10, above=True)  # of pixels, which span a range of 2
 
 
@@ -32,12 +31,7 @@ class Noise:
 
     def add(self, key, levels):
         """Levels (integers in [0, num_levels), [B, H, W, C]) as noisy pixels, float32."""
-        levels = levels.astype(jnp.float32)
-        if self.type == 'uniform':
-            offset = jax.random.uniform(key, levels.shape)
-            return 2 * (levels + offset) / self.num_levels - 1
-        pixels = 2 * levels / (self.num_levels - 1) - 1
-        return pixels + self.std * jax.random.normal(key, levels.shape)
+        return _ADD[self.type](self, key, levels.astype(jnp.float32))
 
     def bits_per_dim(self, nats_per_dim):
         """Nats per dimension of a density on [-1, 1] as bits for each of `num_levels` bins there.
@@ -45,3 +39,27 @@ class Noise:
         Exact for any density; a bound on a code length for uniform noise only.
         """
         return (nats_per_dim + math.log(self.num_levels / 2)) / math.log(2)
+
+
+def _add_gaussian(noise: Noise, key, levels):
+    pixels = 2 * levels / (noise.num_levels - 1) - 1
+    return pixels + noise.std * jax.random.normal(key, levels.shape)
+
+
+def _add_uniform(noise: Noise, key, levels):
+    offset = jax.random.uniform(key, levels.shape)
+    return 2 * (levels + offset) / noise.num_levels - 1
+
+
+_ADD = {'gaussian': _add_gaussian, 'uniform': _add_uniform}
+NOISE_TYPES = tuple(_ADD)
+
+
+def type_and_std(noise_type: str, std: float) -> tuple[str, float]:
+    """The type and the standard deviation, which is 0 for uniform noise whatever a config has."""
+    return noise_type, 0.0 if noise_type == 'uniform' else std
+
+
+def agree_rounded(a: tuple[str, float], b: tuple[str, float]) -> bool:
+    """Whether two noises are the same to the two digits of a published file's name."""
+    return (a[0], f'{a[1]:.2f}') == (b[0], f'{b[1]:.2f}')
