@@ -188,5 +188,5 @@ def test_a_run_that_the_published_code_could_not_have_made_is_refused(whole, tmp
 def test_what_a_file_does_not_tell_has_to_be_told(golden_dir, tmp_path):
     with pytest.raises(InputError, match='does not say with which noise'):
         exchange.to_published(golden_dir / 'cond.pth', tmp_path)
-    with pytest.raises(InputError, match='does not tell its data set'):
+    with pytest.raises(InputError, match='does not say its data set'):
         exchange.to_published(golden_dir / 'cond.pth', tmp_path, noise=NOISE)
