@@ -24,6 +24,9 @@ SAMPLES = Whole(1, 10**9)
 RATE = Real(0, 1e30)  # far more than makes sense, far less than float32 holds
 DEVICES = Whole(-1, 2**20)
 
+# Attributes of a model that do not change its parameters.
+FREE_MODEL_KEYS = ('dtype', 'attention', 'remat', 'unroll')
+
 KEYS = {
     'seed': SEED,
     **{f'model.{name}': kind for name, kind in ATTRIBUTES.items()},
@@ -119,10 +122,7 @@ def _hint(name: str) -> str:
 # What a config.json must say for its model to be loaded. What is not of the parameters may be
 # missing, as keys that came later are.
 _NEEDED = {
-    'model': (
-        *('image_shape', 'patch_size', 'width', 'num_blocks', 'layers_per_block', 'head_dim'),
-        *('num_classes', 'volume_preserving'),
-    ),
+    'model': tuple(name for name in ATTRIBUTES if name not in FREE_MODEL_KEYS),
     'train': ('ema_decay',),
 }
 _NEEDED_IF_THERE = {'noise': ('type', 'std'), 'data': ('name',)}

@@ -9,6 +9,7 @@ from absl import logging
 from tarflow_jax.build import Experiment, make_model
 from tarflow_jax.errors import InputError
 from tarflow_jax.formats import torchfile
+from tarflow_jax.keys import FREE_MODEL_KEYS
 from tarflow_jax.likelihood.noise import agree_rounded, type_and_std
 from tarflow_jax.parallel import memory, rules
 from tarflow_jax.parallel.distributed import is_main
@@ -16,7 +17,7 @@ from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
 from tarflow_jax.training.checkpoint import Checkpoints, Damaged, Vanished, quiet_orbax
 from tarflow_jax.values import ImageShape, Location, Whole
-from tarflow_jax.workdir import FREE_MODEL_KEYS, existing_path, is_step, read_config, workdir_of
+from tarflow_jax.workdir import existing_path, is_step, read_config, workdir_of
 
 
 def load(path, *, image_shape=None, patch_size=None):

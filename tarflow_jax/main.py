@@ -55,8 +55,7 @@ from tarflow_jax.sampling.write import write_samples
 from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training import loop
 from tarflow_jax.training.checkpoint import quiet_orbax
-from tarflow_jax.values import Location
-from tarflow_jax.workdir import existing_path, source_of
+from tarflow_jax.workdir import existing_path, local_folder, source_of
 
 MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
 
@@ -104,13 +103,7 @@ OF_MODES = {
 def main(_) -> int:
     """Does what the flags ask for; returns the exit status."""
     config, checkpoint = CONFIG.value, CHECKPOINT.value
-    address = WORKDIR.value or ''
-    if '://' in address:
-        raise InputError(
-            f'workdir {address} is an address. A workdir is a folder: give a local path, or mount '
-            'the bucket (gcsfuse, s3fs) and give the path of the mount.'
-        )
-    workdir = Location().check('--workdir', address) if address else Path()
+    workdir = local_folder(WORKDIR.value) if WORKDIR.value else Path()
     if checkpoint:
         existing_path(checkpoint)
     with Stop() as stop:

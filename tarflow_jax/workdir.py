@@ -16,15 +16,12 @@ from ml_collections import ConfigDict
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_json
 from tarflow_jax.flow import TarFlow
-from tarflow_jax.keys import KEYS, check_record, flatten
+from tarflow_jax.keys import FREE_MODEL_KEYS, KEYS, check_record, flatten
 from tarflow_jax.values import Location
 
 CONFIG_FILE = 'config.json'
 CONVERTED_FROM = 'converted_from'  # in a config.json: the published file, and its SHA-256
 MOST_BYTES = 1_000_000  # of a config.json
-
-# Attributes of a model that do not change its parameters.
-FREE_MODEL_KEYS = ('dtype', 'attention', 'remat', 'unroll')
 
 # What makes a training what it is, besides the model: a run that resumes keeps it.
 MEANING = (
@@ -63,11 +60,7 @@ def workdir_lock(workdir: str | os.PathLike) -> Iterator[None]:
 
 
 def _open_lock_file(workdir: str | os.PathLike) -> IO[str]:
-    if '://' in os.fspath(workdir):
-        raise InputError(
-            f'workdir {os.fspath(workdir)} is an address. A workdir is a folder: give a local '
-            f'path, or mount the bucket (gcsfuse, s3fs) and give the path of the mount.'
-        )
+    local_folder(workdir)
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         descriptor = os.open(Path(workdir, '.lock'), os.O_RDWR | os.O_CREAT, 0o666)
@@ -77,6 +70,17 @@ def _open_lock_file(workdir: str | os.PathLike) -> IO[str]:
             f'--workdir that is a folder, or can become one, in which you may write.'
         ) from error
     return open(descriptor, 'r+')
+
+
+def local_folder(workdir: str | os.PathLike) -> Path:
+    """Returns the path of a workdir, ~ being the home folder; raises InputError for an address."""
+    path = Location().check('--workdir', workdir)
+    if '://' in os.fspath(workdir):
+        raise InputError(
+            f'workdir {os.fspath(workdir)} is an address. A workdir is a folder: give a local '
+            f'path, or mount the bucket (gcsfuse, s3fs) and give the path of the mount.'
+        )
+    return path
 
 
 def _replace_text(file: IO[str], text: str) -> None:
