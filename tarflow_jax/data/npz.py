@@ -6,6 +6,7 @@ import numpy as np
 from absl import logging
 
 from tarflow_jax.data.dataset import ArraySplit, Dataset, one_split, ranges
+from tarflow_jax.data.folder import PREPARE_COMMAND
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import reason_of
 from tarflow_jax.formats.npz import Header, NpzArrays
@@ -79,7 +80,7 @@ def _read(name: str) -> tuple[np.ndarray, np.ndarray]:
     except MemoryError as error:
         raise InputError(
             f"'{name}' does not fit in memory ({error}). Make a prepared data set of its "
-            'images: python -m tarflow_jax.data.prepare NAME --folder=DIR --size=N.'
+            f'images: {PREPARE_COMMAND} NAME --folder=DIR --size=N.'
         ) from error
     except Exception as error:  # BadZipFile, ValueError, zlib.error, EOFError, OSError, ...
         reason = str(error).strip().split('\n')[0]

@@ -28,7 +28,8 @@ from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.files import reason_of, write_json
 from tarflow_jax.parallel import distributed
 
-BEST_METRIC = 'test/nats_per_dim'
+SCORES = 'test/'  # begins the names of scores
+BEST_METRIC = f'{SCORES}nats_per_dim'
 FINGERPRINTS = 'fingerprints'
 STEP_ITEM = 'counters'  # the item that knows the step
 

@@ -15,8 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from tarflow_jax.files import json_text, write_atomically
 from tarflow_jax.imagefiles import encode_png
-
-SCORES = 'test/'  # begins the names of scores
+from tarflow_jax.training.checkpoint import SCORES
 
 
 class MetricsWriter:
