@@ -85,7 +85,7 @@ def get_config() -> ConfigDict:
     config.sample.seed = 0  # of the samples' noise
 
     config.evaluate = ConfigDict()
-    config.evaluate.metrics = ('nats_per_dim', 'bits_per_dim')  # all: evaluation/metrics, quality
+    config.evaluate.metrics = ('nats_per_dim', 'bits_per_dim')  # see evaluation/metrics.py for more
     config.evaluate.splits = ('test',)  # scored as a whole, for likelihoods and classification
     config.evaluate.batch_size = 256  # images at a time
     config.evaluate.num_draws = 1  # draws of the noise for each image

@@ -9,20 +9,19 @@ import jax
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import haar, inception_weights
-from tarflow_jax.evaluation.inception import Inception
+from tarflow_jax.evaluation.inception import FEATURES, Inception
 from tarflow_jax.evaluation.preprocessing import PREPROCESSINGS, preprocess
 from tarflow_jax.parallel import arrays, rules
 
 QUANTIZATIONS = ('truncate', 'round')
-INCEPTION = ('pool', 'spatial', 'logits_unbiased')
 
 
 class Features:
     """Computes named features of images on the devices of a mesh.
 
     Args:
-      names: the features: 'pool' [2048], 'spatial' [2023] and 'logits_unbiased' [1008] of the 2015
-        Inception network, and 'haar', which needs no weights (see `haar.features`).
+      names: some of `inception.FEATURES`, of the 2015 Inception network, and 'haar', which needs
+        no weights (see `haar.features`).
       mesh: the devices, of all processes.
       preprocessing: how images are prepared for Inception, a key of `PREPROCESSINGS`.
       weights: the file of Inception's weights; '' for one that is fetched, see
@@ -51,7 +50,7 @@ class Features:
         self._mesh = mesh
         self._preprocessing = preprocessing
         check_preprocessing(preprocessing)
-        if any(name in INCEPTION for name in self.names):
+        if any(name in FEATURES for name in self.names):
             params, digest = inception_weights.load(weights)
             everywhere = jax.tree.map(lambda _: rules.replicated(mesh), params)
             self._params = arrays.put(params, everywhere)

@@ -159,6 +159,9 @@ BLOCKS: dict[str, Block] = {
 SPATIAL_BLOCK = 'Mixed_6d'
 SPATIAL_CHANNELS = 7
 
+# The features that are measured, and how many numbers an image has of each.
+FEATURES = {'pool': 2048, 'spatial': 17 * 17 * SPATIAL_CHANNELS, 'logits_unbiased': NUM_CLASSES}
+
 
 class Inception(nn.Module):
     """Images to named features."""

@@ -1,9 +1,10 @@
 """All metrics, by name."""
 
 import difflib
+from collections.abc import Iterable
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation import quality
+from tarflow_jax.evaluation.distances import NEIGHBOURS
 from tarflow_jax.likelihood import classify
 from tarflow_jax.likelihood.scores import score_split
 
@@ -15,7 +16,27 @@ OF_SPLITS = {
     'accuracy': classify.score_split,
     'cross_entropy': classify.score_split,
 }
-OF_SAMPLES = tuple(quality.METRICS)
+# Of samples, with the features that they take and the comparison. Of neighbours, precision and
+# recall are computed at once, and follow one another here.
+OF_SAMPLES = {
+    'fid': ('pool', 'frechet'),
+    'sfid': ('spatial', 'frechet'),
+    'inception_score': ('logits_unbiased', 'score'),
+    'precision': ('pool', 'neighbours'),
+    'recall': ('pool', 'neighbours'),
+    'haar_frechet': ('haar', 'frechet'),
+    'haar_precision': ('haar', 'neighbours'),
+    'haar_recall': ('haar', 'neighbours'),
+}
+# What one file of reference statistics has.
+FAMILIES = {'inception': ('pool', 'spatial'), 'haar': ('haar',)}
+ROWS = {kind for kind, how in OF_SAMPLES.values() if how == 'neighbours'}  # kept one by one
+FAMILY = {name: family for family, names in FAMILIES.items() for name in names}
+
+# Samples below which a metric does not exist.
+LEAST = {'frechet': 2, 'neighbours': NEIGHBOURS + 1, 'score': 1}
+LEAST_IMAGES = NEIGHBOURS + 1  # of a reference
+
 METRICS = (*OF_SPLITS, *OF_SAMPLES)
 
 
@@ -37,3 +58,24 @@ def split_names(names) -> list[str]:
     """('a', 'b'), or 'a,b' as it comes from the command line, as a list without repetition."""
     parts = (name.strip() for name in ','.join(names).split(','))
     return list(dict.fromkeys(name for name in parts if name))
+
+
+def families(names: Iterable[str]) -> dict[str, set[str]]:
+    """The families that metrics need, each with the features that they take of samples."""
+    kinds_by_family: dict[str, set[str]] = {}
+    for kind, _ in (OF_SAMPLES[name] for name in names if name in OF_SAMPLES):
+        kinds_by_family.setdefault(FAMILY.get(kind, 'inception'), set()).add(kind)
+    return kinds_by_family
+
+
+def needs_reference(names: Iterable[str], family: str) -> bool:
+    """Whether a metric compares features of the family with those of a reference."""
+    return any(OF_SAMPLES[name][0] in FAMILIES[family] for name in names)
+
+
+def too_few(names: Iterable[str], num_samples: int) -> str | None:
+    """Returns why there are too few samples to measure; None if there are enough."""
+    least = max(LEAST[OF_SAMPLES[name][1]] for name in names)
+    if num_samples >= least:
+        return None
+    return f'must be at least {least} for {", ".join(names)}; got {num_samples}.'

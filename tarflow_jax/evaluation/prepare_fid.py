@@ -13,9 +13,8 @@ from absl import logging
 import tarflow_jax
 from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation import quality, references
+from tarflow_jax.evaluation import metrics, quality, references
 from tarflow_jax.evaluation.features import Features
-from tarflow_jax.evaluation.metrics import metric_names
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.files import make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
@@ -33,8 +32,8 @@ def prepare_fid(experiment: Experiment, stop: Stop) -> None:
       InputError: the data or the weights of Inception are not there.
     """
     families = {
-        family: features_of(experiment.config, experiment.mesh, quality.FAMILIES[family])
-        for family in quality.families(metric_names(experiment.config)) or ['inception']
+        family: features_of(experiment.config, experiment.mesh, metrics.FAMILIES[family])
+        for family in metrics.families(metrics.metric_names(experiment.config)) or ['inception']
     }
     with rules.activation_sharding(experiment.mesh):
         for family, features in families.items():
@@ -56,23 +55,23 @@ class DataReference:
     """The statistics of the training split of a data set, in the data folder.
 
     Args:
-      family: the family of features, a key of `quality.FAMILIES`.
+      family: the family of features, a key of `metrics.FAMILIES`.
       features: computes them.
       experiment: whose data set it is.
     """
 
     def __init__(self, family: str, features: Features, experiment: Experiment):
         config, dataset = experiment.config, experiment.dataset
-        self._features = features.only(quality.FAMILIES[family])
+        self._features = features.only(metrics.FAMILIES[family])
         self._dataset = dataset
         self._mesh = experiment.mesh
         self._batch_size = config.evaluate.batch_size
         self._flip = config.evaluate.reference_flip
         self._split_name = config.data.train_split
         self._split = dataset.split(self._split_name)
-        if len(self._split) < quality.LEAST_IMAGES:
+        if len(self._split) < metrics.LEAST_IMAGES:
             raise InputError(
-                f'reference statistics take at least {quality.LEAST_IMAGES} images; '
+                f'reference statistics take at least {metrics.LEAST_IMAGES} images; '
                 f'{dataset.name}/{self._split_name} has {len(self._split)}.'
             )
         words = [file_name(dataset.name), file_name(self._split_name)]

@@ -12,39 +12,18 @@ from absl import logging
 from tarflow_jax.data.sources import ArraySplit
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.distances import (
-    NEIGHBOURS,
     InceptionScore,
     frechet_distance,
     perfect_frechet_distance,
     precision_recall,
 )
 from tarflow_jax.evaluation.features import Features, to_8_bits
+from tarflow_jax.evaluation.metrics import FAMILIES, FAMILY, LEAST_IMAGES, OF_SAMPLES, ROWS
 from tarflow_jax.evaluation.moments import Gaussian, Moments
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.likelihood.scores import scored_batches
 from tarflow_jax.parallel import arrays
 
-# The features of each metric, and the comparison.
-METRICS = {
-    'fid': ('pool', 'frechet'),
-    'sfid': ('spatial', 'frechet'),
-    'inception_score': ('logits_unbiased', 'score'),
-    'precision': ('pool', 'neighbours'),
-    'recall': ('pool', 'neighbours'),
-    'haar_frechet': ('haar', 'frechet'),
-    'haar_precision': ('haar', 'neighbours'),
-    'haar_recall': ('haar', 'neighbours'),
-}
-# What one file of reference statistics has.
-FAMILIES = {'inception': ('pool', 'spatial'), 'haar': ('haar',)}
-ROWS = {
-    kind for kind, comparison in METRICS.values() if comparison == 'neighbours'
-}  # kept one by one
-FAMILY = {name: family for family, names in FAMILIES.items() for name in names}
-
-# Samples below which a metric does not exist.
-LEAST = {'frechet': 2, 'neighbours': NEIGHBOURS + 1, 'score': 1}
-LEAST_IMAGES = NEIGHBOURS + 1  # of a reference
 KEPT_ROWS = 10_000  # of a reference's features, for precision and recall; as many as ADM's have
 _FINGERPRINT_IMAGES = 1024  # of a split on disk
 
@@ -70,27 +49,6 @@ class Measured:
     gaussians: dict[str, Gaussian]
     rows: dict[str, np.ndarray]
     inception_score: tuple[float, float] | None = None
-
-
-def families(names: Iterable[str]) -> dict[str, set[str]]:
-    """The families that metrics need, each with the features that they take of samples."""
-    kinds_by_family: dict[str, set[str]] = {}
-    for kind, _ in (METRICS[name] for name in names if name in METRICS):
-        kinds_by_family.setdefault(FAMILY.get(kind, 'inception'), set()).add(kind)
-    return kinds_by_family
-
-
-def needs_reference(names: Iterable[str], family: str) -> bool:
-    """Whether a metric compares features of the family with those of a reference."""
-    return any(METRICS[name][0] in FAMILIES[family] for name in names)
-
-
-def too_few(names: Iterable[str], num_samples: int) -> str | None:
-    """Returns why there are too few samples to measure; None if there are enough."""
-    least = max(LEAST[METRICS[name][1]] for name in names)
-    if num_samples >= least:
-        return None
-    return f'must be at least {least} for {", ".join(names)}; got {num_samples}.'
 
 
 def measure(
@@ -226,7 +184,7 @@ def with_missing_features(
     Raises:
       InputError: the file lacks what a metric needs.
     """
-    kinds = {METRICS[name] for name in names if FAMILY.get(METRICS[name][0]) == 'inception'}
+    kinds = {OF_SAMPLES[name] for name in names if FAMILY.get(OF_SAMPLES[name][0]) == 'inception'}
     missing = [
         kind
         for kind, comparison in kinds
@@ -270,11 +228,11 @@ def score(
     Args:
       samples: the measurements of the samples.
       references: the references that the metrics need, by family, see `FAMILIES`.
-      names: the metrics, keys of `METRICS`.
+      names: the metrics, keys of `OF_SAMPLES`.
     """
     scores: dict[str, float] = {}
     for name in names:
-        kind, comparison = METRICS[name]
+        kind, comparison = OF_SAMPLES[name]
         if comparison == 'score' and samples.inception_score:
             scores['inception_score'], scores['inception_score_std'] = samples.inception_score
             continue
@@ -283,16 +241,15 @@ def score(
             gaussian = reference.gaussians[kind]
             scores[name] = frechet_distance(gaussian, samples.gaussians[kind])
         elif name not in scores:
-            prefix = name.rpartition('_')[0]
+            pair = [other for other in OF_SAMPLES if OF_SAMPLES[other] == OF_SAMPLES[name]]
             both = precision_recall(reference.rows[kind], samples.rows[kind])
-            for metric, value in zip(('precision', 'recall'), both, strict=True):
-                scores[f'{prefix}_{metric}' if prefix else metric] = value
+            scores |= zip(pair, both, strict=True)
     return scores
 
 
 def warn_of_few(name: str, reference: Reference, num_samples: int) -> None:
     """Warns of the bias that fewer samples, or images of the reference, than features bring."""
-    kind, comparison = METRICS[name]
+    kind, comparison = OF_SAMPLES[name]
     if comparison != 'frechet':
         return
     gaussian = reference.gaussians[kind]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation.inception import FEATURES
 from tarflow_jax.evaluation.moments import Gaussian, gaussian_of_sums
 from tarflow_jax.files import json_text, sha256_of, write_atomically
 from tarflow_jax.formats import torchfile
@@ -16,7 +17,6 @@ from tarflow_jax.formats.npz import NpzArrays
 
 # Keys of mean and covariance, as pytorch-fid, EDM and ADM name them, by the features they are of.
 KEYS = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s'), 'haar': ('mu_haar', 'sigma_haar')}
-SIZES = {'pool': 2048, 'spatial': 2023}
 # How torchmetrics and ADM prepare images; other files with mu and sigma do not say.
 _THEIRS = {'preprocessing': 'torch-fidelity'}
 _ROUNDING = 1e-5  # of a covariance in float32, relative
@@ -116,7 +116,7 @@ def _metadata(text: np.ndarray) -> dict[str, Any]:
 
 
 def _checked(path: Path, name: str, mean: np.ndarray, cov: np.ndarray) -> Gaussian:
-    size = SIZES.get(name, mean.size)
+    size = FEATURES.get(name, mean.size)
     numbers = all(np.issubdtype(array.dtype, np.floating) for array in (mean, cov))
     if mean.shape != (size,) or cov.shape != (size, size) or not numbers:
         raise InputError(

@@ -12,9 +12,10 @@ from tarflow_jax import capacity, imagefiles
 from tarflow_jax.build import Experiment
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation import quality, references
+from tarflow_jax.evaluation import metrics, quality, references
 from tarflow_jax.evaluation.drawn import DrawnSamples
 from tarflow_jax.evaluation.features import check_preprocessing, to_levels
+from tarflow_jax.evaluation.inception import FEATURES
 from tarflow_jax.evaluation.prepare_fid import DataReference, features_of
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.files import make_writable, sha256_of
@@ -27,13 +28,12 @@ from tarflow_jax.stopping import RESUMES, Stop
 
 REPORT_SHARE = 0.1  # of the samples, between two lines of progress
 _COPIED = 1024  # samples at a time
-_FEATURES = 2048  # numbers of a sample that precision and recall keep
 
 
 def check(experiment: Experiment, names: list[str]) -> None:
     """Raises InputError if samples cannot be measured like that, as far as it is known by now."""
     settings, channels = experiment.config.evaluate, experiment.model.image_shape[2]
-    problem = quality.too_few(names, settings.num_samples)
+    problem = metrics.too_few(names, settings.num_samples)
     if problem and not settings.samples:
         raise InputError(f'evaluate.num_samples {problem}')
     if channels not in (1, 3):
@@ -53,7 +53,7 @@ class SampleScores:
       params_sha256: a hash of the parameters.
       workdir: the folder whose samples/ gets the samples.
       stop: receives the signals.
-      names: the metrics to compute, keys of `quality.METRICS`.
+      names: the metrics to compute, keys of `metrics.OF_SAMPLES`.
 
     Attributes:
       names: the metrics.
@@ -90,11 +90,11 @@ class SampleScores:
                 'num_samples': settings.num_samples,
                 'labels': settings.labels,
             }
-        if problem := quality.too_few(names, self._num_samples):
+        if problem := metrics.too_few(names, self._num_samples):
             raise InputError(f'the images in {settings.samples} {problem}')
         self._features = {
             family: features_of(self._config, self._mesh, kinds)
-            for family, kinds in quality.families(names).items()
+            for family, kinds in metrics.families(names).items()
         }
         self._check_reference()
         self._drawn = None if self._given else self._open_drawn()
@@ -102,7 +102,7 @@ class SampleScores:
             references = {family: self._reference(family) for family in self._features}
         self._references = {family: r for family, r in references.items() if r}
         for name in names if distributed.is_main() else ():
-            family = quality.FAMILY.get(quality.METRICS[name][0])
+            family = metrics.FAMILY.get(metrics.OF_SAMPLES[name][0])
             if family in self._references:
                 quality.warn_of_few(name, self._references[family], self._num_samples)
 
@@ -126,7 +126,7 @@ class SampleScores:
     def _check_reference(self) -> None:
         """Checks a reference that no metric is compared with, too: a mistake would pass unseen."""
         path = self._settings.reference
-        if not path or quality.needs_reference(self.names, 'inception'):
+        if not path or metrics.needs_reference(self.names, 'inception'):
             return
         references.read(path)
         if distributed.is_main():
@@ -142,11 +142,11 @@ class SampleScores:
         if distributed.is_main():
             make_writable(folder)
             size = int(np.prod(self._model.image_shape))
-            keeps_rows = any(quality.METRICS[name][1] == 'neighbours' for name in self.names)
+            keeps_rows = any(metrics.OF_SAMPLES[name][1] == 'neighbours' for name in self.names)
             capacity.check_samples(
                 'evaluate.num_samples',
                 self._num_samples,
-                memory_each=16 + keeps_rows * 8 * _FEATURES,
+                memory_each=16 + keeps_rows * 8 * FEATURES['pool'],
                 disk_each=size * (1 + settings.save_samples),
                 folder=folder,
             )
@@ -172,7 +172,7 @@ class SampleScores:
             return quality.with_missing_features(
                 *(reference, self.names, features, self._mesh), self._stop.check
             )
-        if not quality.needs_reference(self.names, family):
+        if not metrics.needs_reference(self.names, family):
             return None
         reference = DataReference(family, features, self._experiment)
         return reference.ensure(self._stop.check)

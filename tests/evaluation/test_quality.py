@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tarflow_jax.data.sources import ArraySplit
-from tarflow_jax.evaluation import haar, quality
+from tarflow_jax.evaluation import haar, metrics, quality
 from tarflow_jax.evaluation.distances import frechet_distance, precision_recall
 from tarflow_jax.evaluation.features import Features, to_8_bits, to_levels
 from tarflow_jax.evaluation.moments import Gaussian
@@ -104,10 +104,10 @@ def test_few_samples_are_warned_of_with_their_bias(split, one_device, caplog):
 
 
 def test_numbers_of_samples_for_which_there_is_no_metric():
-    assert quality.too_few(['haar_frechet'], 2) is None
-    assert 'at least 2 for haar_frechet; got 1' in quality.too_few(['haar_frechet'], 1)
-    assert 'at least 4 for fid, recall; got 3' in quality.too_few(['fid', 'recall'], 3)
-    assert quality.too_few(['inception_score'], 1) is None
+    assert metrics.too_few(['haar_frechet'], 2) is None
+    assert 'at least 2 for haar_frechet; got 1' in metrics.too_few(['haar_frechet'], 1)
+    assert 'at least 4 for fid, recall; got 3' in metrics.too_few(['fid', 'recall'], 3)
+    assert metrics.too_few(['inception_score'], 1) is None
 
 
 def test_the_fingerprint_is_of_the_images(split):
@@ -117,12 +117,12 @@ def test_the_fingerprint_is_of_the_images(split):
 
 
 def test_families_of_metrics():
-    assert quality.families(['haar_recall']) == {'haar': {'haar'}}
-    assert quality.families(['fid', 'inception_score', 'nats_per_dim']) == {
+    assert metrics.families(['haar_recall']) == {'haar': {'haar'}}
+    assert metrics.families(['fid', 'inception_score', 'nats_per_dim']) == {
         'inception': {'pool', 'logits_unbiased'}
     }
-    assert quality.needs_reference(['inception_score', 'sfid'], 'inception')
-    assert not quality.needs_reference(['inception_score', 'haar_recall'], 'inception')
+    assert metrics.needs_reference(['inception_score', 'sfid'], 'inception')
+    assert not metrics.needs_reference(['inception_score', 'haar_recall'], 'inception')
 
 
 def test_levels_are_truncated_as_published_or_rounded():

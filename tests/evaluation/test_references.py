@@ -8,8 +8,9 @@ import pytest
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import references
+from tarflow_jax.evaluation.inception import FEATURES
 from tarflow_jax.evaluation.moments import Gaussian, Moments
-from tarflow_jax.evaluation.references import SIZES, Reference
+from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.formats import torchfile
 
 
@@ -26,8 +27,8 @@ def assert_same(a: Gaussian, b: Gaussian):
 @pytest.fixture(scope='module')
 def ours():
     return Reference(
-        {'pool': gaussian(SIZES['pool']), 'spatial': gaussian(SIZES['spatial'], 1)},
-        rows={'pool': np.ones((3, SIZES['pool']), np.float32)},
+        {'pool': gaussian(FEATURES['pool']), 'spatial': gaussian(FEATURES['spatial'], 1)},
+        rows={'pool': np.ones((3, FEATURES['pool']), np.float32)},
         metadata={'dataset': 'afhq', 'image_shape': [64, 64, 3], 'preprocessing': 'clean-fid'},
     )
 
@@ -79,8 +80,8 @@ def test_a_reference_batch_of_adm(ours, tmp_path):
 @pytest.mark.parametrize('prefix', ['', 'fid.'])
 def test_a_state_of_torchmetrics(tmp_path, prefix):
     """Sums in float64, the count as a tensor without dimensions, the network's weights beside."""
-    features = np.random.default_rng(0).normal(size=(9, SIZES['pool'])).astype(np.float32)
-    moments = Moments(SIZES['pool'])
+    features = np.random.default_rng(0).normal(size=(9, FEATURES['pool'])).astype(np.float32)
+    moments = Moments(FEATURES['pool'])
     moments.add(features)
     exact = features.astype(np.float64)
     torchfile.write_state_dict(
