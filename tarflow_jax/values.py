@@ -37,7 +37,7 @@ class Whole:
         if number < self.low:
             refuse(name, self.words or f'must be at least {self.low}', number)
         if number > self.high:
-            refuse(name, self.words or f'must be at most {self.high}', number)
+            refuse(name, f'must be at most {self.high}', number)
         return number
 
 

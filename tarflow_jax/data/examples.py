@@ -50,8 +50,8 @@ class ExampleReader:
         if None in feature.shape:
             if not image_size:
                 raise InputError(
-                    f"the images of data set '{name}' come in any size; open it with image_size=N "
-                    '(the side in pixels), and they are scaled and cropped to N x N.'
+                    f"the images of data set '{name}' come in any size, and are scaled and cropped "
+                    'to squares: set config.model.image_shape=(N,N,3), or give image_size=N.'
                 )
             self.image_shape = (image_size, image_size, 3)
             self._image = functools.partial(_any_image, image_size)

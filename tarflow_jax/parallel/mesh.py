@@ -9,6 +9,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from tarflow_jax.errors import InputError
+from tarflow_jax.parallel.rules import BATCH_AXES
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -58,7 +59,7 @@ def count_slices(devices: Sequence[jax.Device]) -> int:
 
 def batch_shares(mesh: Mesh) -> int:
     """The number of equal parts that a batch is split into."""
-    return mesh.shape['data'] * mesh.shape['fsdp']
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def _fill_in(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ P patch features, D width, N heads, K head dim, F hidden of the MLP, C (of class
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 
@@ -15,7 +16,9 @@ from jax.sharding import PartitionSpec as P
 
 from tarflow_jax.errors import InputError
 
-BATCH = P(('data', 'fsdp'))  # the first axis of images, labels, masks
+BATCH_AXES = ('data', 'fsdp')
+BATCH = P(BATCH_AXES)  # the first axis of images, labels, masks
+KEPT_AXIS = 'tensor'  # along which parameters stay split while they are used
 REPLICATED = P()
 
 # Parameters, their moving average and optimizer state, by the end of their path.
@@ -37,7 +40,7 @@ PARAMS = (
 
 # Activations, by the names that the model gives to their axes; axes of other names are not split.
 ACTIVATIONS = (
-    ('batch', ('data', 'fsdp')),
+    ('batch', BATCH_AXES),
     ('heads', 'tensor'),
     ('hidden', 'tensor'),
 )
@@ -68,13 +71,21 @@ def _sharding(path, array, mesh: Mesh) -> NamedSharding:
     if not array.shape:
         return NamedSharding(mesh, REPLICATED)
     spec = _spec(path)
-    for size, axis in zip(array.shape, spec, strict=False):
-        if axis is not None and size % mesh.shape[axis]:
+    for size, entry in zip(array.shape, spec, strict=False):
+        axes = _axes(entry)
+        shares = math.prod(mesh.shape[axis] for axis in axes)
+        if size % shares:
             raise InputError(
-                f'{_name(path)} of shape {array.shape} cannot be split over mesh.{axis}='
-                f'{mesh.shape[axis]}: {size} is not a multiple of it. Choose a divisor.'
+                f'{_name(path)} of shape {array.shape} cannot be split over mesh.'
+                f'{" x mesh.".join(axes)}={shares}: {size} is not a multiple of it. Choose a '
+                'divisor.'
             )
     return NamedSharding(mesh, spec)
+
+
+def _axes(entry) -> tuple[str, ...]:
+    """The axes of the mesh over which a `PartitionSpec` splits one dimension."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
 def _spec(path) -> P:
@@ -112,7 +123,7 @@ def gathered(params, *, of_block: bool = False):
         split = _spec(path)[1:] if of_block else _spec(path)
         # Split first: otherwise a cast of `x` would come after the messages and lengthen them.
         x = jax.lax.with_sharding_constraint(x, P(*split))
-        whole = (axis if axis == 'tensor' else None for axis in split)
+        whole = (KEPT_AXIS if KEPT_AXIS in _axes(entry) else None for entry in split)
         return jax.lax.with_sharding_constraint(x, P(*whole))
 
     return jax.tree_util.tree_map_with_path(gather, params)

@@ -4,10 +4,12 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flows import FLOWS
+from jax.sharding import PartitionSpec as P
 
 from configs import afhq256
 from tarflow_jax.build import make_model
@@ -102,3 +104,12 @@ def test_no_rule_splits_two_axes_of_an_array_over_one_axis_of_the_mesh():
 def test_sizes_that_the_mesh_cannot_split_are_refused(change, mesh, message):
     with pytest.raises(InputError, match=message):
         rules.shardings(abstract_params(MODEL.clone(**change)), make_mesh(**mesh))
+
+
+def test_a_rule_may_split_a_dimension_over_two_axes(monkeypatch):
+    monkeypatch.setattr(rules, 'PARAMS', (('table', P(('fsdp', 'tensor'))),))
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    sharding = rules.shardings({'table': jnp.zeros((16, 3))}, mesh)['table']
+    assert sharding.shard_shape((16, 3)) == (2, 3)
+    with pytest.raises(InputError, match=r'mesh\.fsdp x mesh\.tensor=8: 12 is not a multiple'):
+        rules.shardings({'table': jnp.zeros((12, 3))}, mesh)

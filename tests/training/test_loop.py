@@ -201,6 +201,7 @@ REFUSED = {
     ('model__image_shape', (16, 16, 1)): ['(8, 8, 1)', '(16, 16, 1)', 'set config.model'],
     ('model__num_classes', 9): ['digits has 10 classes, the model only 9'],
     ('model__num_classes', -1): ['model.num_classes must be at least 0 (for none); got -1'],
+    ('model__num_classes', 2**25): ['model.num_classes must be at most 16777216; got 33554432'],
     ('model__num_blocks', 0): ['num_blocks must be at least 1; got 0'],
     ('model__dtype', 'float16'): ["dtype must be one of float32, bfloat16; got 'float16'"],
     # Data.
