@@ -89,9 +89,8 @@ def eval_batches(split: Split, *, batch_size: int, rows: np.ndarray | None = Non
         rows: which rows of every batch to read, [b] in 0..batch_size - 1; all by default.
 
     Returns:
-        An iterator over image uint8 [b, H, W, C], label int32 [b] and mask float32 [b], which is 1
-        for an example and 0 for padding (copies of the split's last example). Its `close()` ends
-        the threads that read ahead.
+        An iterator over image uint8 [b, H, W, C] and label int32 [b]; padding is copies of the
+        split's last example. Its `close()` ends the threads that read ahead.
 
     Raises:
         InputError: a batch has no rows.
@@ -100,8 +99,7 @@ def eval_batches(split: Split, *, batch_size: int, rows: np.ndarray | None = Non
 
     def read(batch):
         indices = batch * batch_size + rows
-        examples = split.__getitems__(np.minimum(indices, len(split) - 1))
-        return examples | {'mask': (indices < len(split)).astype(np.float32)}
+        return split.__getitems__(np.minimum(indices, len(split) - 1))
 
     return _read(grain.MapDataset.range(-(-len(split) // batch_size)), read, split)
 
