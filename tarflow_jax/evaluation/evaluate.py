@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from absl import logging
 
@@ -30,6 +30,26 @@ REPORT_FILE = 'evaluation.json'
 HISTORY_FILE = 'evaluations.jsonl'  # those before
 _UNFINISHED = 'unfinished'  # a key of the report: metrics still to come
 _DECISIVE = ('version', 'config_sha256', 'params_sha256')  # keys of what the scores depend on
+
+
+class Part(Protocol):
+    """Some of the metrics of an evaluation; every process calls all methods but `details`."""
+
+    names: list[str]
+
+    def prepare(self) -> None:
+        """Makes what the scores need; may take hours. Raises InputError for files of no use."""
+
+    def scores(self, done: dict[str, float]) -> dict[str, float]:
+        """Computes the scores, or takes them from those of an interrupted evaluation."""
+        ...
+
+    def details(self) -> dict[str, Any]:
+        """Returns what was scored, and with which settings."""
+        ...
+
+    def finish(self) -> None:
+        """Removes what only an interrupted evaluation would resume from."""
 
 
 def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
@@ -59,12 +79,15 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
         params, identity = _load(experiment, source_of(workdir, checkpoint))
     if distributed.is_main():
         prepare_workdir(workdir)
-    parts: list[SplitScores | SampleScores] = []
+    parts: list[Part] = []
     if split_metrics:
         parts.append(SplitScores(experiment, params, stop, split_metrics))
     if sample_metrics:
         digest = identity.get('params_sha256')
         parts.append(SampleScores(experiment, params, digest, workdir, stop, sample_metrics))
+    with rules.activation_sharding(experiment.mesh):
+        for part in parts:
+            part.prepare()
     about = {
         'version': tarflow_jax.__version__,
         'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),

@@ -20,7 +20,7 @@ from tarflow_jax.evaluation.prepare_fid import DataReference, features_of
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.files import make_writable, sha256_of
 from tarflow_jax.likelihood.scores import scored_batches
-from tarflow_jax.parallel import arrays, distributed, rules
+from tarflow_jax.parallel import arrays, distributed
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.batches import sample_batches, spread_labels
@@ -59,8 +59,7 @@ class SampleScores:
       names: the metrics.
 
     Raises:
-      InputError: the samples cannot be drawn or measured like that, or the reference is not
-        usable.
+      InputError: the samples cannot be drawn or measured like that.
     """
 
     def __init__(
@@ -98,10 +97,13 @@ class SampleScores:
         }
         self._check_reference()
         self._drawn = None if self._given else self._open_drawn()
-        with rules.activation_sharding(self._mesh):
-            references = {family: self._reference(family) for family in self._features}
+        self._references: dict[str, Reference] = {}
+
+    def prepare(self) -> None:
+        """Reads or makes the references, and warns where numbers of images are too few for them."""
+        references = {family: self._reference(family) for family in self._features}
         self._references = {family: r for family, r in references.items() if r}
-        for name in names if distributed.is_main() else ():
+        for name in self.names if distributed.is_main() else ():
             family = metrics.FAMILY.get(metrics.OF_SAMPLES[name][0])
             if family in self._references:
                 quality.warn_of_few(name, self._references[family], self._num_samples)
@@ -177,11 +179,12 @@ class SampleScores:
         reference = DataReference(family, features, self._experiment)
         return reference.ensure(self._stop.check)
 
-    def scores(self, _: dict[str, float]) -> dict[str, float]:
+    def scores(self, done: dict[str, float]) -> dict[str, float]:
         """By the name of the metric, in the main process; the others get none.
 
         Samples that an interrupted evaluation has drawn are measured again, which is quick.
         """
+        del done
         measured = quality.measure(
             self._drawn_batches(self._drawn) if self._drawn else self._measured_batches(),
             list(self._features.values()),

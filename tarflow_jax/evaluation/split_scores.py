@@ -48,6 +48,9 @@ class SplitScores:
             for name in split_names(experiment.config.evaluate.splits)
         }
 
+    def prepare(self) -> None:
+        """Does nothing: splits are scored as they are."""
+
     def scores(self, done: dict[str, float]) -> dict[str, float]:
         """By 'split/metric', computed in float32 whatever the model was trained in.
 
@@ -83,7 +86,7 @@ class SplitScores:
         return scores
 
     def finish(self) -> None:
-        """Does nothing: no file is left to remove."""
+        """Does nothing: there are no files to remove."""
 
     def details(self) -> dict[str, Any]:
         """Returns what was scored, and with which settings."""
