@@ -22,7 +22,7 @@ from tarflow_jax.files import json_text, make_writable, remove_unfinished, write
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.stopping import Stop
-from tarflow_jax.training.checkpoint import fingerprints
+from tarflow_jax.training.fingerprints import fingerprints
 from tarflow_jax.values import Choice
 from tarflow_jax.workdir import source_of
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.files import reason_of, write_json
 from tarflow_jax.parallel import distributed
+from tarflow_jax.training.fingerprints import fingerprints
 
 SCORES = 'test/'  # begins the names of scores
 BEST_METRIC = f'{SCORES}nats_per_dim'
@@ -419,29 +419,6 @@ def quiet_orbax() -> Callable[[], None]:
     shown_before, sys.unraisablehook = sys.unraisablehook, show
     undo.callback(setattr, sys, 'unraisablehook', shown_before)
     return undo.close
-
-
-def fingerprints(tree) -> dict[str, int]:
-    """A number for each array of a tree by its path; equal on any mesh, changed by any bit flip."""
-    prints = jax.device_get(_fingerprints(tree))
-    flat, _ = jax.tree_util.tree_flatten_with_path(prints)
-    return {jax.tree_util.keystr(path): int(value) for path, value in flat}
-
-
-@jax.jit
-def _fingerprints(tree):
-    return jax.tree.map(_fingerprint, tree)
-
-
-def _fingerprint(array):
-    """The sum of the array's 32-bit words, each times an odd number of its own, modulo 2^32."""
-    words = jax.lax.bitcast_convert_type(array.astype(_word_dtype(array)), jnp.uint32).ravel()
-    odd = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
-    return (words * odd).sum(dtype=jnp.uint32)
-
-
-def _word_dtype(array):
-    return jnp.float32 if jnp.issubdtype(array.dtype, jnp.floating) else jnp.uint32
 
 
 def _badness(scores: dict[str, Any]) -> float:

@@ -32,8 +32,8 @@ from tarflow_jax.training.checkpoint import (
     RETRY_SECONDS,
     Checkpoints,
     Damaged,
-    fingerprints,
 )
+from tarflow_jax.training.fingerprints import fingerprints
 
 SHAPES = {'w': (40, 50), 'b': (7,)}
 
