@@ -32,7 +32,7 @@ def check_fits(trees: dict[str, Any]) -> None:
     Raises:
       InputError: they do not fit.
     """
-    sizes = {name: bytes_a_device(tree) for name, tree in trees.items()}
+    sizes = {name: bytes_per_device(tree) for name, tree in trees.items()}
     sharding = jax.tree.leaves(trees)[0].sharding
     needed, limit = sum(sizes.values()), _limit_of_a_device(sharding.addressable_devices)
     if needed > limit:
@@ -44,7 +44,7 @@ def check_fits(trees: dict[str, Any]) -> None:
         )
 
 
-def bytes_a_device(tree) -> int:
+def bytes_per_device(tree) -> int:
     """Bytes of a tree of arrays on each device, by their shardings."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)

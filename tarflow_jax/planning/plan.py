@@ -9,7 +9,7 @@ import jax
 from tarflow_jax.build import build
 from tarflow_jax.errors import RunError
 from tarflow_jax.files import write_json
-from tarflow_jax.parallel.memory import bytes_a_device
+from tarflow_jax.parallel.memory import bytes_per_device
 from tarflow_jax.parallel.mesh import batch_shares, shared_batch_size
 from tarflow_jax.planning import flops, programs, report
 from tarflow_jax.planning.compilation import Program, compile_program
@@ -82,7 +82,7 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
         'hbm_bytes_per_device': topology.chip.hbm_bytes,
         **largest,
         'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
-        'state_bytes_per_device': bytes_a_device(state),
+        'state_bytes_per_device': bytes_per_device(state),
         **_step(config, model, topology, step),
         **_training(config, topology, step),
         'sampler': sampler,

@@ -24,8 +24,8 @@ def test_shards_count_for_their_device():
         sharding = NamedSharding(mesh, PartitionSpec(*axes))
         return {'x': jax.ShapeDtypeStruct((2**20, 2**6), jnp.float32, sharding=sharding)}
 
-    assert memory.bytes_a_device(laid_out()) == 2**28
-    assert memory.bytes_a_device(laid_out('fsdp')) == 2**25
+    assert memory.bytes_per_device(laid_out()) == 2**28
+    assert memory.bytes_per_device(laid_out('fsdp')) == 2**25
     memory.check_fits({'one': laid_out('fsdp'), 'none': None})
     huge = jax.ShapeDtypeStruct((2**30, 2**6), jnp.float32, sharding=laid_out()['x'].sharding)
     with pytest.raises(InputError, match=r'one 268\.4 MB, two 274\.9 GB'):

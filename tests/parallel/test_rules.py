@@ -43,7 +43,7 @@ def state_shapes(model):
     )
 
 
-def bytes_a_device(tree, mesh):
+def bytes_per_device(tree, mesh):
     shares = jax.tree.map(
         lambda x, sharding: math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize,
         tree,
@@ -55,9 +55,9 @@ def bytes_a_device(tree, mesh):
 def test_fsdp_leaves_each_device_an_eighth_of_the_state():
     """Of the paper's model for AFHQ: parameters, their average and the optimizer's moments."""
     state = state_shapes(make_model(afhq256.get_config().model))
-    whole = bytes_a_device(state, make_mesh(data=8))
+    whole = bytes_per_device(state, make_mesh(data=8))
     assert whole == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    assert whole / 8 < bytes_a_device(state, make_mesh(data=1, fsdp=8)) < 1.05 * whole / 8
+    assert whole / 8 < bytes_per_device(state, make_mesh(data=1, fsdp=8)) < 1.05 * whole / 8
 
 
 @pytest.mark.parametrize('name', FLOWS)
