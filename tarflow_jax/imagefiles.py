@@ -81,7 +81,7 @@ def write_npz(path: str | os.PathLike, /, **arrays: Any) -> None:
 
 
 @contextlib.contextmanager
-def open_npz(
+def npz_writer(
     path: str | os.PathLike, shape: tuple[int, ...], labels: np.ndarray | None = None
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Writes many images to `path` batch by batch, as ADM's sample batches are: `arr_0`, `arr_1`.

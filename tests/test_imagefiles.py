@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tarflow_jax.imagefiles import encode_png, image_grid, open_npz, to_uint8, write_npz, write_png
+from tarflow_jax.imagefiles import (
+    encode_png,
+    image_grid,
+    npz_writer,
+    to_uint8,
+    write_npz,
+    write_png,
+)
 
 
 def random_images(*shape):
@@ -128,7 +135,7 @@ def test_an_npz_has_the_arrays_and_is_the_same_each_time(tmp_path):
 def test_many_images_in_a_file_batch_by_batch(tmp_path, labels):
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3)).astype(np.uint8)
     path = tmp_path / 'samples' / 'many.npz'
-    with open_npz(path, images.shape, labels) as write:
+    with npz_writer(path, images.shape, labels) as write:
         write(images[:2])
         write(images[4:1:-1][::-1])  # not contiguous
         assert not path.exists()
@@ -143,7 +150,7 @@ def test_too_few_images_make_no_file(tmp_path):
     images = np.zeros((2, 4, 6, 3), np.uint8)
     with (
         pytest.raises(ValueError, match='got 2 images, not the 5'),
-        open_npz(tmp_path / 'many.npz', (5, 4, 6, 3)) as write,
+        npz_writer(tmp_path / 'many.npz', (5, 4, 6, 3)) as write,
     ):
         write(images)
     assert list(tmp_path.iterdir()) == []

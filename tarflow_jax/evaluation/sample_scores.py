@@ -245,7 +245,7 @@ class SampleScores:
             self._sampling['labels'], total, self._model.num_classes, self._sampling['seed']
         )
         path = self._folder / 'evaluated.npz'
-        with imagefiles.open_npz(path, (total, *self._model.image_shape), labels) as write:
+        with imagefiles.npz_writer(path, (total, *self._model.image_shape), labels) as write:
             for start in range(0, total, _COPIED):
                 write(drawn.read(start, min(start + _COPIED, total)))
 
