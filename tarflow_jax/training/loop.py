@@ -20,7 +20,7 @@ from tarflow_jax.stopping import Stop
 from tarflow_jax.training import state as states
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.health import MAX_SKIPPED_IN_A_ROW, TOLERANCE
-from tarflow_jax.training.metrics import MetricsWriter
+from tarflow_jax.training.metrics_writer import MetricsWriter
 from tarflow_jax.training.milestones import Milestones
 from tarflow_jax.training.pace import Pace
 from tarflow_jax.training.profile import profiled

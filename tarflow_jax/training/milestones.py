@@ -14,7 +14,7 @@ from tarflow_jax.sampling.batches import host_images, sample_batches
 from tarflow_jax.sampling.write import GRID_SAMPLES
 from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training.checkpoint import SCORES, Checkpoints
-from tarflow_jax.training.metrics import MetricsWriter
+from tarflow_jax.training.metrics_writer import MetricsWriter
 from tarflow_jax.training.progress import Progress
 from tarflow_jax.training.state import TrainState
 

@@ -13,13 +13,13 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from tarflow_jax.imagefiles import encode_png
-from tarflow_jax.training.metrics import MetricsWriter
+from tarflow_jax.training.metrics_writer import MetricsWriter
 
 # A limit on the size of files stands in for a disk that fills up.
 RECORD_UNTIL_FULL = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from tarflow_jax.training.metrics import MetricsWriter
+from tarflow_jax.training.metrics_writer import MetricsWriter
 writer = MetricsWriter(sys.argv[1])
 try:
     for step in range(10_000):
