@@ -87,7 +87,18 @@ def train(
 
 
 class Run:
-    """What a training run is made of; raises InputError before any time is spent."""
+    """What a training run is made of; raises InputError before any time is spent.
+
+    Attributes:
+      origin: the step that the run has gone back to, until it has saved another; else infinite.
+      data_changed: whether the losses in the workdir are of other data or noise.
+      restarts: how often the run has gone back to a checkpoint.
+      skipped: how many steps it has skipped.
+      sound: whether the last step that was read may be saved.
+    """
+
+    progress: Progress
+    writer: MetricsWriter
 
     def __init__(self, experiment, workdir, stop, load_params, allow_changes):
         self.experiment = experiment
@@ -96,8 +107,11 @@ class Run:
         self.workdir = workdir
         self.stop = stop
         self.load_params = load_params
-        # The step that the run has gone back to, until it has saved another.
         self.origin = math.inf
+        self.data_changed = False
+        self.restarts = self.skipped = 0
+        self.sound = True
+        self.pace = Pace(self.config.train.batch_size)
         self.train_split = experiment.dataset.split(self.config.data.train_split)
         self.test_split = experiment.dataset.split(self.config.data.test_split)
         self.total_steps = count_steps(self.config.train, len(self.train_split))
@@ -112,7 +126,7 @@ class Run:
                 check_same_run(self.config, workdir)
 
     def train(self) -> int:
-        self.check_same_run()
+        self.check_processes()
         if self.load_params and self.checkpoints.steps() and distributed.is_main():
             logging.warning(
                 '%s has checkpoints of its own, from which training resumes: that of --checkpoint, '
@@ -134,16 +148,17 @@ class Run:
             self.check_folders()
             remove_unfinished(self.workdir)
             record_config(self.config, self.workdir)
-        self.pace = Pace(self.config.train.batch_size)
         self.restarts = int(state.restarts)
         self.progress = Progress(self.total_steps, step, enabled=distributed.is_main())
         with self.progress, rules.activation_sharding(self.mesh):
             self.describe(state)
             step = self.train_through(state)
             self.checkpoints.wait()
-        return self.say_goodbye(step)
+        status = self.exit_status(step)
+        self.say_goodbye(step, status)
+        return status
 
-    def check_same_run(self):
+    def check_processes(self):
         """Raises RunError unless all processes are of one run."""
         config = self.config.to_dict()
         del config['data']['dir']  # each host may have its own
@@ -340,26 +355,29 @@ class Run:
         self.checkpoints.save(step, state.to_items())
         self.origin = math.inf
 
-    def say_goodbye(self, step) -> int:
+    def exit_status(self, step) -> int:
+        """The status of a run that has ended after a step: 0, or that of the signal."""
+        is_over = self.sound and step >= self.total_steps and not self.milestones.unfinished(step)
+        return 128 + self.stop.signal if self.stop.signal and not is_over else 0
+
+    def say_goodbye(self, step, status):
         where = self.checkpoints.folder / str(step)
-        if self.stop.signal and not self.sound:
+        if not status:
+            say(
+                f'Trained to step {step}, saved in {where}. The best checkpoint by the test split '
+                f'is that of step {self.checkpoints.best_step()}. Samples are in '
+                f'{self.workdir / "samples"}.'
+            )
+        elif not self.sound:
             say(
                 f'Stopped by {self.stop.signal.name} at step {step}, whose loss is not sound: it '
                 'is not saved. The same command resumes from the checkpoint before.'
             )
-            return 128 + self.stop.signal
-        if self.stop.signal and (step < self.total_steps or self.milestones.unfinished(step)):
+        else:
             say(
                 f'Stopped by {self.stop.signal.name} at step {step}. It is saved in {where}; '
                 'the same command resumes from there.'
             )
-            return 128 + self.stop.signal
-        say(
-            f'Trained to step {step}, saved in {where}. The best checkpoint by the test split is '
-            f'that of step {self.checkpoints.best_step()}. Samples are in '
-            f'{self.workdir / "samples"}.'
-        )
-        return 0
 
 
 def order_seed(seed: int, restarts: int) -> int:
