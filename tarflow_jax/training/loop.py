@@ -17,7 +17,6 @@ from tarflow_jax.errors import RunError
 from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished
 from tarflow_jax.parallel import arrays, distributed, rules
 from tarflow_jax.stopping import Stop
-from tarflow_jax.training import state as states
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.health import MAX_SKIPPED_IN_A_ROW, TOLERANCE
 from tarflow_jax.training.metrics_writer import MetricsWriter
@@ -27,6 +26,7 @@ from tarflow_jax.training.profile import profiled
 from tarflow_jax.training.program import count_steps, make_program
 from tarflow_jax.training.progress import Progress
 from tarflow_jax.training.resume import first_state, forget_losses, restarted
+from tarflow_jax.training.state import TrainState
 from tarflow_jax.workdir import (
     check_same_model,
     check_same_run,
@@ -165,7 +165,7 @@ class Run:
         splits = {'train': len(self.train_split), 'test': len(self.test_split)}
         distributed.check_same({'config': config, 'images': splits})
 
-    def first_state(self, older_than: float = math.inf) -> states.TrainState:
+    def first_state(self, older_than: float = math.inf) -> TrainState:
         state = first_state(
             *(self.program, self.mesh, self.checkpoints),
             seed=self.config.seed,
@@ -189,7 +189,7 @@ class Run:
         for name in ('', 'checkpoints', 'samples', 'tensorboard'):
             check_writable(self.workdir / name)
 
-    def train_through(self, state: states.TrainState) -> int:
+    def train_through(self, state: TrainState) -> int:
         """Trains to the last step or a signal; returns the step that is saved."""
         while True:
             try:
@@ -199,7 +199,7 @@ class Run:
             del state  # there may be no room for two
             state = self.go_back(diverged)
 
-    def attempt(self, state: states.TrainState) -> int:
+    def attempt(self, state: TrainState) -> int:
         """Trains from a state until the end, a signal or a divergence."""
         step = int(state.step)
         unfinished = self.milestones.unfinished(step)
@@ -222,7 +222,7 @@ class Run:
         self.checkpoints.wait()
         return self.checkpoints.steps()
 
-    def go_back(self, diverged: Diverged) -> states.TrainState:
+    def go_back(self, diverged: Diverged) -> TrainState:
         """Returns the last sound state, for another order of the data."""
         self.checkpoints.wait()
         if self.restarts >= self.config.train.max_restarts:
@@ -238,7 +238,7 @@ class Run:
         )
         return restarted(state, self.restarts, self.mesh)
 
-    def describe(self, state: states.TrainState):
+    def describe(self, state: TrainState):
         """Says which model is trained on which data, and from which step."""
         params = sum(x.size for x in jax.tree.leaves(state.params))
         self.progress.say(
@@ -249,7 +249,7 @@ class Run:
         if state.step:
             self.progress.say(f'resuming from the checkpoint of step {int(state.step)}')
 
-    def take_steps(self, state: states.TrainState) -> states.TrainState:
+    def take_steps(self, state: TrainState) -> TrainState:
         """Trains to the last step or a signal."""
         first_step = int(state.step)
         batch_size = self.config.train.batch_size
@@ -337,7 +337,7 @@ class Run:
             f'same command: it {"resumes from there" if steps else "starts again"}.'
         )
 
-    def pause(self, step, state: states.TrainState, due: list[str]):
+    def pause(self, step, state: TrainState, due: list[str]):
         """Saves, then scores and samples, as far as each is due: both may take long."""
         if self.sound:
             self.save(step, state)
@@ -347,11 +347,11 @@ class Run:
         else:
             self.progress.say(f'step {step}: its loss is not sound; no checkpoint is made of it')
 
-    def finish_pause(self, step, state: states.TrainState, parts: list[str]):
+    def finish_pause(self, step, state: TrainState, parts: list[str]):
         self.milestones.reach(step, state, parts, self.writer, self.progress)
         self.pace.restart()
 
-    def save(self, step, state: states.TrainState):
+    def save(self, step, state: TrainState):
         self.checkpoints.save(step, state.to_items())
         self.origin = math.inf
 

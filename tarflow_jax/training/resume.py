@@ -11,9 +11,9 @@ import numpy as np
 
 from tarflow_jax.parallel import arrays, memory, rules
 from tarflow_jax.training import health
-from tarflow_jax.training import state as states
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.program import TrainProgram
+from tarflow_jax.training.state import HEALTH, TrainState
 
 
 def first_state(
@@ -24,7 +24,7 @@ def first_state(
     seed: int,
     load_params: Callable[[], Any] | None = None,
     older_than: float = math.inf,
-) -> states.TrainState:
+) -> TrainState:
     """Returns the newest sound checkpoint, else a new state, laid out over the mesh.
 
     Args:
@@ -46,14 +46,14 @@ def first_state(
     )
     restored = checkpoints.restore_newest(
         abstract.to_items(),
-        optional=(states.HEALTH,),
+        optional=(HEALTH,),
         older_than=older_than,
     )
     if restored:
         step, items = restored
         if older_than == math.inf:
             checkpoints.set_aside(newer_than=step)
-        return states.TrainState.from_items(_with_missing_items(items, mesh))
+        return TrainState.from_items(_with_missing_items(items, mesh))
     state = program.init(jax.random.key(seed))
     if load_params is None:
         return state
@@ -64,12 +64,12 @@ def first_state(
 
 def _with_missing_items(items, mesh):
     """The items of a checkpoint, and those that were introduced after it was saved."""
-    if states.HEALTH in items:
+    if HEALTH in items:
         return items
     # A run that gave up has saved how many steps it had skipped, and would give up again.
     counters = {**items['counters'], 'skipped_in_a_row': _replicated(mesh, 0)}
     added = {**_new_health(mesh), 'restarts': _replicated(mesh, 0)}
-    return {**items, 'counters': counters, states.HEALTH: added}
+    return {**items, 'counters': counters, HEALTH: added}
 
 
 def _new_health(mesh):
@@ -82,12 +82,12 @@ def _replicated(mesh, value):
     return arrays.put(array, rules.replicated(mesh))
 
 
-def forget_losses(state: states.TrainState, mesh) -> states.TrainState:
+def forget_losses(state: TrainState, mesh) -> TrainState:
     """Returns a state whose later losses are not compared with earlier ones, of other data."""
     return dataclasses.replace(state, health=_new_health(mesh))
 
 
-def restarted(state: states.TrainState, restarts: int, mesh) -> states.TrainState:
+def restarted(state: TrainState, restarts: int, mesh) -> TrainState:
     """Returns the state of a checkpoint to which a run has gone back for the n-th time."""
     return dataclasses.replace(
         state, restarts=_replicated(mesh, restarts), skipped_in_a_row=_replicated(mesh, 0)
