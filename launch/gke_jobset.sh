@@ -4,7 +4,7 @@
 #   NAME=... IMAGE=... TPU=... TOPOLOGY=... BUCKET=... launch/gke_jobset.sh FLAGS
 #
 # runs python -m tarflow_jax.main FLAGS --distributed=on in every pod. If a pod fails or is taken
-# away, all are started again and go on from the workdir; exit status 2 (an invalid command) ends
+# away, all are started again and resume from the workdir; exit status 2 (an invalid command) ends
 # it.
 #
 # Settings: NAME of the JobSet; IMAGE with the project, its tpu extra and its configs installed;

@@ -5,7 +5,7 @@
 #
 # submits itself; the job runs python -m tarflow_jax.main FLAGS --distributed=on, from the folder
 # and with the environment of the one who submits. Two minutes before the end of its time the run
-# is told to save itself (status 143), the job is queued again, and goes on from the workdir. It is
+# is told to save itself (status 143), the job is queued again, and resumes from the workdir. It is
 # not queued again when the run is done (0) or failed (1), its command was invalid (2), or after
 # scancel.
 #

@@ -9,7 +9,7 @@
 #   run FLAGS    python -m tarflow_jax.main FLAGS --distributed=on, on every host at once
 #   watch FLAGS  queue, setup and run, and again whenever a slice is lost or the run fails, until
 #                the run is done (status 0) or its command was invalid (status 2)
-#   stop         SIGTERM on every host: the run saves itself, and `run` goes on from there
+#   stop         SIGTERM on every host: the run saves itself, and `run` resumes from there
 #   delete       gives the slices back
 #
 # Settings: NAME of the slice, its ZONE and its TYPE (v4-32, v5litepod-64, v5p-128, v6e-64).

@@ -10,7 +10,7 @@ class InputError(ValueError):
 
 
 class RunError(Exception):
-    """A run that cannot go on; the message says why, what is safe, and what to do.
+    """A run that cannot continue; the message says why, what is safe, and what to do.
 
     The command line prints it without a traceback and leaves with status 1.
     """

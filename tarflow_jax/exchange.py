@@ -29,7 +29,7 @@ def to_workdir(
     dataset: str | None = None,
     noise: tuple[str, float] | None = None,
 ) -> Path:
-    """Converts a published checkpoint into a new workdir, to load, sample, score or go on from.
+    """Converts a published checkpoint into a new workdir, to load, sample, score or train from.
 
     The workdir holds the parameters as the checkpoint of step 0, and a `config.json` with the
     model, the noise, the data set's name, and the checkpoint's name and SHA-256. It appears

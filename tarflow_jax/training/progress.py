@@ -217,7 +217,7 @@ class _Bar:
         self._live = Live(
             get_renderable=self._draw,
             console=self._console,
-            # A stream that leads elsewhere (2>errors.log) has to go on leading there.
+            # A stream that leads elsewhere (2>errors.log) must still lead there.
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=sys.stderr.isatty(),
         )
