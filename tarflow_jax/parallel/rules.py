@@ -76,7 +76,7 @@ def _sharding(path, array, mesh: Mesh) -> NamedSharding:
         shares = math.prod(mesh.shape[axis] for axis in axes)
         if size % shares:
             raise InputError(
-                f'{_name(path)} of shape {array.shape} cannot be split over mesh.'
+                f'{name_of(path)} of shape {array.shape} cannot be split over mesh.'
                 f'{" x mesh.".join(axes)}={shares}: {size} is not a multiple of it. Choose a '
                 'divisor.'
             )
@@ -89,13 +89,14 @@ def _axes(entry) -> tuple[str, ...]:
 
 
 def _spec(path) -> P:
-    specs = [spec for end, spec in PARAMS if re.search(f'(^|/)({end})$', _name(path))]
+    specs = [spec for end, spec in PARAMS if re.search(f'(^|/)({end})$', name_of(path))]
     if len(specs) != 1:
-        raise LookupError(f'{len(specs)} rules name {_name(path)}; it takes exactly one.')
+        raise LookupError(f'{len(specs)} rules name {name_of(path)}; it takes exactly one.')
     return specs[0]
 
 
-def _name(path) -> str:
+def name_of(path) -> str:
+    """Returns a path in a tree as text, such as layers/mlp/up/bias."""
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 

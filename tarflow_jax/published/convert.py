@@ -13,6 +13,7 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.flow import patches
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import arrays
+from tarflow_jax.parallel.rules import name_of
 from tarflow_jax.published import layout
 from tarflow_jax.published.name import EXAMPLE, Name
 
@@ -190,7 +191,7 @@ def convert_params(tensors: Mapping[str, np.ndarray], model: TarFlow, shardings=
         parts[name].append((tensor, index))
 
     def convert(path, leaf, sharding=None):
-        name = layout.name_of(path).removeprefix('blocks/')
+        name = name_of(path).removeprefix('blocks/')
         array = np.empty(leaf.shape, np.float32)
         if name == 'prior_var':
             array[:] = model.unpatchify(tensors[layout.VARIANCE][None])[0]

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.parallel.rules import name_of
 
 HEAD_DIM = 64  # of every published model; the tensors do not determine it
 MASK = 'mask'
@@ -112,8 +113,3 @@ def flat(tree) -> dict:
     """Returns the leaves of a tree of ours by their paths, such as layers/mlp/up/bias."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {name_of(path): leaf for path, leaf in leaves}
-
-
-def name_of(path) -> str:
-    """Returns a path in a tree of ours as text."""
-    return jax.tree_util.keystr(path, simple=True, separator='/')
