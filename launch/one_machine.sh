@@ -6,7 +6,7 @@
 # runs python -m tarflow_jax.main FLAGS N times, with the flags that bring them together. Each sees
 # one GPU: of CUDA_VISIBLE_DEVICES where that is set, else 0 to N-1. On CPUs: JAX_PLATFORMS=cpu.
 #
-# Process 0 writes here, the others into LOGS/process_I.log. SIGTERM and Ctrl-C are sent to all. When
+# Process 0 writes here, the others into LOGS/process_I.log. All get SIGTERM and Ctrl-C. When
 # one fails, the others have GRACE seconds to end by themselves if it was stopped by a signal and so
 # saves itself, else 5; then they are ended. The exit status is the first that was not 0.
 #
