@@ -33,23 +33,19 @@ _DECISIVE = ('version', 'config_sha256', 'params_sha256')  # keys of what the sc
 
 
 class Part(Protocol):
-    """Some of the metrics of an evaluation; every process calls all methods but `details`."""
+    """Some of the metrics of an evaluation; every process calls all methods but `details`.
+
+    `prepare` makes what the scores need, perhaps for hours, and raises InputError for files of no
+    use. `details` says what was scored, and with which settings. `finish` removes what only an
+    interrupted evaluation would resume from.
+    """
 
     names: list[str]
 
-    def prepare(self) -> None:
-        """Makes what the scores need; may take hours. Raises InputError for files of no use."""
-
-    def scores(self, done: dict[str, float]) -> dict[str, float]:
-        """Computes the scores, or takes them from those of an interrupted evaluation."""
-        ...
-
-    def details(self) -> dict[str, Any]:
-        """Returns what was scored, and with which settings."""
-        ...
-
-    def finish(self) -> None:
-        """Removes what only an interrupted evaluation would resume from."""
+    def prepare(self) -> None: ...
+    def scores(self, done: dict[str, float]) -> dict[str, float]: ...
+    def details(self) -> dict[str, Any]: ...
+    def finish(self) -> None: ...
 
 
 def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
