@@ -15,7 +15,8 @@ from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import batch_shares
 from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from tarflow_jax.training.state import TrainState, init_state, make_train_step
+from tarflow_jax.training.state import TrainState, init_state
+from tarflow_jax.training.train_step import make_train_step
 from tarflow_jax.values import MOST
 
 

@@ -18,7 +18,8 @@ from tarflow_jax.sampling.sequential import sample
 from tarflow_jax.training import objective
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.optimizer import make_optimizer
-from tarflow_jax.training.state import init_state, make_train_step
+from tarflow_jax.training.state import init_state
+from tarflow_jax.training.train_step import make_train_step
 
 MODEL = TarFlow(
     (8, 8, 1), 2, width=64, head_dim=16, num_blocks=2, layers_per_block=2, num_classes=3

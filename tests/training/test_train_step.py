@@ -11,7 +11,8 @@ import pytest
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.training.optimizer import make_optimizer
-from tarflow_jax.training.state import TrainState, init_state, make_train_step
+from tarflow_jax.training.state import TrainState, init_state
+from tarflow_jax.training.train_step import make_train_step
 
 SIZES = dict(image_shape=(4, 4, 1), patch_size=2, width=8, head_dim=4, layers_per_block=1)
 MODEL = TarFlow(**SIZES, num_blocks=2, num_classes=3)
