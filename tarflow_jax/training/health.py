@@ -16,7 +16,7 @@ MAX_SKIPPED_IN_A_ROW = 20  # steps that are not finite, after which a run has di
 
 def init() -> dict[str, jax.Array]:
     """The health before the first step: a running mean of the loss, and its lowest value."""
-    return {'recent': jnp.zeros(()), 'best': jnp.full((), jnp.inf)}
+    return {'recent': jnp.zeros(()), 'best': jnp.full((), jnp.inf, jnp.float32)}
 
 
 def follow(health: dict[str, jax.Array], loss, finite, step) -> dict[str, jax.Array]:

@@ -79,6 +79,13 @@ def test_a_step_follows_from_state_and_batch_alone(train_step, new_state, batch)
     assert second.step == 2
 
 
+def test_a_new_training_compiles_its_step_once(new_state, batch):
+    step = jit_train_step()
+    for _ in range(2):
+        new_state, _ = step(new_state, batch)
+    assert step._cache_size() == 1
+
+
 def test_every_step_has_noise_of_its_own(train_step, new_state, batch):
     later = dataclasses.replace(new_state, step=jnp.int32(3))
     _, now = train_step(new_state, batch)
