@@ -209,7 +209,7 @@ REFUSED = {
     f'--config.data.name={"x" * 5000}': ["there is no data set 'xxx"],
     '--config.data.name=digit': ["no data set 'digit'", "did you mean 'digits'?"],
     '--config.seed=-1': ['seed must lie in 0..2147483647; got -1'],
-    '--config.sample.seed=99999999999': ['sample.seed must lie in', '99999999999'],
+    '--config.sample.seed=99999999999': ['sample.seed must be at most 2147483647', '99999999999'],
     '--config.model.image_shape=8.0,8.0,1.0': [
         *('model.image_shape must be three positive whole numbers', 'got (8.0, 8.0, 1.0)')
     ],
