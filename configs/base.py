@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.num_epochs = 200.0  # passes over the training split
     config.train.batch_size = 256  # images a step, over all devices
-    config.train.microbatches = 1  # parts of a batch, one after the other, for less memory
+    config.train.microbatches = 0  # parts of a batch, one after the other; 0: chosen by the program
     config.train.gather = 'layer'  # collect split parameters by 'layer', or once a 'step'
     config.train.drop_label = 0.1  # share of labels hidden from a conditional model
     config.train.ema_decay = 0.0  # of the parameters' moving average, 0 for none

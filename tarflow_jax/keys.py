@@ -50,7 +50,7 @@ KEYS = {
     'optimizer.first_moment_dtype': Choice(('float32', 'bfloat16')),
     'train.num_epochs': Real(0, 1e9, above=True),
     'train.batch_size': COUNT,
-    'train.microbatches': COUNT,
+    'train.microbatches': Whole(0),
     'train.gather': Choice(('layer', 'step')),
     'train.drop_label': SHARE,
     'train.ema_decay': SHARE,

@@ -41,12 +41,14 @@ from ml_collections import config_flags
 
 from tarflow_jax import configfile, exchange, keys, loading
 from tarflow_jax.build import Experiment, build
+from tarflow_jax.compile_cache import keep_compiled_programs
 from tarflow_jax.configfile import ConfigFile
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.evaluation.evaluate import check as check_evaluation
 from tarflow_jax.evaluation.evaluate import evaluate
 from tarflow_jax.evaluation.prepare_fid import prepare_fid
 from tarflow_jax.parallel import cluster, distributed
+from tarflow_jax.parallel.cores import use_cores
 from tarflow_jax.parallel.host_memory import keep_freed_memory
 from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.planning import plan as planning
@@ -55,6 +57,7 @@ from tarflow_jax.sampling.write import write_samples
 from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training import loop
 from tarflow_jax.training.checkpoint import quiet_orbax
+from tarflow_jax.training.program import hidden_bytes
 from tarflow_jax.workdir import existing_path, local_folder, source_of
 
 MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
@@ -89,6 +92,7 @@ COORDINATOR_TIMEOUT = flags.DEFINE_integer(
 )
 
 _PLACE_FLAG = re.compile('--?(distributed|coordinator|num_processes|process_id|mode)=')
+LEAST_SHARED_BYTES = 2**21  # of hidden features; the steps of a smaller batch are too short
 LONGEST_MESSAGE = 500  # of absl, which repeats whole values
 
 # Flags that only some modes read.
@@ -115,6 +119,8 @@ def main(_) -> int:
                 return planning.plan(config, workdir, TOPOLOGY.value, **options)
             keys.check(config)
             cluster.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
+            if not cluster.is_one_of_several():
+                use_cores(config.mesh, rows_to_share(config))
         experiment = build(config)
         if MODE.value == 'train':
             return train(experiment, workdir, checkpoint, stop)
@@ -125,6 +131,16 @@ def main(_) -> int:
         if MODE.value == 'sample':
             sample(experiment, workdir, checkpoint, stop)
         return 0
+
+
+def rows_to_share(config) -> int:
+    """How many images the cores of a CPU have to share; 1 where they had better not."""
+    if MODE.value == 'train':
+        small = hidden_bytes(config.model, config.train.batch_size) < LEAST_SHARED_BYTES
+        return 1 if small else config.train.batch_size // max(config.train.microbatches, 1)
+    if MODE.value == 'evaluate':
+        return config.evaluate.batch_size
+    return min(config.sample.batch_size, config.sample.num_samples)
 
 
 def place_flags():
@@ -243,6 +259,7 @@ def _explain(error: Exception) -> str:
 def run():
     """Runs `main`; an error that its user can correct is printed without a traceback."""
     keep_freed_memory()
+    keep_compiled_programs()
     quiet_without_tpu()
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()

@@ -348,6 +348,7 @@ def runs(tmp_path_factory):
     environment = {
         'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_NUM_CPU_DEVICES': '1',  # however many cores there are
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # compiles in half the time
         'TFDS_DATA_DIR': str(folder / 'data'),
     }

@@ -99,6 +99,11 @@ def find_place(mode, coordinator, num_processes, process_id, timeout) -> Place |
     return place if place.num_processes > 1 else None
 
 
+def is_one_of_several() -> bool:
+    """Whether this process has joined others."""
+    return _member is not None
+
+
 def _any_given(given: dict) -> bool:
     return any(value is not None for value in given.values())
 

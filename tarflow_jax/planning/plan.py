@@ -61,11 +61,15 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
         lowered = programs.lower_train_step(experiment, size)
         return compile_program(lowered, topology.chip.hbm_bytes, quick=quick)
 
-    state = programs.make_program(experiment).state
+    training = programs.make_program(experiment)
     program = compile_batch(batch, quick)
     step = estimate(program, mesh, topology)
     sampler = _sampler(experiment, topology)
-    largest = _largest(config, compile_batch, program, mesh, topology) if search_batch else {}
+    largest = (
+        _largest(config, training.microbatches, compile_batch, program, mesh, topology)
+        if search_batch
+        else {}
+    )
     return {
         'topology': topology.name,
         'devices': mesh.size,
@@ -74,15 +78,15 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
         'hosts': topology.num_hosts,
         'mesh': dict(mesh.shape),
         'model': {key: getattr(model, key) for key in ('dtype', 'attention', 'remat')},
-        'microbatches': config.train.microbatches,
+        'microbatches': training.microbatches,
         'global_batch': batch,
         'batch_per_device': batch / shares,
         'fits': program.fits and sampler['fits'],
         'peak_hbm_bytes_per_device': program.peak_bytes,
         'hbm_bytes_per_device': topology.chip.hbm_bytes,
         **largest,
-        'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
-        'state_bytes_per_device': bytes_per_device(state),
+        'parameters': sum(x.size for x in jax.tree.leaves(training.state.params)),
+        'state_bytes_per_device': bytes_per_device(training.state),
         **_step(config, model, topology, step),
         **_training(config, topology, step),
         'sampler': sampler,
@@ -91,11 +95,13 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
     }
 
 
-def _largest(config, compile_batch, program: Program, mesh, topology: Topology) -> dict:
+def _largest(
+    config, microbatches: int, compile_batch, program: Program, mesh, topology: Topology
+) -> dict:
     """The largest batch, by quick compilations, less what thorough ones may take beyond them."""
     is_tpu, shares, batch = topology.chip.is_tpu, batch_shares(mesh), config.train.batch_size
     hbm_bytes = topology.chip.hbm_bytes * (1 - (THOROUGHNESS if is_tpu else 0))
-    unit = shares * config.train.microbatches
+    unit = shares * microbatches
     ceiling = max(MAX_IMAGES * shares // unit, batch // unit) * unit
     fits, too_large = largest_batch(
         lambda size: compile_batch(size, is_tpu), batch, unit, hbm_bytes, ceiling

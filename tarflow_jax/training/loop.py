@@ -244,7 +244,8 @@ class Run:
         self.progress.say(
             f'{params:,} parameters, {len(self.train_split):,} images of '
             f'{self.experiment.dataset.name}, {self.mesh.size} '
-            f'{jax.devices()[0].platform} device(s), workdir {self.workdir}'
+            f'{jax.devices()[0].platform} device(s), '
+            f'batches in {self.program.microbatches} part(s), workdir {self.workdir}'
         )
         if state.step:
             self.progress.say(f'resuming from the checkpoint of step {int(state.step)}')

@@ -11,6 +11,7 @@ import optax
 
 from tarflow_jax import stopping
 from tarflow_jax.errors import InputError
+from tarflow_jax.flow.conditioner import TransformerLayer
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import batch_shares
@@ -19,12 +20,16 @@ from tarflow_jax.training.state import TrainState, init_state
 from tarflow_jax.training.train_step import make_train_step
 from tarflow_jax.values import MOST
 
+CACHE_BYTES = 2**21  # of a CPU's core
+MOST_UNROLLED = 32  # layers, of which each takes about a second to compile
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainProgram:
     """The compiled functions of a training, and the state between them.
 
     Attributes:
+      microbatches: parts of a batch, one after the other.
       schedule: the learning rate by step.
       state: a `TrainState` of shapes, each with its sharding over the mesh.
       init: key -> a new state, laid out over the mesh.
@@ -34,6 +39,7 @@ class TrainProgram:
         donated: its memory becomes that of the new one.
     """
 
+    microbatches: int
     schedule: optax.Schedule
     state: TrainState
     init: Callable[[jax.Array], TrainState]
@@ -52,7 +58,12 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
       InputError: the devices cannot share a batch, or the schedule makes no sense.
     """
     config, model, mesh = experiment.config, experiment.model, experiment.mesh
-    _check_shares(config.train, mesh)
+    microbatches = count_microbatches(experiment)
+    _check_shares(config.train.batch_size, microbatches, mesh)
+    on_cpu = mesh.devices.flat[0].platform == 'cpu'
+    is_small = model.num_blocks * model.layers_per_block <= MOST_UNROLLED
+    if on_cpu and is_small and not config.train.microbatches:
+        model = model.clone(unroll=True)
     settings = config.optimizer
     schedule = learning_rate_schedule(
         peak=settings.peak_learning_rate,
@@ -82,7 +93,8 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
         random_flip=config.data.random_flip,
         ema_decay=config.train.ema_decay,
         window_steps=config.train.log_every,
-        microbatches=config.train.microbatches,
+        microbatches=microbatches,
+        separate=on_cpu and batch_shares(mesh) == mesh.size > 1 == mesh.shape['fsdp'],
         gather=config.train.gather,
         restart_factor=config.train.restart_factor,
     )
@@ -92,6 +104,7 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
         return state, {**report, 'signal': signals.max()}
 
     return TrainProgram(
+        microbatches,
         schedule,
         state=rules.with_shardings(shapes, shardings),
         init=jax.jit(init, out_shardings=shardings),
@@ -128,9 +141,29 @@ def count_steps(settings, num_images: int) -> int:
     return math.ceil(steps)
 
 
-def _check_shares(settings, mesh) -> None:
+def count_microbatches(experiment) -> int:
+    """Returns into how many parts a batch is divided, one after the other.
+
+    Where the config leaves it to the program (0), that is one, but on a CPU as many as let the
+    hidden features of a device's part fit its cache. A training step then waits less for memory.
+    """
+    config, model, mesh = experiment.config, experiment.model, experiment.mesh
+    if config.train.microbatches or mesh.devices.flat[0].platform != 'cpu':
+        return config.train.microbatches or 1
+    rows = max(config.train.batch_size // batch_shares(mesh), 1)
+    parts = (n for n in range(1, rows + 1) if rows % n == 0)
+    return next(n for n in parts if n == rows or hidden_bytes(model, rows // n) <= CACHE_BYTES)
+
+
+def hidden_bytes(model, num_images: int) -> float:
+    """Bytes of the hidden features of one layer's MLP, for a model or the section of a config."""
+    height, width, _ = model.image_shape
+    num_tokens = height * width / model.patch_size**2
+    return 4 * num_images * num_tokens * TransformerLayer.mlp_expansion * model.width
+
+
+def _check_shares(batch_size: int, microbatches: int, mesh) -> None:
     """Raises InputError unless the devices share every part of a batch evenly."""
-    batch_size, microbatches = settings.batch_size, settings.microbatches
     shares = batch_shares(mesh)
     if batch_size % (shares * microbatches):
         parts = f', in {microbatches} parts (train.microbatches)' if microbatches > 1 else ''

@@ -25,6 +25,7 @@ def make_train_step(
     ema_decay: float,
     window_steps: int,
     microbatches: int = 1,
+    separate: bool = False,
     gather: str = 'layer',
     restart_factor: float = 1.0,
 ):
@@ -33,7 +34,9 @@ def make_train_step(
     `batch` holds 'image' levels [B, H, W, C] and 'label' [B]. The report has the means over the
     current window of `window_steps` steps, and the counts of skipped steps. With `microbatches` the
     gradient is summed over as many equal parts of the batch, one after the other: less memory, the
-    same step. Parameters that are split over devices are collected layer by layer as they are used
+    same step. With `separate` each device computes the gradient of its own rows, and the gradients
+    meet once a step instead of once a part; parameters are then whole on every device. Parameters
+    that are split over devices are collected layer by layer as they are used
     (`gather` 'layer'), or all of them once a 'step', in the type they are used in: more memory,
     fewer messages. Every restart of the run multiplies the learning rate by `restart_factor`.
     """
@@ -48,6 +51,8 @@ def make_train_step(
 
     update = optax.with_extra_args_support(optimizer).update
     gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), microbatches)
+    if separate:
+        gradient = on_own_rows(gradient)
 
     def train_step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -118,6 +123,24 @@ def accumulate(gradient, microbatches: int):
         return jax.tree.map(lambda total: total / microbatches, totals)
 
     return accumulated
+
+
+def on_own_rows(gradient):
+    """The function (params, images, labels) -> tree of means, each device with its rows alone.
+
+    `gradient` is such a function. Must be called under `rules.activation_sharding`.
+    """
+
+    def of_device(params, images, labels):
+        with nn.logical_axis_rules(()):  # nothing is split within a device
+            return jax.lax.pmean(gradient(params, images, labels), rules.BATCH[0])
+
+    return jax.shard_map(
+        of_device,
+        in_specs=(rules.REPLICATED, rules.BATCH, rules.BATCH),
+        out_specs=rules.REPLICATED,
+        check_vma=False,
+    )
 
 
 def track_prior(params, prior_var, batch_var):

@@ -181,12 +181,14 @@ def test_the_same_samples(mesh, params, by_one_device):
     [
         ('data', dict(microbatches=2)),
         ('all_three', dict(microbatches=4)),
+        ('data', dict(separate=True)),
+        ('data', dict(separate=True, microbatches=2)),
         ('fsdp', dict(gather='step')),
         ('all_three', dict(gather='step', microbatches=2)),
     ],
 )
 def test_other_ways_to_the_same_step(shape, settings, params, by_one_device):
-    """Gradients accumulated over parts of the batch; parameters collected once a step."""
+    """Gradients accumulated over parts of the batch or apart; parameters collected once a step."""
     state, losses = train(make_mesh(**MESHES[shape]), params, OPTIMIZERS['sgd'], **settings)
     expected, expected_losses = by_one_device['sgd']
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)

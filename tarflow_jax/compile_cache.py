@@ -1,0 +1,40 @@
+"""Compiled programs are kept between runs, so that a command starts quickly the second time."""
+
+import contextlib
+import hashlib
+import platform
+import warnings
+from pathlib import Path
+
+import jax
+import jaxlib
+
+from tarflow_jax.downloads import cache_folder
+
+_OF_A_CPU = ('model name', 'flags', 'Features')  # lines of /proc/cpuinfo
+MOST_BYTES = 2**30  # of all programs of a machine; the oldest are deleted first
+
+
+def keep_compiled_programs() -> None:
+    """Makes JAX keep what it compiles in `$TARFLOW_CACHE`, unless the user has named a folder.
+
+    `JAX_ENABLE_COMPILATION_CACHE=false` turns it off. Where nothing can be written or read, all is
+    compiled as if there were no such folder.
+    """
+    if jax.config.values['jax_compilation_cache_dir']:
+        return
+    folder = cache_folder() / 'compiled' / _machine()
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update('jax_compilation_cache_dir', str(folder))
+        jax.config.update('jax_compilation_cache_max_size', MOST_BYTES)
+        warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache')
+
+
+def _machine() -> str:
+    """A name of this kind of machine: a program for a CPU uses instructions that others lack."""
+    parts = [jaxlib.__version__, platform.machine()]
+    with contextlib.suppress(OSError):
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        parts += sorted({line for line in lines if line.startswith(_OF_A_CPU)})
+    return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,54 @@
+"""A device for each core of a CPU.
+
+Left to itself, JAX takes all cores for one device and divides each operation among them. Those of
+a small flow are too small for that: a stream of operations for each core is faster.
+"""
+
+import math
+import os
+
+import jax
+
+from tarflow_jax.parallel.host_memory import computes_here
+
+_FLAG = 'xla_force_host_platform_device_count'
+
+
+def use_cores(mesh, num_rows: int) -> None:
+    """Makes the CPU as many devices as the mesh of a config takes and there are cores.
+
+    Must come before JAX counts its devices. Does nothing where the user has chosen their number, or
+    where JAX computes on an accelerator.
+
+    Args:
+      mesh: the section mesh of a config: sizes by axis, -1 for all remaining devices.
+      num_rows: images that the devices are to share evenly.
+    """
+    number = jax.config.values['jax_num_cpu_devices']
+    is_chosen = number != -1 or _FLAG in os.environ.get('XLA_FLAGS', '')
+    if is_chosen or not computes_here():
+        return
+    num_cores = len(os.sched_getaffinity(0))
+    count = count_devices(tuple(mesh.values()), num_rows, num_cores)
+    jax.config.update('jax_num_cpu_devices', count)
+    if count > 1:
+        # XLA's pools then have a thread to spare. Without it, two devices wait for the same thread
+        # in one or two of a hundred steps, which take twice as long.
+        os.environ.setdefault('NPROC', str(num_cores + 1))
+
+
+def count_devices(sizes: tuple[int, ...], num_rows: int, num_cores: int) -> int:
+    """The largest number of devices that fills the mesh, shares the rows and has cores; 1 at least.
+
+    Args:
+      sizes: of the mesh's axes, -1 for all remaining devices.
+      num_rows: images that the devices share evenly.
+      num_cores: of the CPU.
+    """
+    known = math.prod(size for size in sizes if size != -1)
+    if known < 1 or known > num_cores:
+        return 1
+    if -1 not in sizes:
+        return known
+    shares = range(1, num_cores // known + 1)
+    return known * max(n for n in shares if num_rows % n == 0)
