@@ -29,6 +29,7 @@ def make_experiment(path):
     spec.loader.exec_module(module)
     config = module.get_config()
     config.model.num_blocks, config.model.layers_per_block = 2, 1
+    config.train.batch_size = BATCH
     return build(config, jax.devices()[:1])
 
 

@@ -127,7 +127,7 @@ def test_from_another_folder_by_python_itself_until_it_is_told_to_stop(runs, tmp
     assert '\r' not in out
     assert '\x1b' not in out
     first, *_, last = out.splitlines()
-    assert first.endswith(f'1,498 images of digits, 1 cpu device(s), workdir {workdir}')
+    assert first.endswith(f'1 cpu device(s), batches in 1 part(s), workdir {workdir}')
     (step,) = steps_in(workdir)
     assert last == (
         f'Stopped by SIGTERM at step {step}. It is saved in {workdir}/checkpoints/{step}; the same '

@@ -116,7 +116,8 @@ def test_what_a_run_says_in_a_pipe(whole):
     assert result.err == ''
     lines = result.out.splitlines()
     assert lines[0] == (
-        f'8,640 parameters, 1,498 images of digits, 1 cpu device(s), workdir {workdir}'
+        '8,640 parameters, 1,498 images of digits, 1 cpu device(s), batches in 1 part(s), '
+        f'workdir {workdir}'
     )
     assert lines[1].startswith('step  1/24  loss ')
     assert any(line.startswith('step 24/24  loss ') for line in lines)
@@ -214,7 +215,7 @@ REFUSED = {
     ('noise__std', 0.0): ['noise.std must be above 0', '0.0'],
     # Training.
     ('train__batch_size', 1499): ['1499', '1498 images', 'at most 1498'],
-    ('train__microbatches', 0): ['train.microbatches must be at least 1; got 0'],
+    ('train__microbatches', -1): ['train.microbatches must be at least 0; got -1'],
     ('train__microbatches', 3): ['in 3 parts (train.microbatches)', 'multiple of 24'],
     ('train__gather', 'never'): ["train.gather must be one of layer, step; got 'never'"],
     ('optimizer__first_moment_dtype', 'float16'): ['must be one of float32, bfloat16'],

@@ -117,7 +117,9 @@ def test_what_two_shared_is_gone_on_with_by_one_device(runs, whole, stopped, tmp
     runs.run(workdir)
     arrays, expected = (arrays_in(runs, folder, 24) for folder in (workdir, whole[0]))
     for name, array in arrays.items():
-        np.testing.assert_allclose(array, expected[name], atol=1e-5, err_msg=name)
+        # Keys' biases have no gradient but rounding errors, of which Adam makes whole steps.
+        atol = 1e-4 if "['qkv']['bias']" in name else 1e-5
+        np.testing.assert_allclose(array, expected[name], atol=atol, err_msg=name)
     for line, of_one in zip(metrics_in(workdir), metrics_in(whole[0]), strict=True):
         assert line == pytest.approx(of_one, abs=1e-5)
 
