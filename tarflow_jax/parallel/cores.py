@@ -28,13 +28,20 @@ def use_cores(mesh, num_rows: int) -> None:
     is_chosen = number != -1 or _FLAG in os.environ.get('XLA_FLAGS', '')
     if is_chosen or not computes_here():
         return
-    num_cores = len(os.sched_getaffinity(0))
+    num_cores = count_cores()
     count = count_devices(tuple(mesh.values()), num_rows, num_cores)
     jax.config.update('jax_num_cpu_devices', count)
     if count > 1:
         # XLA's pools then have a thread to spare. Without it, two devices wait for the same thread
         # in one or two of a hundred steps, which take twice as long.
         os.environ.setdefault('NPROC', str(num_cores + 1))
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # not on a Mac
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def count_devices(sizes: tuple[int, ...], num_rows: int, num_cores: int) -> int:
