@@ -194,7 +194,10 @@ def serve(connection, side: str, task: str, workload: Workload, options):
         runner = Published(workload, options.ml_tarflow, options.torch_compile)
         connection.send(runner.weights())
     else:
-        runner = Ours(workload, connection.recv(), num)
+        from tarflow_jax.training.program import rows_to_share_in_training
+
+        rows = rows_to_share_in_training(workload.config()) if name == 'train' else num
+        runner = Ours(workload, connection.recv(), rows)
     calls = {
         'train': lambda: runner.train(images, labels),
         'likelihood': lambda: runner.likelihood(images, labels),

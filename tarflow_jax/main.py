@@ -57,7 +57,7 @@ from tarflow_jax.sampling.write import write_samples
 from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training import loop
 from tarflow_jax.training.checkpoint import quiet_orbax
-from tarflow_jax.training.program import hidden_bytes
+from tarflow_jax.training.program import rows_to_share_in_training
 from tarflow_jax.workdir import existing_path, local_folder, source_of
 
 MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
@@ -92,7 +92,6 @@ COORDINATOR_TIMEOUT = flags.DEFINE_integer(
 )
 
 _PLACE_FLAG = re.compile('--?(distributed|coordinator|num_processes|process_id|mode)=')
-LEAST_SHARED_BYTES = 2**21  # of hidden features; the steps of a smaller batch are too short
 LONGEST_MESSAGE = 500  # of absl, which repeats whole values
 
 # Flags that only some modes read.
@@ -134,10 +133,9 @@ def main(_) -> int:
 
 
 def rows_to_share(config) -> int:
-    """How many images the cores of a CPU have to share; 1 where they had better not."""
+    """How many images the cores of a CPU share at a time."""
     if MODE.value == 'train':
-        small = hidden_bytes(config.model, config.train.batch_size) < LEAST_SHARED_BYTES
-        return 1 if small else config.train.batch_size // max(config.train.microbatches, 1)
+        return rows_to_share_in_training(config)
     if MODE.value == 'evaluate':
         return config.evaluate.batch_size
     return min(config.sample.batch_size, config.sample.num_samples)

@@ -20,7 +20,8 @@ from tarflow_jax.training.state import TrainState, init_state
 from tarflow_jax.training.train_step import make_train_step
 from tarflow_jax.values import MOST
 
-CACHE_BYTES = 2**21  # of a CPU's core
+CACHE_BYTES = 2**21  # of a CPU's core, for hidden features
+LEAST_SHARED_BYTES = 2**21  # of the hidden features of a batch
 MOST_UNROLLED = 32  # layers, of which each takes about a second to compile
 
 
@@ -153,6 +154,13 @@ def count_microbatches(experiment) -> int:
     rows = max(config.train.batch_size // batch_shares(mesh), 1)
     parts = (n for n in range(1, rows + 1) if rows % n == 0)
     return next(n for n in parts if n == rows or hidden_bytes(model, rows // n) <= CACHE_BYTES)
+
+
+def rows_to_share_in_training(config) -> int:
+    """How many images the cores of a CPU share at a time; 1 where a step is too short for that."""
+    if hidden_bytes(config.model, config.train.batch_size) < LEAST_SHARED_BYTES:
+        return 1
+    return config.train.batch_size // max(config.train.microbatches, 1)
 
 
 def hidden_bytes(model, num_images: int) -> float:
