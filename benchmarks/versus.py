@@ -62,11 +62,7 @@ class Published:
     def weights(self):
         return {name: tensor.numpy() for name, tensor in self.model.state_dict().items()}
 
-    def answer(self, task, images, labels, noise):
-        if task.startswith('sample'):
-            return [self.sample(noise, labels, 0.0)]
-        if task.startswith('guided'):
-            return [self.sample(noise, labels, GUIDANCE)]
+    def latents(self, images, labels):
         with self.torch.no_grad():
             latents, _, log_dets = self.model(self._pixels(images), self._labels(labels))
             latents = self.model.unpatchify(latents).permute(0, 2, 3, 1)
@@ -123,36 +119,32 @@ class Ours:
         from tarflow_jax.likelihood.noise import Noise
         from tarflow_jax.parallel import rules
         from tarflow_jax.published.convert import from_state_dict
-        from tarflow_jax.stopping import Stop
-        from tarflow_jax.training.program import make_program
 
         self.jax, self.rules, self.workload = jax, rules, workload
         experiment = build(config)
-        self.model, self.mesh, self.noise = (
-            experiment.model,
-            experiment.mesh,
-            Noise('gaussian', 0.1, 256),
-        )
+        self.experiment, self.model, self.mesh = experiment, experiment.model, experiment.mesh
+        self.noise = Noise('gaussian', 0.1, num_levels=256)
         _, self.params = from_state_dict(
             weights,
             image_shape=workload.image_shape,
             patch_size=workload.patch_size,
             shardings=lambda params: rules.shardings(params, self.mesh),
         )
-        program = make_program(experiment, self.noise, config.optimizer.warmup_steps + 1)
-        self.step = program.step
-        with rules.activation_sharding(self.mesh):
-            self.state = program.init(jax.random.key(0))
-        self.signals = Stop().received_on(self.mesh)
 
-    def answer(self, task, images, labels, noise):
-        if task.startswith('sample'):
-            return [self.sample(noise, labels, 0.0)]
-        if task.startswith('guided'):
-            return [self.sample(noise, labels, GUIDANCE)]
+    def latents(self, images, labels):
         pixels = images.astype(np.float32) / 127.5 - 1
         answer = self.jax.jit(self.model.apply)({'params': self.params}, pixels, labels)
         return [np.asarray(x) for x in answer]
+
+    def start_training(self):
+        from tarflow_jax.stopping import Stop
+        from tarflow_jax.training.program import make_program
+
+        total_steps = self.experiment.config.optimizer.warmup_steps + 1
+        program = make_program(self.experiment, self.noise, total_steps)
+        with self.rules.activation_sharding(self.mesh):
+            self.state = program.init(self.jax.random.key(0))
+        self.step, self.signals = program.step, Stop().received_on(self.mesh)
 
     def train(self, images, labels):
         with self.rules.activation_sharding(self.mesh):
@@ -161,12 +153,13 @@ class Ours:
         self.jax.block_until_ready((self.state, report))
 
     def likelihood(self, images, labels):
-        from tarflow_jax.likelihood.scores import _log_prob
+        from tarflow_jax.likelihood.scores import noisy_log_prob
 
         index = np.arange(len(images), dtype=np.int32)
         batch = self._placed({'image': images, 'label': labels, 'index': index})
         with self.rules.activation_sharding(self.mesh):
-            return float(_log_prob(self.model, self.noise, self.params, batch, 0, 0).mean())
+            log_probs = noisy_log_prob(self.model, self.noise, self.params, batch, 0, 0)
+            return float(log_probs.mean())
 
     def sample(self, noise, labels, guidance):
         from tarflow_jax import sample
@@ -183,7 +176,7 @@ class Ours:
 
 
 def serve(connection, side: str, task: str, workload: Workload, options):
-    """One side of one task, in a process of its own, until the connection closes."""
+    """One side of one task, in a process of its own, until it is told to end."""
     name, _, size = task.partition(' ')
     num = int(size or workload.batch_size)
     draws = np.random.default_rng(0)
@@ -204,7 +197,10 @@ def serve(connection, side: str, task: str, workload: Workload, options):
         'sample': lambda: runner.sample(noise, labels, 0.0),
         'guided': lambda: runner.sample(noise, labels, GUIDANCE),
     }
-    connection.send(runner.answer(name, images, labels, noise))
+    is_of_samples = name in ('sample', 'guided')
+    connection.send([calls[name]()] if is_of_samples else runner.latents(images, labels))
+    if (side, name) == ('ours', 'train'):
+        runner.start_training()
     while connection.recv():
         start = time.perf_counter()
         calls[name]()

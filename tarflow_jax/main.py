@@ -136,7 +136,7 @@ def rows_to_share(config) -> int:
     """How many images the cores of a CPU share at a time."""
     if MODE.value == 'train':
         return rows_to_share_in_training(config)
-    if MODE.value == 'evaluate':
+    if MODE.value != 'sample':
         return config.evaluate.batch_size
     return min(config.sample.batch_size, config.sample.num_samples)
 

@@ -51,7 +51,7 @@ def score_split(
       together (for one draw, the same number). The standard errors bits_per_dim_error and
       iw_bits_per_dim_error are those of the means over images; NaN for a single image.
     """
-    score = functools.partial(_log_prob, model, noise, params)
+    score = functools.partial(noisy_log_prob, model, noise, params)
     batches = scored_batches(split, mesh, batch_size, before_batch)
     log_probs = _log_probs(score, batches, num_draws, seed)
     dims = math.prod(model.image_shape)
@@ -118,6 +118,7 @@ def noisy_images(noise: Noise, batch, seed, draw):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _log_prob(model, noise, params, batch, seed, draw):
+def noisy_log_prob(model, noise, params, batch, seed, draw):
+    """The log-density in nats [B] of a batch of `scored_batches`, see `noisy_images`."""
     images = noisy_images(noise, batch, seed, draw)
     return model.apply({'params': params}, images, batch['label'], method='log_prob')

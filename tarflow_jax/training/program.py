@@ -59,8 +59,8 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
       InputError: the devices cannot share a batch, or the schedule makes no sense.
     """
     config, model, mesh = experiment.config, experiment.model, experiment.mesh
+    _check_shares(config.train, mesh)
     microbatches = count_microbatches(experiment)
-    _check_shares(config.train.batch_size, microbatches, mesh)
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
     is_small = model.num_blocks * model.layers_per_block <= MOST_UNROLLED
     if on_cpu and is_small and not config.train.microbatches:
@@ -95,7 +95,7 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
         ema_decay=config.train.ema_decay,
         window_steps=config.train.log_every,
         microbatches=microbatches,
-        separate=on_cpu and batch_shares(mesh) == mesh.size > 1 == mesh.shape['fsdp'],
+        separate=on_cpu and mesh.shape['data'] == mesh.size > 1,
         gather=config.train.gather,
         restart_factor=config.train.restart_factor,
     )
@@ -151,7 +151,7 @@ def count_microbatches(experiment) -> int:
     config, model, mesh = experiment.config, experiment.model, experiment.mesh
     if config.train.microbatches or mesh.devices.flat[0].platform != 'cpu':
         return config.train.microbatches or 1
-    rows = max(config.train.batch_size // batch_shares(mesh), 1)
+    rows = config.train.batch_size // batch_shares(mesh)
     parts = (n for n in range(1, rows + 1) if rows % n == 0)
     return next(n for n in parts if n == rows or hidden_bytes(model, rows // n) <= CACHE_BYTES)
 
@@ -170,8 +170,9 @@ def hidden_bytes(model, num_images: int) -> float:
     return 4 * num_images * num_tokens * TransformerLayer.mlp_expansion * model.width
 
 
-def _check_shares(batch_size: int, microbatches: int, mesh) -> None:
+def _check_shares(settings, mesh) -> None:
     """Raises InputError unless the devices share every part of a batch evenly."""
+    batch_size, microbatches = settings.batch_size, max(settings.microbatches, 1)
     shares = batch_shares(mesh)
     if batch_size % (shares * microbatches):
         parts = f', in {microbatches} parts (train.microbatches)' if microbatches > 1 else ''

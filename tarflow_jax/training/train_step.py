@@ -36,9 +36,9 @@ def make_train_step(
     gradient is summed over as many equal parts of the batch, one after the other: less memory, the
     same step. With `separate` each device computes the gradient of its own rows, and the gradients
     meet once a step instead of once a part; parameters are then whole on every device. Parameters
-    that are split over devices are collected layer by layer as they are used
-    (`gather` 'layer'), or all of them once a 'step', in the type they are used in: more memory,
-    fewer messages. Every restart of the run multiplies the learning rate by `restart_factor`.
+    that are split over devices are collected layer by layer as they are used (`gather` 'layer'), or
+    all of them once a 'step', in the type they are used in: more memory, fewer messages. Every
+    restart of the run multiplies the learning rate by `restart_factor`.
     """
 
     def loss_fn(params, images, labels):
@@ -133,7 +133,7 @@ def on_own_rows(gradient):
 
     def of_device(params, images, labels):
         with nn.logical_axis_rules(()):  # nothing is split within a device
-            return jax.lax.pmean(gradient(params, images, labels), rules.BATCH[0])
+            return jax.lax.pmean(gradient(params, images, labels), rules.BATCH_AXES)
 
     return jax.shard_map(
         of_device,
