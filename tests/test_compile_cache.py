@@ -18,7 +18,7 @@ print(float(jax.jit(lambda x: x * 2 + 1)(3.0)))
 @pytest.fixture
 def run(tmp_path):
     def run(**environment):
-        clean = {name: value for name, value in os.environ.items() if 'JAX_' not in name}
+        clean = {name: value for name, value in os.environ.items() if 'CACHE' not in name}
         environment = clean | {'TARFLOW_CACHE': str(tmp_path / 'cache')} | environment
         result = subprocess.run(
             [sys.executable, '-c', PROGRAM], env=environment, capture_output=True, text=True
