@@ -1,5 +1,7 @@
 """One autoregressive affine block of the flow, in its own token order."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -55,7 +57,7 @@ class FlowBlock(nn.Module):
             self._layer_class(),
             variable_axes={'params': 0},
             split_rngs={'params': True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=nn.broadcast,
             length=self.num_layers,
             unroll=self.num_layers if self.unroll else 1,
         )(self.head_dim, self.dtype, self.attention)
@@ -73,7 +75,7 @@ class FlowBlock(nn.Module):
     def __call__(self, x_BTP, labels_B):
         """Maps whole sequences [B, T, P] to (z [B, T, P], log_det [B] in nats)."""
         h_BTD = self._embed(x_BTP, labels_B, self.pos_embed)
-        (h_BTD, _), _ = self.layers((h_BTD, None), jnp.arange(self.num_layers), None, 1.0)
+        h_BTD, _ = self.layers(h_BTD, None, None, 1.0)
         shift, log_scale = (self._delay(p) for p in self._head(h_BTD))
         with jax.named_scope('affine'):
             z_BTP = (x_BTP - shift) * jnp.exp(-log_scale)
@@ -89,34 +91,45 @@ class FlowBlock(nn.Module):
             layers[name] = jax.tree.map(lambda x: x.astype(self.dtype), layers[name])
         return {**params, 'layers': layers}
 
-    def empty_cache(self, batch: int) -> KVCache:
-        """The cache before the first token, for `batch` rows."""
-        heads = self.width // self.head_dim
-        shape = (self.num_layers, batch, heads, self.num_tokens, self.head_dim)
-        empty = name_axes(
-            jnp.zeros(shape, self.dtype), ('layers', 'batch', 'heads', 'tokens', 'head_dim')
-        )
-        return KVCache(empty, empty)
+    def separate_layers(self, params):
+        """The parameters as `step` takes them: a tuple of layers, instead of stacked ones.
 
-    def step(self, x_BP, labels_B, position, cache, temperature):
-        """Predicts the affine map of the next token from one data-side token and the cache.
+        A loop over tokens would otherwise copy each layer's out of the stack for every token.
+        """
+        of_layer = map(operator.itemgetter, range(self.num_layers))
+        layers = tuple(jax.tree.map(take, params['layers']) for take in of_layer)
+        return {**params, 'layers': layers}
+
+    def empty_caches(self, batch: int, length: int) -> tuple[KVCache, ...]:
+        """Each layer's cache before the first token, for `batch` rows of `length` tokens."""
+        shape = (batch, self.width // self.head_dim, length, self.head_dim)
+        empty = name_axes(jnp.zeros(shape, self.dtype), ('batch', 'heads', 'tokens', 'head_dim'))
+        return (KVCache(empty, empty),) * self.num_layers
+
+    def step(self, x_BTP, labels_B, position, caches, temperature):
+        """Predicts the affine maps of the tokens that follow some data-side tokens.
 
         Args:
-          x_BP: the token at `position` [B, P]; the tokens before it are in the cache.
+          x_BTP: T tokens from `position` on [B, T, P]; those before them are in the caches.
           labels_B: class labels, -1 for none.
-          position: scalar int array, 0 to num_tokens - 2.
-          cache: see `empty_cache`.
+          position: scalar int array, 0 to num_tokens - T.
+          caches: see `empty_caches`, with room for the tokens.
           temperature: divides the attention logits, a scalar or [B].
 
         Returns:
-          ((shift, log_scale) of token `position + 1`, each [B, P], the new cache).
+          ((shift, log_scale) of the tokens from `position + 1` on, each [B, T, P], new caches).
+
+        Must be applied to the parameters of `separate_layers`.
         """
-        pos_embed_1D = jax.lax.dynamic_slice_in_dim(self.pos_embed, position, 1)
-        h_B1D = self._embed(x_BP[:, None], labels_B, pos_embed_1D)
-        layers = jnp.arange(self.num_layers)
-        (h_B1D, cache), _ = self.layers((h_B1D, cache), layers, position, temperature)
-        shift, log_scale = self._head(h_B1D)
-        return (shift[:, 0], log_scale[:, 0]), cache
+        pos_embed_TD = jax.lax.dynamic_slice_in_dim(self.pos_embed, position, x_BTP.shape[1])
+        h_BTD = self._embed(x_BTP, labels_B, pos_embed_TD)
+        layer = TransformerLayer(self.head_dim, self.dtype, parent=None)
+        written = []
+        with jax.named_scope('layers'):
+            for params, cache in zip(self.get_variable('params', 'layers'), caches, strict=True):
+                h_BTD, cache = layer.apply({'params': params}, h_BTD, cache, position, temperature)
+                written.append(cache)
+        return self._head(h_BTD), tuple(written)
 
     def _embed(self, x_BTP, labels_B, pos_embed_TD):
         h_BTD = self.proj_in(x_BTP) + pos_embed_TD[None]

@@ -1,11 +1,11 @@
 """The causal transformer: the output at a token depends on it and the tokens before it.
 
 Suffix letters name dimensions: B batch, T tokens, S attended tokens, D width, N heads, K head dim,
-F hidden of the MLP, L layers.
+F hidden of the MLP.
 
-The same parameters serve two kinds of input: a whole sequence [B, T, D], or, with a `KVCache` and a
-position, the single token [B, 1, D] at that position. LayerNorm statistics, softmax and the
-residual stream are float32 whatever `dtype` is.
+The same parameters serve two kinds of input: a whole sequence [B, T, D], or, with a `KVCache`, the
+tokens [B, T, D] from a position on, those before them being in the cache. LayerNorm statistics,
+softmax and the residual stream are float32 whatever `dtype` is.
 """
 
 import math
@@ -77,24 +77,24 @@ class Linear(nn.Module):
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers for the tokens so far, each [L, B, N, S, K]."""
+    """Keys and values of a layer for the tokens so far, each [B, N, S, K]."""
 
     keys: jax.Array
     values: jax.Array
 
-    def write(self, layer, position, key_BTNK, value_BTNK) -> 'KVCache':
-        """The cache with one token (T = 1) written at `position` of `layer`, in place under jit."""
+    def lengthened(self, length: int) -> 'KVCache':
+        """The cache with room for `length` tokens."""
+        more = length - self.keys.shape[2]
+        return KVCache(*(jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) for x in self))
 
-        def update(cache, new_BTNK):
-            new = new_BTNK.swapaxes(1, 2)[None].astype(cache.dtype)
-            return jax.lax.dynamic_update_slice(cache, new, (layer, 0, 0, position, 0))
+    def write(self, position, k_BTNK, v_BTNK) -> 'KVCache':
+        """The cache with tokens written from `position` on, in place under jit."""
 
-        return KVCache(update(self.keys, key_BTNK), update(self.values, value_BTNK))
+        def update(x_BNSK, new_BTNK):
+            new_BNTK = new_BTNK.swapaxes(1, 2).astype(x_BNSK.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(x_BNSK, new_BNTK, position, axis=2)
 
-    def read(self, layer) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of one layer, each [B, N, S, K]."""
-        keys, values = (jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in self)
-        return keys, values
+        return KVCache(update(self.keys, k_BTNK), update(self.values, v_BTNK))
 
 
 class CausalAttention(nn.Module):
@@ -105,8 +105,8 @@ class CausalAttention(nn.Module):
     attention: str
 
     @nn.compact
-    def __call__(self, h_BTD, cache, layer, position, temperature):
-        width = h_BTD.shape[-1]
+    def __call__(self, h_BTD, cache, position, temperature):
+        _, length, width = h_BTD.shape
         heads = width // self.head_dim
 
         qkv = Linear((heads, 3, self.head_dim), self.dtype, name='qkv')(h_BTD)
@@ -115,9 +115,9 @@ class CausalAttention(nn.Module):
         if cache is None:
             mixed_BTNK = attention.IMPLEMENTATIONS[self.attention](q_BTNK, k_BTNK, v_BTNK)
         else:
-            cache = cache.write(layer, position, k_BTNK, v_BTNK)
-            k_BNSK, v_BNSK = cache.read(layer)
-            mixed_BTNK = attention.attend(q_BTNK, k_BNSK, v_BNSK, position[None], temperature)
+            cache = cache.write(position, k_BTNK, v_BTNK)
+            position_T = position + jnp.arange(length)
+            mixed_BTNK = attention.attend(q_BTNK, *cache, position_T, temperature)
         mixed_BTNK = name_axes(mixed_BTNK, ('batch', 'tokens', 'heads', 'head_dim'))
         out_BTD = Linear((width,), self.dtype, name='out')(mixed_BTNK)
         return out_BTD, cache
@@ -140,9 +140,9 @@ class Mlp(nn.Module):
 class TransformerLayer(nn.Module):
     """Pre-norm attention and MLP, each added to the residual stream.
 
-    Shaped to be scanned over layers: `(h, cache)` is carried, `layer` is this layer's index in the
-    cache; `position` and `temperature` (a scalar or one value a row, dividing the attention logits)
-    are the same for all layers. Without a cache the input is a whole sequence.
+    Shaped to be scanned over layers, which carries the residual stream. `position` is that of the
+    first token, `temperature` (a scalar or [B]) divides the attention logits. Without a cache the
+    input is a whole sequence.
     """
 
     head_dim: int
@@ -151,18 +151,17 @@ class TransformerLayer(nn.Module):
     mlp_expansion: int = 4
 
     @nn.compact
-    def __call__(self, carry, layer, position, temperature):
-        h_BTD, cache = carry
+    def __call__(self, h_BTD, cache, position, temperature):
         attend = CausalAttention(self.head_dim, self.dtype, self.attention, name='attention')
         mlp = Mlp(self.mlp_expansion, self.dtype, name='mlp')
 
         update, cache = attend(
-            self.norm('attention_norm', h_BTD), cache, layer, position, temperature
+            self.norm('attention_norm', h_BTD), cache, position, temperature
         )
         h_BTD = h_BTD + update
         h_BTD = h_BTD + mlp(self.norm('mlp_norm', h_BTD))
         h_BTD = name_axes(h_BTD, ('batch', 'tokens', 'width'))
-        return (h_BTD, cache), None
+        return h_BTD, cache
 
     def norm(self, name, h_BTD):
         layer_norm = nn.LayerNorm(

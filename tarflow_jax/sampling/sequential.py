@@ -1,6 +1,7 @@
 """The exact inverse of the flow, token by token."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,9 @@ from tarflow_jax.sampling.guidance import NO_GUIDANCE, Guidance
 from tarflow_jax.values import Flag, Real
 
 PRIOR_TEMPERATURE = Real(0, 100)
+# The KV cache grows in stages, so that attention reads few places that are still empty; each stage
+# is compiled by itself.
+MOST_STAGES, LEAST_TOKENS = 4, 16
 
 
 def sample(
@@ -101,7 +105,7 @@ def inverse(flow: TokenFlow, params, latents, labels, guidance: Guidance = NO_GU
 
 
 def inverse_block(block: FlowBlock, params, z_BTP, labels_B, guidance: Guidance):
-    """Solves one block for its input: a scan over tokens, each read once into the KV cache.
+    """Solves one block for its input: scans over tokens, each read once into the KV cache.
 
     x_0 = z_0,  x_{t+1} = z_{t+1} * exp(log_scale(x_<=t)) + shift(x_<=t)
     """
@@ -110,27 +114,39 @@ def inverse_block(block: FlowBlock, params, z_BTP, labels_B, guidance: Guidance)
     temperature_B = guidance.double(
         jnp.ones(batch), jnp.full(batch, guidance.attention_temperature)
     )
-    cache = block.empty_cache(len(labels_B))
+    params = block.separate_layers(params)
 
     @jax.named_scope('inverse_token')
     def invert(carry, inputs):
-        x_BP, cache = carry
+        x_BP, caches = carry
         position, z_BP = inputs
-        affine, cache = block.apply(
+        affine, caches = block.apply(
             {'params': params},
-            guidance.double(x_BP, x_BP),
+            guidance.double(x_BP, x_BP)[:, None],
             labels_B,
             position,
-            cache,
+            caches,
             temperature_B,
             method='step',
         )
+        affine = jax.tree.map(lambda p_B1P: p_B1P[:, 0], affine)
         shift, log_scale = guidance.combine(affine, position, num_tokens)
         with jax.named_scope('affine'):
             x_BP = z_BP * jnp.exp(log_scale) + shift
-        return (x_BP, cache), x_BP
+        return (x_BP, caches), x_BP
 
     z_TBP = z_BTP.swapaxes(0, 1)
-    inputs = (jnp.arange(num_tokens - 1), z_TBP[1:])
-    _, x_TBP = jax.lax.scan(invert, (z_TBP[0], cache), inputs)
-    return jnp.concatenate([z_TBP[:1], x_TBP]).swapaxes(0, 1)
+    x_BP, solved = z_TBP[0], [z_TBP[:1]]
+    caches = block.empty_caches(len(labels_B), 0)
+    for first, end in stages(num_tokens - 1):
+        caches = tuple(cache.lengthened(end) for cache in caches)
+        inputs = (jnp.arange(first, end), z_TBP[first + 1 : end + 1])
+        (x_BP, caches), x_TBP = jax.lax.scan(invert, (x_BP, caches), inputs)
+        solved.append(x_TBP)
+    return jnp.concatenate(solved).swapaxes(0, 1)
+
+
+def stages(length: int) -> list[tuple[int, int]]:
+    """The (first, end) of the parts in which `length` tokens are read into the cache."""
+    step = max(LEAST_TOKENS, math.ceil(length / MOST_STAGES))
+    return [(first, min(first + step, length)) for first in range(0, length, step)]

@@ -63,14 +63,15 @@ def test_the_first_token_stays_as_it_is(block_and_params, tokens):
 
 def test_cached_steps_equal_the_pass_over_the_whole_sequence(block_and_params, tokens):
     block, params = block_and_params
-    step = jax.jit(lambda *args: block.apply({'params': params}, *args, method='step'))
-    cache = block.empty_cache(BATCH)
+    separate = {'params': block.separate_layers(params)}
+    step = jax.jit(lambda *args: block.apply(separate, *args, method='step'))
+    caches = block.empty_caches(BATCH, TOKENS - 1)
     z, log_det = [tokens[:, 0]], np.zeros(BATCH)
     for t in range(TOKENS - 1):
         position = jnp.int32(t)
-        (shift, log_scale), cache = step(tokens[:, t], LABELS, position, cache, 1.0)
-        z.append((tokens[:, t + 1] - shift) * np.exp(-log_scale))
-        log_det -= log_scale.sum(axis=1)
+        (shift, log_scale), caches = step(tokens[:, t, None], LABELS, position, caches, 1.0)
+        z.append((tokens[:, t + 1] - shift[:, 0]) * np.exp(-log_scale[:, 0]))
+        log_det -= log_scale.sum(axis=(1, 2))
     whole, whole_log_det = jax.jit(block.apply)({'params': params}, tokens, LABELS)
     np.testing.assert_allclose(np.stack(z, axis=1), whole, atol=1e-5)
     np.testing.assert_allclose(log_det, whole_log_det, atol=1e-5)
@@ -79,12 +80,13 @@ def test_cached_steps_equal_the_pass_over_the_whole_sequence(block_and_params, t
 @WITH_SCALES
 def test_every_row_may_have_an_attention_temperature_of_its_own(block_and_params, tokens):
     block, params = block_and_params
-    step = jax.jit(lambda *args: block.apply({'params': params}, *args, method='step'))
+    separate = {'params': block.separate_layers(params)}
+    step = jax.jit(lambda *args: block.apply(separate, *args, method='step'))
 
     def shift_at_position_1(temperature):
-        cache = block.empty_cache(BATCH)
-        _, cache = step(tokens[:, 0], LABELS, jnp.int32(0), cache, temperature)
-        (shift, _), _ = step(tokens[:, 1], LABELS, jnp.int32(1), cache, temperature)
+        caches = block.empty_caches(BATCH, TOKENS)
+        _, caches = step(tokens[:, :1], LABELS, jnp.int32(0), caches, temperature)
+        (shift, _), _ = step(tokens[:, 1:2], LABELS, jnp.int32(1), caches, temperature)
         return shift
 
     hot, cold = shift_at_position_1(jnp.full(BATCH, 3.0)), shift_at_position_1(jnp.ones(BATCH))
@@ -119,9 +121,10 @@ def test_parameters_cast_once_give_what_casting_at_every_use_gives(block_and_par
 
     @jax.jit
     def step(params):
-        cache = block.empty_cache(BATCH)
-        args = (tokens[:, 0], LABELS, jnp.array(0), cache, jnp.ones(BATCH))
-        return block.apply({'params': params}, *args, method='step')
+        caches = block.empty_caches(BATCH, TOKENS)
+        args = (tokens[:, :1], LABELS, jnp.array(0), caches, jnp.ones(BATCH))
+        separate = {'params': block.separate_layers(params)}
+        return block.apply(separate, *args, method='step')
 
     cast = block.cast(params)
     jax.tree.map(np.testing.assert_array_equal, step(cast), step(params))

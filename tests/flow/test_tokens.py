@@ -85,12 +85,14 @@ def test_steps_with_a_cache_equal_the_pass_over_the_whole_sequence(random_params
     tokens, labels = random_tokens(flow)
     z_BTP, _ = apply(flow, params, tokens, labels)
     block, slice_of_block = flow.block(), jax.tree.map(lambda leaf: leaf[0], params['blocks'])
-    step = jax.jit(lambda *args: block.apply({'params': slice_of_block}, *args, method='step'))
-    cache = block.empty_cache(BATCH)
+    separate = {'params': block.separate_layers(slice_of_block)}
+    step = jax.jit(lambda *args: block.apply(separate, *args, method='step'))
+    caches = block.empty_caches(BATCH, flow.num_tokens)
     x_BTP = [z_BTP[:, 0]]
     for t in range(flow.num_tokens - 1):
-        (shift, log_scale), cache = step(x_BTP[-1], labels, jnp.int32(t), cache, 1.0)
-        x_BTP.append(z_BTP[:, t + 1] * np.exp(log_scale) + shift)
+        last_B1P, position = x_BTP[-1][:, None], jnp.int32(t)
+        (shift, log_scale), caches = step(last_B1P, labels, position, caches, 1.0)
+        x_BTP.append(z_BTP[:, t + 1] * np.exp(log_scale[:, 0]) + shift[:, 0])
     np.testing.assert_allclose(np.stack(x_BTP, axis=1), tokens, atol=1e-5)
 
 

@@ -20,10 +20,10 @@ UNCONDITIONAL = TarFlow((4, 4, 1), num_blocks=2, **SIZES)
 @functools.partial(jax.jit, static_argnums=0)
 def affine_of_second_token(model, params, first_BP, labels):
     block = model.token_flow().block()
-    params = {'params': jax.tree.map(lambda leaf: leaf[0], params['blocks'])}
-    cache = block.empty_cache(len(labels))
-    affine, _ = block.apply(params, first_BP, labels, jnp.int32(0), cache, 1.0, method='step')
-    return affine
+    params = block.separate_layers(jax.tree.map(lambda leaf: leaf[0], params['blocks']))
+    args = (first_BP[:, None], labels, jnp.int32(0), block.empty_caches(len(labels), 2), 1.0)
+    affine, _ = block.apply({'params': params}, *args, method='step')
+    return jax.tree.map(lambda p_B1P: p_B1P[:, 0], affine)
 
 
 @pytest.mark.parametrize('guide', ['both', 'scale', 'shift'])
