@@ -155,9 +155,7 @@ class TransformerLayer(nn.Module):
         attend = CausalAttention(self.head_dim, self.dtype, self.attention, name='attention')
         mlp = Mlp(self.mlp_expansion, self.dtype, name='mlp')
 
-        update, cache = attend(
-            self.norm('attention_norm', h_BTD), cache, position, temperature
-        )
+        update, cache = attend(self.norm('attention_norm', h_BTD), cache, position, temperature)
         h_BTD = h_BTD + update
         h_BTD = h_BTD + mlp(self.norm('mlp_norm', h_BTD))
         h_BTD = name_axes(h_BTD, ('batch', 'tokens', 'width'))
