@@ -19,12 +19,12 @@ WINDOWS = 7
 SECONDS = 2.0  # of a window
 
 
-def images_per_second(split, batch_size: int, workers: int) -> list[float]:
+def images_per_second(split, batch_size: int, workers: int, windows: int = WINDOWS) -> list[float]:
     """The rates of all windows."""
     batches = pipeline.train_batches(split, batch_size=batch_size, seed=0, workers=workers)
     with contextlib.closing(batches):
         next(batches)
-        return [_rate(batches, batch_size) for _ in range(1 + WINDOWS)][1:]
+        return [_rate(batches, batch_size) for _ in range(1 + windows)][1:]
 
 
 def _rate(batches, batch_size: int) -> float:

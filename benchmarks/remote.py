@@ -1,0 +1,57 @@
+"""Objects in processes of their own, whose methods are timed there."""
+
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import resource
+import time
+from typing import Any, NamedTuple
+
+
+class Timed(NamedTuple):
+    """What a call returned, its seconds, and the most memory that its process ever held."""
+
+    result: Any
+    seconds: float
+    peak_bytes: int
+
+
+class Remote:
+    """An object that is made in a new process; an error there ends the benchmark."""
+
+    def __init__(self, make, *args):
+        context = multiprocessing.get_context('spawn')
+        self._end, far = context.Pipe()
+        self._process = context.Process(target=_serve, args=(far, make, args), daemon=True)
+        self._process.start()
+        far.close()
+
+    def call(self, method: str, *args) -> Timed:
+        """Calls a method, and waits for it."""
+        self._end.send((method, args))
+        try:
+            return Timed(*self._end.recv())
+        except EOFError:
+            raise SystemExit('a process of the benchmark failed, as it says above.') from None
+
+    def close(self) -> None:
+        self._end.send(None)
+        self._process.join()
+
+
+def _serve(connection, make, args):
+    made = make(*args)
+    while request := connection.recv():
+        method, args = request
+        start = time.perf_counter()
+        result = getattr(made, method)(*args)
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        connection.send((result, seconds, peak))
+
+
+def machine(*packages: str) -> str:
+    """What the figures are measured on: the cores, and versions of jax and other packages."""
+    versions = (f'{name} {importlib.metadata.version(name)}' for name in ('jax', *packages))
+    return f'{len(os.sched_getaffinity(0))} cores of {platform.machine()}, {", ".join(versions)}'
