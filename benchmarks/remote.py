@@ -32,7 +32,7 @@ class Remote:
         self._end.send((method, args))
         try:
             return Timed(*self._end.recv())
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise SystemExit('a process of the benchmark failed, as it says above.') from None
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ implementations compute softmax(q k^T / sqrt(K)) v with the softmax in float32; 
 write the T x T weights to memory.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 # Full float32 products: by default, TPUs and recent GPUs round the factors.
 PRECISION = jax.lax.Precision.HIGHEST
+MOST_PARTS, LEAST_QUERIES = 4, 128
 
 
 def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
@@ -37,8 +39,8 @@ def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
     """
     batch, _, _, head_dim = q_BTNK.shape
     logits_BNTS = jnp.einsum(
-        'BTNK,BNSK->BNTS',
-        q_BTNK,
+        'BNTK,BNSK->BNTS',
+        q_BTNK.swapaxes(1, 2),  # XLA's CPU backend takes longer for products in other orders
         k_BNSK,
         precision=PRECISION,
         preferred_element_type=jnp.float32,
@@ -47,13 +49,34 @@ def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
     seen_TS = jnp.arange(k_BNSK.shape[2])[None] <= position_T[:, None]
     logits_BNTS = jnp.where(seen_TS, logits_BNTS * scale_B[:, None, None, None], -jnp.inf)
     weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(v_BNSK.dtype)
-    return jnp.einsum('BNTS,BNSK->BTNK', weights_BNTS, v_BNSK, precision=PRECISION)
+    mixed_BNTK = jnp.einsum('BNTS,BNSK->BNTK', weights_BNTS, v_BNSK, precision=PRECISION)
+    return mixed_BNTK.swapaxes(1, 2)
 
 
 def xla(q_BTNK, k_BTNK, v_BTNK):
-    """Causal attention [B, T, N, K] on any device, in the dtype of its inputs."""
+    """Causal attention [B, T, N, K] on any device, in the dtype of its inputs.
+
+    Queries attend in parts, so that few weights are computed of tokens that come later.
+    """
     k_BNSK, v_BNSK = k_BTNK.swapaxes(1, 2), v_BTNK.swapaxes(1, 2)
-    return attend(q_BTNK, k_BNSK, v_BNSK, jnp.arange(q_BTNK.shape[1]), 1.0)
+
+    def mix(first, end):
+        position_T = jnp.arange(first, end)
+        prefix = k_BNSK[:, :, :end], v_BNSK[:, :, :end]
+        return attend(q_BTNK[:, first:end], *prefix, position_T, 1.0)
+
+    parts = causal_parts(q_BTNK.shape[1], LEAST_QUERIES)
+    return jnp.concatenate([mix(first, end) for first, end in parts], axis=1)
+
+
+def causal_parts(length: int, least: int) -> list[tuple[int, int]]:
+    """The (first, end) of up to four parts of a sequence, each of `least` tokens but the last.
+
+    What attends to a prefix then reads keys and values up to the end of its part, not of the
+    sequence. Each part is compiled by itself.
+    """
+    step = max(least, math.ceil(length / MOST_PARTS))
+    return [(first, min(first + step, length)) for first in range(0, length, step)]
 
 
 def cudnn(q_BTNK, k_BTNK, v_BTNK, implementation: Literal['cudnn', 'xla'] = 'cudnn'):

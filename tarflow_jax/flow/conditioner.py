@@ -117,7 +117,8 @@ class CausalAttention(nn.Module):
         else:
             cache = cache.write(position, k_BTNK, v_BTNK)
             position_T = position + jnp.arange(length)
-            mixed_BTNK = attention.attend(q_BTNK, *cache, position_T, temperature)
+            keys, values = cache
+            mixed_BTNK = attention.attend(q_BTNK, keys, values, position_T, temperature)
         mixed_BTNK = name_axes(mixed_BTNK, ('batch', 'tokens', 'heads', 'head_dim'))
         out_BTD = Linear((width,), self.dtype, name='out')(mixed_BTNK)
         return out_BTD, cache

@@ -9,6 +9,7 @@ import numpy as np
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow.inputs import as_batch
+from tarflow_jax.flow.parts import map_parts
 from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.likelihood.scores import noisy_images, scored_batches
@@ -74,11 +75,14 @@ def score_split(
 def _joint(model, params, images):
     """log p(images | y) [B, num_classes], one class after another to keep memory low."""
 
-    def log_prob(label):
-        labels = jnp.full(len(images), label)
-        return model.apply({'params': params}, images, labels, method='log_prob')
+    def log_probs(images):
+        def log_prob(label):
+            labels = jnp.full(len(images), label)
+            return model.apply({'params': params}, images, labels, method='log_prob')
 
-    return jax.lax.map(log_prob, jnp.arange(model.num_classes)).T
+        return jax.lax.map(log_prob, jnp.arange(model.num_classes)).T
+
+    return map_parts(log_probs, model, images)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from tarflow_jax.data import pipeline
+from tarflow_jax.flow.parts import map_parts
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import arrays
@@ -121,4 +122,5 @@ def noisy_images(noise: Noise, batch, seed, draw):
 def noisy_log_prob(model, noise, params, batch, seed, draw):
     """The log-density in nats [B] of a batch of `scored_batches`, see `noisy_images`."""
     images = noisy_images(noise, batch, seed, draw)
-    return model.apply({'params': params}, images, batch['label'], method='log_prob')
+    log_prob = functools.partial(model.apply, {'params': params}, method='log_prob')
+    return map_parts(log_prob, model, images, batch['label'])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.parallel.rules import BATCH_AXES
@@ -57,7 +57,7 @@ def count_slices(devices: Sequence[jax.Device]) -> int:
     return len({getattr(device, 'slice_index', None) or 0 for device in devices})
 
 
-def batch_shares(mesh: Mesh) -> int:
+def batch_shares(mesh: Mesh | AbstractMesh) -> int:
     """The number of equal parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 

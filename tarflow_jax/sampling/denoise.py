@@ -5,6 +5,7 @@ import functools
 import jax
 
 from tarflow_jax.flow.inputs import as_batch, as_labels
+from tarflow_jax.flow.parts import for_gradients, map_parts
 from tarflow_jax.flow.tarflow import PRIORS, TarFlow, check_params
 from tarflow_jax.values import Choice, Real
 
@@ -40,8 +41,10 @@ def denoise(model: TarFlow, params, images, labels=None, *, noise_std: float, pr
 @functools.partial(jax.jit, static_argnums=(0, 5))
 @jax.named_scope('denoise')
 def _denoise(model, params, images, labels, noise_std, prior):
-    def total_log_prob(x):
-        log_prob = model.apply({'params': params}, x, labels, prior, method='log_prob')
-        return log_prob.sum()
+    model = for_gradients(model)
 
-    return images + noise_std**2 * jax.grad(total_log_prob)(images)
+    def total_log_prob(x, labels):
+        return model.apply({'params': params}, x, labels, prior, method='log_prob').sum()
+
+    score = map_parts(jax.grad(total_log_prob), model, images, labels)
+    return images + noise_std**2 * score

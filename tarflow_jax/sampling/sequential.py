@@ -1,11 +1,11 @@
 """The exact inverse of the flow, token by token."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 
+from tarflow_jax.flow.attention import causal_parts
 from tarflow_jax.flow.block import FlowBlock
 from tarflow_jax.flow.inputs import as_batch, as_labels
 from tarflow_jax.flow.tarflow import TarFlow, check_params
@@ -15,9 +15,7 @@ from tarflow_jax.sampling.guidance import NO_GUIDANCE, Guidance
 from tarflow_jax.values import Flag, Real
 
 PRIOR_TEMPERATURE = Real(0, 100)
-# The KV cache grows in stages, so that attention reads few places that are still empty; each stage
-# is compiled by itself.
-MOST_STAGES, LEAST_TOKENS = 4, 16
+LEAST_STEPS = 16  # of the inverse, between growths of the KV cache
 
 
 def sample(
@@ -138,15 +136,9 @@ def inverse_block(block: FlowBlock, params, z_BTP, labels_B, guidance: Guidance)
     z_TBP = z_BTP.swapaxes(0, 1)
     x_BP, solved = z_TBP[0], [z_TBP[:1]]
     caches = block.empty_caches(len(labels_B), 0)
-    for first, end in stages(num_tokens - 1):
+    for first, end in causal_parts(num_tokens - 1, LEAST_STEPS):
         caches = tuple(cache.lengthened(end) for cache in caches)
         inputs = (jnp.arange(first, end), z_TBP[first + 1 : end + 1])
         (x_BP, caches), x_TBP = jax.lax.scan(invert, (x_BP, caches), inputs)
         solved.append(x_TBP)
     return jnp.concatenate(solved).swapaxes(0, 1)
-
-
-def stages(length: int) -> list[tuple[int, int]]:
-    """The (first, end) of the parts in which `length` tokens are read into the cache."""
-    step = max(LEAST_TOKENS, math.ceil(length / MOST_STAGES))
-    return [(first, min(first + step, length)) for first in range(0, length, step)]

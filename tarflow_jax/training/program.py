@@ -11,7 +11,7 @@ import optax
 
 from tarflow_jax import stopping
 from tarflow_jax.errors import InputError
-from tarflow_jax.flow.conditioner import TransformerLayer
+from tarflow_jax.flow.parts import count_parts, for_gradients, hidden_bytes
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import batch_shares
@@ -20,9 +20,7 @@ from tarflow_jax.training.state import TrainState, init_state
 from tarflow_jax.training.train_step import make_train_step
 from tarflow_jax.values import MOST
 
-CACHE_BYTES = 2**21  # of a CPU's core, for hidden features
 LEAST_SHARED_BYTES = 2**21  # of the hidden features of a batch
-MOST_UNROLLED = 32  # layers, of which each takes about a second to compile
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,9 +60,8 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
     _check_shares(config.train, mesh)
     microbatches = count_microbatches(experiment)
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
-    is_small = model.num_blocks * model.layers_per_block <= MOST_UNROLLED
-    if on_cpu and is_small and not config.train.microbatches:
-        model = model.clone(unroll=True)
+    if not config.train.microbatches:
+        model = for_gradients(model, mesh.abstract_mesh)
     settings = config.optimizer
     schedule = learning_rate_schedule(
         peak=settings.peak_learning_rate,
@@ -145,15 +142,12 @@ def count_steps(settings, num_images: int) -> int:
 def count_microbatches(experiment) -> int:
     """Returns into how many parts a batch is divided, one after the other.
 
-    Where the config leaves it to the program (0), that is one, but on a CPU as many as let the
-    hidden features of a device's part fit its cache. A training step then waits less for memory.
+    Where the config leaves it to the program (0), see `parts.count_parts`.
     """
-    config, model, mesh = experiment.config, experiment.model, experiment.mesh
-    if config.train.microbatches or mesh.devices.flat[0].platform != 'cpu':
-        return config.train.microbatches or 1
-    rows = config.train.batch_size // batch_shares(mesh)
-    parts = (n for n in range(1, rows + 1) if rows % n == 0)
-    return next(n for n in parts if n == rows or hidden_bytes(model, rows // n) <= CACHE_BYTES)
+    settings = experiment.config.train
+    if settings.microbatches:
+        return settings.microbatches
+    return count_parts(experiment.model, settings.batch_size, experiment.mesh.abstract_mesh)
 
 
 def rows_to_share_in_training(config) -> int:
@@ -161,13 +155,6 @@ def rows_to_share_in_training(config) -> int:
     if hidden_bytes(config.model, config.train.batch_size) < LEAST_SHARED_BYTES:
         return 1
     return config.train.batch_size // max(config.train.microbatches, 1)
-
-
-def hidden_bytes(model, num_images: int) -> float:
-    """Bytes of the hidden features of one layer's MLP, for a model or the section of a config."""
-    height, width, _ = model.image_shape
-    num_tokens = height * width / model.patch_size**2
-    return 4 * num_images * num_tokens * TransformerLayer.mlp_expansion * model.width
 
 
 def _check_shares(settings, mesh) -> None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from tarflow_jax.flow.parts import split
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
@@ -102,17 +103,13 @@ def make_train_step(
 def accumulate(gradient, microbatches: int):
     """The function (params, images, labels) -> tree of means, over parts of the batch in turn.
 
-    `gradient` is such a function. A part takes every n-th row, so that all devices share each.
+    `gradient` is such a function.
     """
     if microbatches == 1:
         return gradient
 
-    def parts_of(rows):
-        parts = rows.reshape(-1, microbatches, *rows.shape[1:]).swapaxes(0, 1)
-        return nn.with_logical_constraint(parts, (None, 'batch') + (None,) * (rows.ndim - 1))
-
     def accumulated(params, images, labels):
-        parts = (parts_of(images), parts_of(labels))
+        parts = (split(images, microbatches), split(labels, microbatches))
         shapes = jax.eval_shape(gradient, params, images, labels)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
 

@@ -1,0 +1,75 @@
+"""On a CPU, a batch in parts, one after the other, whose activations stay in the cache.
+
+Programs for a CPU then wait less for memory, most of all those of gradients. Where the layers are
+few, their loops are written out as well: the gradient of a loop copies what it keeps.
+"""
+
+import math
+
+import jax
+from flax import linen as nn
+from jax.sharding import AbstractMesh
+
+from tarflow_jax.flow.conditioner import TransformerLayer
+from tarflow_jax.parallel.mesh import batch_shares
+
+CACHE_BYTES = 2**21  # of a CPU's core, for hidden features
+MOST_UNROLLED = 32  # layers, of which each takes about a second to compile
+
+
+def count_parts(model, num_images: int, mesh: AbstractMesh | None = None) -> int:
+    """Returns into how many equal parts a batch is divided.
+
+    On a CPU, as few as let the hidden features of a device's part fit the cache; elsewhere one.
+
+    Args:
+      model: a `TarFlow`.
+      num_images: of the batch.
+      mesh: the devices that share each part; by default those of the context, without one a single
+        device.
+    """
+    mesh = mesh or jax.sharding.get_abstract_mesh()
+    if not _is_of_cpus(mesh):
+        return 1
+    shares = 1 if mesh.empty else math.gcd(num_images, batch_shares(mesh))
+    rows = num_images // shares
+    counts = (n for n in range(1, rows + 1) if rows % n == 0)
+    return next(n for n in counts if n == rows or hidden_bytes(model, rows // n) <= CACHE_BYTES)
+
+
+def for_gradients(model, mesh: AbstractMesh | None = None):
+    """The model with its loops written out, where that makes its gradients faster."""
+    is_small = model.num_blocks * model.layers_per_block <= MOST_UNROLLED
+    mesh = mesh or jax.sharding.get_abstract_mesh()
+    return model.clone(unroll=True) if is_small and _is_of_cpus(mesh) else model
+
+
+def hidden_bytes(model, num_images: int) -> float:
+    """Bytes of the hidden features of one layer's MLP, for a model or the section of a config."""
+    height, width, _ = model.image_shape
+    num_tokens = height * width / model.patch_size**2
+    return 4 * num_images * num_tokens * TransformerLayer.mlp_expansion * model.width
+
+
+def split(rows, num_parts: int):
+    """Parts [N, B / N, ...] of a batch [B, ...]: each takes every N-th row, to be shared evenly."""
+    parts = rows.reshape(-1, num_parts, *rows.shape[1:]).swapaxes(0, 1)
+    return nn.with_logical_constraint(parts, (None, 'batch') + (None,) * (rows.ndim - 1))
+
+
+def map_parts(function, model, *batch):
+    """`function(*batch)`, each array [B, ...], whose result [B, ...] is computed row by row.
+
+    The parts are those of `count_parts`.
+    """
+    num_images = len(batch[0])
+    num_parts = count_parts(model, num_images)
+    if num_parts == 1:
+        return function(*batch)
+    parts = [split(rows, num_parts) for rows in batch]
+    results = jax.lax.map(lambda part: function(*part), parts)
+    return results.swapaxes(0, 1).reshape(num_images, *results.shape[2:])
+
+
+def _is_of_cpus(mesh: AbstractMesh) -> bool:
+    return (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) == 'cpu'
