@@ -85,7 +85,7 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
         do not go together.
     """
     keys.check(config)
-    model = make_model(config.model, devices[0].platform if devices else None)
+    model = make_model(config.model, devices[0] if devices else None)
     settings = config.sample
     Guidance.checked(
         *(settings.guidance, settings.guide, settings.anneal_guidance),
@@ -98,32 +98,48 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
     return Experiment(config, model, make_mesh(**config.mesh, devices=devices), sampling)
 
 
-def make_model(settings, platform: str | None = None) -> TarFlow:
-    """Makes the model of a config's section, with an attention kernel that the platform has.
+def make_model(settings, device: jax.Device | None = None) -> TarFlow:
+    """Makes the model of a config's section, with an attention kernel that the device has.
 
     Args:
       settings: attributes of a `TarFlow`; attention may be 'auto', too.
-      platform: 'cpu', 'gpu' or 'tpu'; by default that of JAX's devices.
+      device: one of those to run on; by default the first of JAX's.
 
     Raises:
       InputError: sizes do not fit together, or an attention kernel is of another platform.
     """
-    attention = _choose_attention(settings, platform or jax.default_backend())
+    attention = _choose_attention(settings, device or jax.devices()[0])
     attributes: dict[str, Any] = {**settings, 'attention': attention}
     return TarFlow(**attributes)
 
 
-def _choose_attention(settings, platform: str) -> str:
+def _choose_attention(settings, device) -> str:
     attention = settings['attention']
     if attention == 'auto':
-        rows, columns = patches.grid_shape(tuple(settings['image_shape']), settings['patch_size'])
-        divides = rows * columns % SPLASH_BLOCKS[-1] == 0
-        is_for_splash = platform == 'tpu' and settings['dtype'] == 'bfloat16' and divides
-        return 'splash' if is_for_splash else 'xla'
-    needed = KERNEL_PLATFORMS.get(attention, platform)
-    if needed != platform:
+        kernels = (kernel for kernel, suits in _SUITABLE.items() if suits(settings, device))
+        return next(kernels, 'xla')
+    needed = KERNEL_PLATFORMS.get(attention, device.platform)
+    if needed != device.platform:
         raise InputError(
-            f'model.attention={attention} runs on a {needed}; the devices here are {platform}. '
-            'Set model.attention to auto or xla.'
+            f'model.attention={attention} runs on a {needed}; the devices here are '
+            f'{device.platform}. Set model.attention to auto or xla.'
         )
     return attention
+
+
+def _suits_splash(settings, device) -> bool:
+    rows, columns = patches.grid_shape(tuple(settings['image_shape']), settings['patch_size'])
+    divides = rows * columns % SPLASH_BLOCKS[-1] == 0
+    return device.platform == 'tpu' and settings['dtype'] == 'bfloat16' and divides
+
+
+def _suits_cudnn(settings, device) -> bool:
+    """Flash attention of cuDNN: from Ampere (compute capability 8.0) on."""
+    capability = getattr(device, 'compute_capability', '')  # '9.0', of AMD's GPUs 'gfx942'
+    major, _, _ = capability.partition('.')
+    head_dim = settings['head_dim']
+    has_kernel = device.platform == 'gpu' and major.isdigit() and int(major) >= 8
+    return has_kernel and settings['dtype'] == 'bfloat16' and head_dim % 8 == 0 and head_dim <= 128
+
+
+_SUITABLE = {'splash': _suits_splash, 'cudnn': _suits_cudnn}

@@ -4,6 +4,7 @@ import importlib
 import math
 import pathlib
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -122,6 +123,11 @@ def test_no_number_is_without_end(name):
 
 
 # As published, in millions.
+CPU = SimpleNamespace(platform='cpu')
+TPU = SimpleNamespace(platform='tpu')
+H100 = SimpleNamespace(platform='gpu', compute_capability='9.0')
+V100 = SimpleNamespace(platform='gpu', compute_capability='7.0')
+AMD = SimpleNamespace(platform='gpu', compute_capability='gfx942')
 PAPER = {
     'imagenet64_bpd': 460.1,
     'imagenet64_uncond': 460.1,
@@ -136,8 +142,8 @@ PAPER = {
 @pytest.mark.parametrize('name', PAPER)
 def test_the_models_of_the_paper(name, variant):
     config = importlib.import_module(f'configs.{name}').get_config(variant)
-    platform = 'gpu' if variant == 'one_gpu' else 'tpu'
-    model = make_model(config.model, platform).clone(attention='xla')
+    device = H100 if variant == 'one_gpu' else TPU
+    model = make_model(config.model, device).clone(attention='xla')
     params = jax.eval_shape(model.init_params, jax.random.key(0))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert round(size / 1e6, 1) == PAPER[name]
@@ -152,20 +158,24 @@ def test_an_unknown_variant_is_refused():
 
 
 @pytest.mark.parametrize(
-    ('platform', 'change', 'chosen'),
+    ('device', 'change', 'chosen'),
     [
-        ('tpu', {}, 'splash'),
-        ('tpu', {'model.dtype': 'float32'}, 'xla'),
-        ('tpu', {'model.patch_size': 32}, 'xla'),
-        ('tpu', {'model.attention': 'xla'}, 'xla'),
-        ('gpu', {}, 'xla'),
-        ('cpu', {}, 'xla'),
+        (TPU, {}, 'splash'),
+        (TPU, {'model.dtype': 'float32'}, 'xla'),
+        (TPU, {'model.patch_size': 32}, 'xla'),
+        (TPU, {'model.attention': 'xla'}, 'xla'),
+        (H100, {}, 'cudnn'),
+        (H100, {'model.dtype': 'float32'}, 'xla'),
+        (H100, {'model.head_dim': 256}, 'xla'),
+        (V100, {}, 'xla'),
+        (AMD, {}, 'xla'),
+        (CPU, {}, 'xla'),
     ],
 )
-def test_attention_is_chosen_for_the_device(platform, change, chosen):
+def test_attention_is_chosen_for_the_device(device, change, chosen):
     config = afhq256.get_config()
     config.update_from_flattened_dict(change)
-    assert make_model(config.model, platform).attention == chosen
+    assert make_model(config.model, device).attention == chosen
 
 
 @pytest.mark.parametrize(('attention', 'device'), [('splash', 'tpu'), ('cudnn', 'gpu')])
@@ -173,4 +183,4 @@ def test_attention_of_another_device_is_refused(attention, device):
     config = afhq256.get_config()
     config.model.attention = attention
     with pytest.raises(InputError, match=f'runs on a {device}; the devices here are cpu. Set'):
-        make_model(config.model, 'cpu')
+        make_model(config.model, CPU)

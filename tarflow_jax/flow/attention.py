@@ -38,19 +38,33 @@ def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
       mixed values [B, T, N, K], in the dtype of `v_BNSK`.
     """
     batch, _, _, head_dim = q_BTNK.shape
-    logits_BNTS = jnp.einsum(
-        'BNTK,BNSK->BNTS',
-        q_BTNK.swapaxes(1, 2),  # XLA's CPU backend takes longer for products in other orders
-        k_BNSK,
-        precision=PRECISION,
-        preferred_element_type=jnp.float32,
-    )
+    # XLA's CPU backend takes longer for products in other orders of the axes.
+    logits_BNTS = _products(q_BTNK.swapaxes(1, 2), k_BNSK)
     scale_B = head_dim**-0.5 / jnp.broadcast_to(temperature, (batch,))
     seen_TS = jnp.arange(k_BNSK.shape[2])[None] <= position_T[:, None]
     logits_BNTS = jnp.where(seen_TS, logits_BNTS * scale_B[:, None, None, None], -jnp.inf)
     weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(v_BNSK.dtype)
     mixed_BNTK = jnp.einsum('BNTS,BNSK->BNTK', weights_BNTS, v_BNSK, precision=PRECISION)
     return mixed_BNTK.swapaxes(1, 2)
+
+
+@jax.custom_jvp
+def _products(q_BNTK, k_BNSK):
+    """q k^T in float32. Its gradient's products are of factors in the dtype of q and k."""
+    return _multiply(q_BNTK, k_BNSK, jnp.float32)
+
+
+@_products.defjvp
+def _products_jvp(primals, tangents):
+    (q, k), (dq, dk) = primals, tangents
+    change = _multiply(dq, k, k.dtype) + _multiply(q, dk, q.dtype)
+    return _products(q, k), change.astype(jnp.float32)
+
+
+def _multiply(q_BNTK, k_BNSK, dtype):
+    return jnp.einsum(
+        'BNTK,BNSK->BNTS', q_BNTK, k_BNSK, precision=PRECISION, preferred_element_type=dtype
+    )
 
 
 def xla(q_BTNK, k_BTNK, v_BTNK):
