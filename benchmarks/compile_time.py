@@ -27,7 +27,7 @@ def main(_):
     traced = time.perf_counter()
     lowered.compile()
     compiled = time.perf_counter()
-    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    shapes = model.param_shapes()
     params = sum(x.size for x in jax.tree.leaves(shapes))
     print(
         f'{params:,} parameters, {mesh.size} {jax.devices()[0].platform} device(s): '

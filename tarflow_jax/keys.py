@@ -14,9 +14,9 @@ from tarflow_jax.sampling.batches import LABELS
 from tarflow_jax.sampling.denoise import NOISE_STD
 from tarflow_jax.sampling.guidance import ATTENTION_TEMPERATURE, GUIDE, WEIGHT
 from tarflow_jax.sampling.sequential import PRIOR_TEMPERATURE
-from tarflow_jax.values import MOST, Choice, Flag, Location, Real, Text, Texts, Whole
+from tarflow_jax.values import INT32_MAX, Choice, Flag, Location, Real, Text, Texts, Whole
 
-SEED = Whole(0, MOST, f'must lie in 0..{MOST}')
+SEED = Whole(0, INT32_MAX, f'must lie in 0..{INT32_MAX}')
 SHARE = Real(0, 1, below=True)
 COUNT = Whole(1)
 BATCH = Whole(1, 2**20)

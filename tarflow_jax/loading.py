@@ -147,7 +147,7 @@ def _load_folder(path: Path, shardings):
     config.model.attention = 'auto'  # that of these devices, not of those it was trained on
     model = make_model(config.model)
     item = 'ema_params' if config.train.ema_decay else 'params'
-    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    shapes = model.param_shapes()
     abstract = {item: rules.with_shardings(shapes, shardings(shapes))}
     memory.check_fits({'parameters': abstract})
     with contextlib.ExitStack() as stack:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tarflow_jax.errors import InputError
 
-MOST = 2**31 - 1  # what devices count in
+INT32_MAX = 2**31 - 1  # what devices count in
 _LONGEST = 80  # characters of a value that are shown
 _SMALLEST = float(np.finfo(np.float32).tiny)  # devices read less than that as zero
 
@@ -24,7 +24,7 @@ class Whole:
     """A whole number from `low` to `high`; `words` replace those for what is too low."""
 
     low: int
-    high: int = MOST
+    high: int = INT32_MAX
     words: str = ''
 
     def check(self, name: str, value) -> int:

@@ -53,7 +53,7 @@ def make_params(model):
             return values / 10
         return 1 + values if path[-1].key == 'scale' else values
 
-    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    shapes = model.param_shapes()
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 

@@ -144,7 +144,7 @@ def test_the_models_of_the_paper(name, variant):
     config = importlib.import_module(f'configs.{name}').get_config(variant)
     device = H100 if variant == 'one_gpu' else TPU
     model = make_model(config.model, device).clone(attention='xla')
-    params = jax.eval_shape(model.init_params, jax.random.key(0))
+    params = model.param_shapes()
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert round(size / 1e6, 1) == PAPER[name]
     assert config.train.batch_size % max(config.train.microbatches, 1) == 0

@@ -71,6 +71,10 @@ class TarFlow(nn.Module):
         with nn.logical_axis_rules(()):  # a batch of one cannot be split over devices
             return self.init(key, jnp.zeros((1, *self.image_shape)))['params']
 
+    def param_shapes(self):
+        """The tree of the parameters' shapes and types; nothing is computed."""
+        return jax.eval_shape(self.init_params, jax.random.key(0))
+
     def __call__(self, images, labels=None):
         """See `forward`."""
         return self.forward(images, labels)
@@ -146,7 +150,7 @@ def _check_model(model) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _param_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    return _shapes(jax.eval_shape(model.init_params, jax.random.key(0)))
+    return _shapes(model.param_shapes())
 
 
 def _shapes(params) -> dict[str, tuple[int, ...]]:

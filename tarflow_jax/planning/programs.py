@@ -40,7 +40,7 @@ def lower_sampler(experiment: Experiment, batch_size: int) -> jax.stages.Lowered
     """The program that draws a batch of samples, traced for `batch_size` over all devices."""
     model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
     options = {key: value for key, value in sampling.items() if key not in _RUN_KEYS}
-    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    shapes = model.param_shapes()
     params = rules.with_shardings(shapes, rules.shardings(shapes, mesh))
     numbers = _array((batch_size,), jnp.int32, rules.batch_sharding(mesh))
     with rules.activation_sharding(mesh):

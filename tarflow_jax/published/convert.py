@@ -202,7 +202,7 @@ def convert_params(tensors: Mapping[str, np.ndarray], model: TarFlow, shardings=
             return array
         return jax.block_until_ready(arrays.put(array, sharding))  # and let go of `array`
 
-    shapes = layout.param_shapes(model)
+    shapes = model.param_shapes()
     trees = [shapes] if shardings is None else [shapes, shardings(shapes)]
     return jax.tree_util.tree_map_with_path(convert, *trees)
 

@@ -47,7 +47,7 @@ VARIANCE = 'var'  # of the prior [T, P]; stored there of every model, all ones b
 
 def tensor_shapes(model: TarFlow) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the tensors that the published code stores of a model, in its order."""
-    ours = flat(param_shapes(model)['blocks'])
+    ours = flat(model.param_shapes()['blocks'])
     flow = model.token_flow()
     shapes: dict[str, tuple[int, ...]] = {VARIANCE: (flow.num_tokens, flow.token_dim)}
     for tensor, name, index in entries(model):
@@ -102,11 +102,6 @@ def to_ours(tensor: np.ndarray, name: str, block: int, shape: tuple[int, ...]) -
         *inputs, heads, three, features = shape
         return tensor.T.reshape(*inputs, three, heads, features).swapaxes(-3, -2)
     return tensor.T.reshape(shape)
-
-
-def param_shapes(model: TarFlow):
-    """Returns the tree of the shapes of our parameters."""
-    return jax.eval_shape(model.init_params, jax.random.key(0))
 
 
 def flat(tree) -> dict:

@@ -18,7 +18,7 @@ from tarflow_jax.parallel.mesh import batch_shares
 from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tarflow_jax.training.state import TrainState, init_state
 from tarflow_jax.training.train_step import make_train_step
-from tarflow_jax.values import MOST
+from tarflow_jax.values import INT32_MAX
 
 LEAST_SHARED_BYTES = 2**21  # of the hidden features of a batch
 
@@ -131,10 +131,10 @@ def count_steps(settings, num_images: int) -> int:
             f'{num_images} images; choose at most {num_images}.'
         )
     steps = settings.num_epochs * num_images / settings.batch_size
-    if steps > MOST:
+    if steps > INT32_MAX:
         raise InputError(
             f'train.num_epochs {settings.num_epochs:g} would be {steps:.3g} steps; choose at '
-            f'most {MOST * settings.batch_size / num_images:.3g}.'
+            f'most {INT32_MAX * settings.batch_size / num_images:.3g}.'
         )
     return math.ceil(steps)
 

@@ -174,6 +174,5 @@ def report(state: TrainState):
         **{name: total / steps for name, total in totals.items()},
         'skipped': state.skipped,
         'skipped_in_a_row': state.skipped_in_a_row,
-        'restarts': state.restarts,
         'diverged': health.has_diverged(state.health),
     }

@@ -39,7 +39,7 @@ def gradient():
     def loss(params):
         return negative_log_likelihood(MODEL, params, images, labels)[0].mean()
 
-    params = jax.eval_shape(MODEL.init_params, jax.random.key(0))
+    params = MODEL.param_shapes()
     return list(equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
 
 

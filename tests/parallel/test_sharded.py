@@ -50,7 +50,7 @@ def params():
         lambda path, leaf: (
             draws.normal(scale=0.05, size=leaf.shape) + (path[-1].key == 'scale')
         ).astype(np.float32),
-        jax.eval_shape(MODEL.init_params, jax.random.key(0)),
+        MODEL.param_shapes(),
     )
 
 

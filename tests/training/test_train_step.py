@@ -141,9 +141,8 @@ def test_the_learning_rate_is_that_of_the_step_also_after_skipped_steps(
 def test_every_restart_multiplies_the_learning_rate(new_state, batch):
     train_step = jit_train_step(restart_factor=0.5)
     later = dataclasses.replace(new_state, restarts=jnp.int32(2))
-    (slow,), (report,) = take_steps(train_step, later, batch)
+    (slow,), _ = take_steps(train_step, later, batch)
     (fast,), _ = take_steps(train_step, new_state, batch)
-    assert report['restarts'] == 2
     jax.tree.map(
         lambda start, a, b: np.testing.assert_allclose(a - start, (b - start) / 4, atol=1e-7),
         *(new_state.params, slow.params, fast.params),
