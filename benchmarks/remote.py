@@ -51,6 +51,11 @@ def _serve(connection, make, args):
         connection.send((result, seconds, peak))
 
 
+def rate(num_images: int, seconds: float) -> str:
+    """Images a second to three digits."""
+    return f'{float(f"{num_images / seconds:.3g}"):,g}'
+
+
 def machine(*packages: str) -> str:
     """What the figures are measured on: the cores, and versions of jax and other packages."""
     versions = (f'{name} {importlib.metadata.version(name)}' for name in ('jax', *packages))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.data_pipeline import images_per_second
 from benchmarks.ours import Ours
-from benchmarks.remote import Remote, machine
+from benchmarks.remote import Remote, machine, rate
 from benchmarks.workloads import WORKLOADS, Task, Workload, tasks_of
 
 HEAD = """\
@@ -70,11 +70,8 @@ def measure_reading(name: str, workload: Workload, data_dir: str, rounds: int) -
 
 def line(row: dict) -> str:
     """A row of the table."""
-    cells = [
-        row['workload'],
-        f'{row["task"]} {row["images"]}',
-        f'{row["images"] / row["seconds"]:.3g}',
-    ]
+    images = row['images']
+    cells = [row['workload'], f'{row["task"]} {images}', rate(images, row['seconds'])]
     if row['task'] == 'read':
         return f'| {" | ".join(cells)} | – | – | – | – |'
     cells += [
@@ -97,7 +94,7 @@ def draw(rows: list[dict], path: Path) -> None:
     )
     names = [f'{row["workload"]}: {row["task"]} {row["images"]}' for row in rows]
     bars = axes.barh(names, [row['share_of_ceiling'] for row in rows], color='#33658a')
-    axes.bar_label(bars, [f' {row["images"] / row["seconds"]:.3g} images/s' for row in rows])
+    axes.bar_label(bars, [f' {rate(row["images"], row["seconds"])} images/s' for row in rows])
     axes.invert_yaxis()
     axes.spines[['top', 'right']].set_visible(False)
     figure.savefig(path, dpi=150)

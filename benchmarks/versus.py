@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.ours import Ours
-from benchmarks.remote import Remote, machine
+from benchmarks.remote import Remote, machine, rate
 from benchmarks.workloads import (
     GUIDANCE,
     NOISE_STD,
@@ -161,8 +161,8 @@ def line(row: dict) -> str:
     memory = row['ours_peak_bytes'] / row['published_peak_bytes']
     low, high = row['ratio_range']
     return (
-        f'| {row["workload"]} | {row["task"]} {row["images"]} | {row["images"] / ours:.3g} | '
-        f'{row["images"] / published:.3g} | {row["ratio"]:.2f} ({low:.2f} to {high:.2f}) | '
+        f'| {row["workload"]} | {row["task"]} {row["images"]} | {rate(row["images"], ours)} | '
+        f'{rate(row["images"], published)} | {row["ratio"]:.2f} ({low:.2f} to {high:.2f}) | '
         f'{memory:.2f} | {row["difference"]:.0e} |'
     )
 
