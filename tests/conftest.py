@@ -51,7 +51,7 @@ def random_params():
                 return values / 8  # shifts and scales of about the size of the pixels
             return 1 + values if path[-1].key == 'scale' else values
 
-        shapes = model.param_shapes()
+        shapes = jax.eval_shape(model.init_params, jax.random.key(0))
         return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
     return make
