@@ -98,11 +98,12 @@ class Ours:
         answer = self.jax.jit(self.model.apply)({'params': self.params}, pixels, labels)
         return [np.asarray(x) for x in answer]
 
-    def train(self):
+    def train(self) -> float:
+        """A step; returns its loss."""
         with self.on_devices():
             batch = {name: self.batch[name] for name in ('image', 'label')}
             self.state, report = self.step(self.state, batch, self.signals)
-        self.jax.block_until_ready((self.state, report))
+        return float(self.jax.block_until_ready((self.state, report))[1]['loss'])
 
     def likelihood(self):
         from tarflow_jax.likelihood.scores import noisy_log_prob

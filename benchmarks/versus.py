@@ -77,12 +77,13 @@ class Published:
             latents = self.model.unpatchify(latents).permute(0, 2, 3, 1)
         return [latents.numpy(), log_dets.numpy() * math.prod(self.workload.image_shape)]
 
-    def train(self):
+    def train(self) -> float:
+        """A step; returns its loss."""
         self.optimizer.zero_grad()
         loss = self._loss()
         loss.backward()
         self.optimizer.step()
-        loss.item()
+        return loss.item()
 
     def likelihood(self):
         with self.torch.no_grad():

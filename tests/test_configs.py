@@ -122,12 +122,12 @@ def test_no_number_is_without_end(name):
             KEYS[name].check(name, value)
 
 
-# As published, in millions.
 CPU = SimpleNamespace(platform='cpu')
 TPU = SimpleNamespace(platform='tpu')
 H100 = SimpleNamespace(platform='gpu', compute_capability='9.0')
 V100 = SimpleNamespace(platform='gpu', compute_capability='7.0')
 AMD = SimpleNamespace(platform='gpu', compute_capability='gfx942')
+# As published, in millions.
 PAPER = {
     'imagenet64_bpd': 460.1,
     'imagenet64_uncond': 460.1,
