@@ -22,6 +22,7 @@ outright takes the others with it, at once and without a save: they end with sta
 one it was. A slow one is waited for.
 """
 
+import gc
 import os
 import re
 import sys
@@ -256,6 +257,8 @@ def _explain(error: Exception) -> str:
 
 def run():
     """Runs `main`; an error that its user can correct is printed without a traceback."""
+    gc.freeze()
+    gc.set_threshold(50_000)  # tracing makes objects that live: the default takes 1/8 of a start
     keep_freed_memory()
     keep_compiled_programs()
     quiet_without_tpu()

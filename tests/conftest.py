@@ -1,6 +1,7 @@
 """Eight CPU devices for every test; shapes that broadcast by accident are errors."""
 
 import functools
+import gc
 import os
 
 # Before JAX starts, and for the processes that tests start.
@@ -23,6 +24,7 @@ from jax.sharding import Mesh
 from tarflow_jax.parallel.mesh import AXES
 from tarflow_jax.training.checkpoint import quiet_orbax
 
+gc.set_threshold(50_000)  # as in the program
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

@@ -112,26 +112,26 @@ def test_many_devices_and_processes_draw_and_measure_the_same(runs, whole, evalu
 def test_every_metric_of_inception(runs, whole, weights, tmp_path):
     """On a set so small that the network has little to do."""
     flags = [
-        *('--config.data.train_split=test[:8]', f'--checkpoint={whole[0]}'),
+        *('--config.data.train_split=test[:4]', f'--checkpoint={whole[0]}'),
         *(f'--config.evaluate.inception_weights={weights}', INCEPTION),
-        *('--config.evaluate.num_samples=8', '--config.evaluate.batch_size=8'),
-        '--config.sample.batch_size=8',
+        *('--config.evaluate.num_samples=4', '--config.evaluate.batch_size=4'),
+        '--config.sample.batch_size=4',
     ]
     made = runs.run(tmp_path, '--mode=prepare_fid', *flags).out
-    path = runs.data_dir / 'references' / 'digits-test_to_8-torch-fidelity.npz'
-    images = '8 images of digits/test[:8]'
+    path = runs.data_dir / 'references' / 'digits-test_to_4-torch-fidelity.npz'
+    images = '4 images of digits/test[:4]'
     assert made == (
         f'Making reference statistics of {images}, this once.\n'
         f'{path}: reference statistics of {images}.\n'
     )
     reference = references.read(path)
-    assert reference.rows['pool'].shape == (8, 2048)
+    assert reference.rows['pool'].shape == (4, 2048)
     again = runs.run(tmp_path, '--mode=prepare_fid', *flags).out
     assert again == f'{path}: reference statistics are there already.\n'
 
     result = runs.run(tmp_path, '--mode=evaluate', *flags)
-    assert 'fid against 8 images with 2048 features' in result.err
-    assert 'fid of 8 samples with 2048 features: their covariance is singular' in result.err
+    assert 'fid against 4 images with 2048 features' in result.err
+    assert 'fid of 4 samples with 2048 features: their covariance is singular' in result.err
     evaluation = read(tmp_path)
     for name in 'fid', 'sfid':
         assert evaluation[name] > 0
