@@ -82,6 +82,8 @@ def get_config() -> ConfigDict:
     config.sample.attention_temperature = 1.0  # of the unguided pass; guides without classes
     config.sample.prior_temperature = 1.0  # standard deviation of the prior, relative
     config.sample.denoise = True  # remove gaussian training noise by a score step
+    config.sample.method = 'auto'  # as calibrated, else 'sequential'; or 'parallel'
+    config.sample.tolerance = 1e-3  # of an image, by the parallel method; pixels span 2
     config.sample.seed = 0  # of the samples' noise
 
     config.evaluate = ConfigDict()

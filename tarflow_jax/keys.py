@@ -13,7 +13,7 @@ from tarflow_jax.likelihood.noise import NOISE_TYPES, Noise
 from tarflow_jax.sampling.batches import LABELS
 from tarflow_jax.sampling.denoise import NOISE_STD
 from tarflow_jax.sampling.guidance import ATTENTION_TEMPERATURE, GUIDE, WEIGHT
-from tarflow_jax.sampling.sequential import PRIOR_TEMPERATURE
+from tarflow_jax.sampling.sample import METHOD, PRIOR_TEMPERATURE, TOLERANCE
 from tarflow_jax.values import INT32_MAX, Choice, Flag, Location, Real, Text, Texts, Whole
 
 SEED = Whole(0, INT32_MAX, f'must lie in 0..{INT32_MAX}')
@@ -75,6 +75,8 @@ KEYS = {
     'sample.attention_temperature': ATTENTION_TEMPERATURE,
     'sample.prior_temperature': PRIOR_TEMPERATURE,
     'sample.denoise': Flag(),
+    'sample.method': METHOD,
+    'sample.tolerance': TOLERANCE,
     'sample.seed': SEED,
     'evaluate.metrics': Texts(),
     'evaluate.splits': Texts(),

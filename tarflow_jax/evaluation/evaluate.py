@@ -22,7 +22,7 @@ from tarflow_jax.files import json_text, make_writable, remove_unfinished, write
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.stopping import Stop
-from tarflow_jax.training.fingerprints import fingerprints
+from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.values import Choice
 from tarflow_jax.workdir import source_of
 
@@ -79,8 +79,8 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
     if split_metrics:
         parts.append(SplitScores(experiment, params, stop, split_metrics))
     if sample_metrics:
-        digest = identity.get('params_sha256')
-        parts.append(SampleScores(experiment, params, digest, workdir, stop, sample_metrics))
+        params_sha256 = identity.get('params_sha256')
+        parts.append(SampleScores(experiment, params, params_sha256, workdir, stop, sample_metrics))
     with rules.activation_sharding(experiment.mesh):
         for part in parts:
             part.prepare()
@@ -114,8 +114,7 @@ def _load(experiment: Experiment, source) -> tuple[Any, dict[str, Any]]:
     """The parameters at a source, and what identifies them: checkpoint, step, params_sha256."""
     params, step = loading.load_params(experiment, source)
     loading.warn_of_other_noise(experiment.config, source)
-    digest = hashlib.sha256(json_text(fingerprints(params)).encode()).hexdigest()
-    return params, {'checkpoint': str(source), 'step': step, 'params_sha256': digest}
+    return params, {'checkpoint': str(source), 'step': step, 'params_sha256': digest(params)}
 
 
 def prepare_workdir(workdir: Path) -> None:

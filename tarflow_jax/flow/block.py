@@ -112,7 +112,7 @@ class FlowBlock(nn.Module):
         Args:
           x_BTP: T tokens from `position` on [B, T, P]; those before them are in the caches.
           labels_B: class labels, -1 for none.
-          position: scalar int array, 0 to num_tokens - T.
+          position: scalar int array; the last tokens may lie beyond the sequence.
           caches: see `empty_caches`, with room for the tokens.
           temperature: divides the attention logits, a scalar or [B].
 
@@ -121,7 +121,8 @@ class FlowBlock(nn.Module):
 
         Must be applied to the parameters of `separate_layers`.
         """
-        pos_embed_TD = jax.lax.dynamic_slice_in_dim(self.pos_embed, position, x_BTP.shape[1])
+        position_T = position + jnp.arange(x_BTP.shape[1])
+        pos_embed_TD = jnp.take(self.pos_embed, position_T, axis=0, mode='clip')
         h_BTD = self._embed(x_BTP, labels_B, pos_embed_TD)
         layer = TransformerLayer(self.head_dim, self.dtype, parent=None)
         written = []

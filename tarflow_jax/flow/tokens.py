@@ -59,7 +59,7 @@ class TokenFlow(nn.Module):
         latents, log_det = flow.apply({'params': params}, tokens)
         log_prob = jax.scipy.stats.norm.logpdf(latents).sum(axis=(1, 2)) + log_det
 
-    and would sample by `sampling.sequential.inverse` and the same reshape. One for the latents of
+    and would sample by `sampling.inverse.inverse` and the same reshape. One for the latents of
     an autoencoder would add the log-determinant of their normalisation to its tokens. Any bijection
     between data and real-valued tokens serves; its own log-determinant is added to this one.
     Training, scores of splits, sampling in batches and data sets are written for images: beside the

@@ -13,7 +13,7 @@ from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import arrays, distributed
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.sampling.denoise import denoise
-from tarflow_jax.sampling.sequential import sample
+from tarflow_jax.sampling.sample import sample
 
 LABELS = ('even', 'uniform')
 MAX_DRAWS = 10  # of the noise of a sample that is not finite
@@ -172,7 +172,7 @@ def sample_batch(model: TarFlow, params, seed, index, labels, attempts, settings
     """
     arguments = dict(settings)
     denoise_std = arguments.pop('denoise_std')
-    noise = _noise(model.image_shape, seed, index, attempts)
+    noise = draw_noise(model.image_shape, seed, index, attempts)
     images = sample(model, params, noise, labels, **arguments)
     if denoise_std:
         images = denoise(model, params, images, labels, noise_std=denoise_std)
@@ -180,7 +180,9 @@ def sample_batch(model: TarFlow, params, seed, index, labels, attempts, settings
 
 
 @jax.named_scope('noise')
-def _noise(image_shape, seed, index, attempts):
+def draw_noise(image_shape, seed, index, attempts):
+    """Standard normal noise [B, H, W, C], each a function of the seed and its numbers [B] alone."""
+
     def draw(index, attempt):
         first_key = jax.random.fold_in(jax.random.key(seed), index)
         other_key = jax.random.fold_in(first_key, attempt)

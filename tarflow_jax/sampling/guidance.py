@@ -74,11 +74,13 @@ class Guidance:
         return jnp.stack([x, unguided], axis=1).reshape(-1, *x.shape[1:])
 
     @jax.named_scope('guidance')
-    def combine(self, affine, position, num_tokens):
-        """Guides the (shift, log_scale) of token `position + 1`; inverts `double` on the batch."""
+    def combine(self, affine, position_T1, num_tokens):
+        """Guides (shift, log_scale) [B, T, P] of `position + 1`; inverts `double` on the batch."""
         if not self.active:
             return affine
-        weight = self.weight * (position + 1) / (num_tokens - 1) if self.anneal else self.weight
+        weight = self.weight
+        if self.anneal:
+            weight = (weight * (position_T1 + 1) / (num_tokens - 1))[None]
 
         def extrapolate(part, doubled):
             pairs = doubled.reshape(-1, 2, *doubled.shape[1:])

@@ -26,7 +26,7 @@ from absl import logging
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.files import reason_of, write_json
 from tarflow_jax.parallel import distributed
-from tarflow_jax.training.fingerprints import fingerprints
+from tarflow_jax.parallel.fingerprints import fingerprints
 
 SCORES = 'test/'  # begins the names of scores
 BEST_METRIC = f'{SCORES}nats_per_dim'

@@ -8,7 +8,7 @@ import pytest
 
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.sampling.denoise import denoise
-from tarflow_jax.sampling.sequential import sample
+from tarflow_jax.sampling.sample import sample
 from tarflow_jax.training.objective import negative_log_likelihood
 
 MODEL = TarFlow((4, 4, 1), 2, width=8, head_dim=4, num_blocks=2, layers_per_block=2, num_classes=3)

@@ -14,7 +14,7 @@ from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling.denoise import denoise
-from tarflow_jax.sampling.sequential import sample
+from tarflow_jax.sampling.sample import sample
 from tarflow_jax.training import objective
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.optimizer import make_optimizer

@@ -84,14 +84,13 @@ def test_a_temperature_guides_a_model_without_classes(random_params, random_batc
 def test_annealing_lets_the_weight_grow_from_token_to_token(anneal):
     num_tokens, weight = 5, 2.0
     guidance = Guidance.checked(weight, 'both', anneal, 1.0, num_classes=3)
-    ones_then_zeros = jnp.array([[1.0], [0.0]])  # the guided pass, the unguided one
-    guided = [
-        guidance.combine((ones_then_zeros, ones_then_zeros), position, num_tokens)
-        for position in range(num_tokens - 1)
-    ]
+    # Of four tokens: the guided pass, the unguided one.
+    ones_then_zeros = jnp.stack([jnp.ones((4, 1)), jnp.zeros((4, 1))])
+    position_T1 = jnp.arange(4)[:, None]
+    guided = guidance.combine((ones_then_zeros, ones_then_zeros), position_T1, num_tokens)
     ramp = np.array([1, 2, 3, 4]) / 4 if anneal else np.ones(4)
-    np.testing.assert_allclose(np.ravel([shift for shift, _ in guided]), 1 + weight * ramp)
-    np.testing.assert_allclose(np.ravel([scale for _, scale in guided]), 1 + weight * ramp)
+    for part in guided:
+        np.testing.assert_allclose(np.ravel(part), 1 + weight * ramp)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from tarflow_jax.training.checkpoint import (
     Checkpoints,
     Damaged,
 )
-from tarflow_jax.training.fingerprints import fingerprints
+from tarflow_jax.parallel.fingerprints import fingerprints
 
 SHAPES = {'w': (40, 50), 'b': (7,)}
 

@@ -1,7 +1,16 @@
 """Fingerprints of arrays, which notice what a checkpoint lost on its way."""
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
+
+from tarflow_jax.files import json_text
+
+
+def digest(tree) -> str:
+    """The SHA-256 of the fingerprints of a tree's arrays."""
+    return hashlib.sha256(json_text(fingerprints(tree)).encode()).hexdigest()
 
 
 def fingerprints(tree) -> dict[str, int]:

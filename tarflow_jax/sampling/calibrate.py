@@ -1,0 +1,380 @@
+"""Measures how each block of a model is sampled fastest, on this device at this batch size.
+
+Samples are drawn token by token. From them each block's linear model is fitted (see `parallel`);
+then windows of growing size are timed against the sequential sampler, in turn, and where a block
+falls short of the tolerance in an image is measured, too.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tarflow_jax.files import json_text
+from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.flow.tokens import TokenFlow, reorder
+from tarflow_jax.imagefiles import write_npz
+from tarflow_jax.parallel import arrays, distributed, rules
+from tarflow_jax.parallel.fingerprints import digest
+from tarflow_jax.parallel.mesh import shared_batch_size
+from tarflow_jax.sampling.batches import draw_noise, spread_labels
+from tarflow_jax.sampling.guidance import Guidance
+from tarflow_jax.sampling.parallel import Calibration, lagged, solve_in_windows
+from tarflow_jax.sampling.sample import scale_noise
+from tarflow_jax.sampling.sequential import GuidedStep, solve_in_order
+
+FILE = 'calibration.npz'
+NUM_FITTED = 16  # samples to which linear models are fitted
+FITS = 2  # of the response: the second is of sweeps with the first one, too
+FITTED_SWEEPS = 6
+RESPONSE_LAGS = 3
+RESPONSE_RIDGE = 0.1  # relative to the mean square of what it is fitted to
+GAIN_LAGS = 4
+GAIN_RIDGE = 1e-4
+LEAST_GAIN = 0.05  # of the sequential sampler's time, or a block stays sequential
+REPEATS = 5  # timings, whose median counts
+SECONDS_EACH = 1.0  # of a sequential solution, above which it is timed less often
+HOPELESS = 1.3  # times the best window's time: where two in a row are so slow, larger ones are not tried
+SEED = 2**31 - 2  # of the noise: other samples than a user's first ones
+
+
+@dataclasses.dataclass
+class BlockReport:
+    """What was measured of a block.
+
+    Attributes:
+      window: the window that was chosen; 1 solves token by token.
+      times: seconds of each window tried, relative to the sequential solution.
+      sweeps: passes over each window tried, of the slowest sample.
+      errors: root mean square error of the tokens after each Jacobi sweep, from the latents on.
+      amplification: largest error of an image by a residual of 1 in the block.
+    """
+
+    window: int = 1
+    times: dict[int, float] = dataclasses.field(default_factory=dict)
+    sweeps: dict[int, int] = dataclasses.field(default_factory=dict)
+    errors: list[float] = dataclasses.field(default_factory=list)
+    amplification: float = 1.0
+
+    def evaluations(self, num_tokens: int) -> float:
+        """How often the network is evaluated for a token; 1 if sequentially."""
+        return self.window * self.sweeps.get(self.window, num_tokens - 1) / (num_tokens - 1)
+
+    @property
+    def contraction(self) -> float:
+        """The factor by which a sweep shrinks errors, in the mean over the sweeps."""
+        shrunk = [error for error in self.errors if error > 0]
+        return (shrunk[-1] / shrunk[0]) ** (1 / max(1, len(shrunk) - 1)) if shrunk else 0.0
+
+
+def calibrate(
+    model: TarFlow,
+    params,
+    mesh,
+    *,
+    batch_size: int,
+    tolerance: float = 1e-3,
+    labels: str = 'even',
+    prior_temperature: float = 1.0,
+    say: Callable[[str], object] = lambda line: None,
+    before_block: Callable[[], object] = lambda: None,
+    **guidance,
+) -> tuple[Calibration, list[BlockReport]]:
+    """Finds how each block of a model is sampled fastest.
+
+    Args:
+      model: the flow.
+      params: its parameters.
+      mesh: the devices of all processes, each of which must call.
+      batch_size: samples at a time, for which it is measured.
+      tolerance: what an image may differ by from the sequential one, pixels in [-1, 1].
+      labels: 'even' or 'uniform', see `batches.spread_labels`.
+      prior_temperature: see `sample`.
+      say: called with a line now and then, in the main process.
+      before_block: called before each solution of a block; its exceptions end the calibration.
+      **guidance: see `sample`.
+
+    Returns:
+      The calibration, and a report of each block from the first to the last.
+    """
+    guidance = _guidance(model, **guidance)
+    flow = model.token_flow()
+    reports = [BlockReport() for _ in range(flow.num_blocks)]
+    with rules.activation_sharding(mesh):
+        draw = functools.partial(
+            *(_Samples, model, params, mesh, labels, prior_temperature, guidance),
+            before_block=before_block,
+        )
+        fitted = draw(NUM_FITTED)
+        say('Samples are drawn; fitting each block.')
+        fits = [fitted.fit(block, report) for block, report in enumerate(reports)]
+        response, gain, offset = (jnp.stack(x) for x in zip(*fits, strict=True))
+        timed = draw(batch_size)
+        _time_windows(timed, (response, gain, offset), tolerance, reports, say)
+        windows = tuple(distributed.of_main([report.window for report in reports]))
+        for block, report in enumerate(reports):
+            report.window = windows[block]
+            if report.window > 1:
+                linear = response[block], gain[block], offset[block]
+                report.amplification = fitted.amplification(block, linear, report.window, tolerance)
+        amplification = jnp.float32([report.amplification for report in reports])
+    return Calibration(windows, response, gain, offset, amplification), reports
+
+
+def _guidance(
+    model, guidance=0.0, guide='both', anneal_guidance=False, attention_temperature=1.0
+) -> Guidance:
+    return Guidance.checked(
+        *(guidance, guide, anneal_guidance, attention_temperature), num_classes=model.num_classes
+    )
+
+
+class _Samples:
+    """Samples drawn token by token, with the latents and the input of each block.
+
+    Attributes:
+      latents: float32 [B, T, P] of each block, in its own order of tokens.
+      tokens: its input.
+    """
+
+    def __init__(
+        self, model, params, mesh, labels, prior_temperature, guidance, number, *, before_block
+    ):
+        self._flow, self._params, self._guidance = model.token_flow(), params, guidance
+        self._before_block = before_block
+        size = shared_batch_size(number, number, mesh)
+        all_labels = spread_labels(labels, size, model.num_classes, SEED)
+        if all_labels is None:
+            all_labels = np.full(size, -1, np.int32)
+        rows = arrays.local_rows(mesh, size)
+        local = np.arange(size, dtype=np.int32)[rows], all_labels[rows]
+        index, self._labels = arrays.put_rows(local, mesh, size, rows)
+        z_BTP = _draw_latents(model, params, index, prior_temperature)
+        z_BTP = reorder(z_BTP, self._flow.num_blocks)
+        self.latents, self.tokens = [], []
+        for block in reversed(range(self._flow.num_blocks)):
+            self.latents.insert(0, z_BTP[:, ::-1])
+            z_BTP = self.solve(block, self.latents[0])
+            self.tokens.insert(0, z_BTP)
+
+    def solve(self, block, z_BTP, linear=None, window=1, tolerance=0.0):
+        """The input of a block for its latents."""
+        return self.solve_and_count(block, z_BTP, linear, window, tolerance)[0]
+
+    def solve_and_count(self, block, z_BTP, linear, window, tolerance):
+        """The input of a block, and the number of sweeps that it took."""
+        self._before_block()
+        fixed = self._flow, self._of_block(block), z_BTP, self._labels, self._guidance
+        return _solve(*fixed, linear, window, tolerance)
+
+    def fit(self, block: int, report: BlockReport):
+        """Response, gain and offset of a block; notes the errors of Jacobi's sweeps.
+
+        The response is of least squares between the residuals of the tokens before a token and what
+        G leaves of its error, relative to the errors of both tokens: in sweeps with no response,
+        then in sweeps with the first fit, too.
+        """
+        z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
+        report.errors = self._jacobi_errors(block, x_BTP)
+        ones = np.ones((*z_BTP.shape[:2], 1), np.float32)
+        latents = np.concatenate([lagged(z_BTP, range(GAIN_LAGS)), ones], axis=2)
+        gain = _ridge(_rows(latents), _rows(x_BTP), GAIN_RIDGE)
+        guess = (latents @ gain).astype(np.float32)
+        guess[:, 0] = z_BTP[:, 0]
+        lags = range(1, RESPONSE_LAGS + 1)
+        response = np.zeros((RESPONSE_LAGS * x_BTP.shape[2], x_BTP.shape[2]))
+        inputs, outputs = [], []
+        for _ in range(FITS):
+            iterate = guess
+            for _ in range(FITTED_SWEEPS):
+                after = self._sweep(block, iterate)
+                residuals = np.asarray(lagged(after - iterate, lags))
+                size = np.linalg.norm(iterate - x_BTP, axis=2, keepdims=True)
+                size = np.maximum(size, np.asarray(lagged(size, [1]))) + 1e-5
+                inputs.append(_rows(residuals / size))
+                outputs.append(_rows((x_BTP - after) / size))
+                iterate = after + (residuals @ response).astype(np.float32)
+            response = _ridge(np.concatenate(inputs), np.concatenate(outputs), RESPONSE_RIDGE)
+        return tuple(jnp.float32(x) for x in (response, gain[:-1], gain[-1]))
+
+    def _jacobi_errors(self, block: int, x_BTP) -> list[float]:
+        iterate, errors = arrays.fetch(self.latents[block]), []
+        for _ in range(FITTED_SWEEPS):
+            errors.append(float(np.sqrt(((iterate - x_BTP) ** 2).mean())))
+            iterate = self._sweep(block, iterate)
+        return errors
+
+    def _sweep(self, block: int, x_BTP: np.ndarray) -> np.ndarray:
+        """G(x) of the whole block."""
+        z_BTP = self.latents[block]
+        x_BTP = arrays.put(x_BTP, z_BTP.sharding)
+        fixed = self._flow, self._of_block(block), x_BTP, z_BTP, self._labels, self._guidance
+        return arrays.fetch(_apply(*fixed))
+
+    def amplification(self, block: int, linear, window: int, tolerance: float) -> float:
+        """The largest error of an image by the residual that a tolerance allows in a block."""
+        tolerance = max(tolerance, 1e-4)  # below, it would be that of rounding
+        x_BTP = self.solve(block, self.latents[block], linear, window, tolerance)
+        for below in reversed(range(block)):
+            x_BTP = self.solve(below, x_BTP[:, ::-1])
+        errors = np.abs(arrays.fetch(x_BTP) - arrays.fetch(self.tokens[0]))
+        finite = errors[np.isfinite(errors).all(axis=(1, 2))]
+        return max(1.0, float(finite.max(initial=0)) / tolerance)
+
+    def _of_block(self, block: int):
+        return _slice(self._params['blocks'], block)
+
+
+def _time_windows(samples: _Samples, linear, tolerance, reports, say) -> None:
+    """Times windows that double from 2 on, until all blocks are slower twice; notes the best."""
+    num_tokens = samples.latents[0].shape[1]
+    windows = [2**k for k in range(1, math.ceil(math.log2(max(num_tokens - 1, 2))))]
+    if num_tokens > 2:
+        windows.append(num_tokens - 1)
+    slow = 0
+    for window in windows:
+        for block, report in enumerate(reports):
+            z_BTP = samples.latents[block]
+            settings = _slice(linear, block), window, tolerance
+            run = functools.partial(samples.solve_and_count, block, z_BTP, *settings)
+            report.sweeps[window] = int(run()[1])
+            report.times[window] = _relative_time(run, functools.partial(samples.solve, block, z_BTP))
+        best = [min(1.0, *report.times.values()) for report in reports]
+        relative = [r.times[window] / b for r, b in zip(reports, best, strict=True)]
+        say(
+            f'A window of {window} tokens: '
+            + ' '.join(f'{report.times[window]:.2f}' for report in reports)
+            + ' of the sequential time, by block.'
+        )
+        slow = slow + 1 if distributed.of_main(min(relative)) > HOPELESS else 0
+        if slow == 2:
+            break
+    for report in reports:
+        fastest = min(report.times, key=lambda window: report.times[window], default=1)
+        if report.times.get(fastest, 1.0) < 1 - LEAST_GAIN:
+            report.window = fastest
+
+
+def _relative_time(run, run_sequential) -> float:
+    """The median of the ratios of times taken in turn."""
+    first = _seconds(run_sequential)
+    repeats = distributed.of_main(max(1, min(REPEATS, round(SECONDS_EACH / first))))
+    ratios = [_seconds(run) / _seconds(run_sequential) for _ in range(repeats)]
+    return statistics.median(ratios)
+
+
+def _seconds(run) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw_latents(model, params, index, prior_temperature):
+    noise = draw_noise(model.image_shape, SEED, index, jnp.zeros_like(index))
+    return model.patchify(scale_noise(model, params, noise, prior_temperature))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def _solve(flow: TokenFlow, params, z_BTP, labels, guidance, linear, window, tolerance):
+    step = _step(flow, params, labels, guidance)
+    if window == 1:
+        return solve_in_order(step, z_BTP), flow.num_tokens - 1
+    return solve_in_windows(step, z_BTP, linear, window, tolerance)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(flow: TokenFlow, params, x_BTP, z_BTP, labels, guidance):
+    """A sweep over the whole block: G(x)."""
+    step = _step(flow, params, labels, guidance)
+    caches = step.empty_caches(flow.num_tokens - 1)
+    after, _ = step(x_BTP[:, :-1], z_BTP[:, 1:], jnp.int32(0), caches)
+    return jnp.concatenate([z_BTP[:, :1], after], axis=1)
+
+
+def _step(flow: TokenFlow, params, labels, guidance) -> GuidedStep:
+    block = flow.block()
+    params = rules.gathered(block.cast(params), of_block=True)
+    return GuidedStep(block, params, labels, guidance)
+
+
+def _slice(tree, block: int):
+    return jax.tree.map(lambda x: x[block], tree)
+
+
+def _rows(x_BTP: np.ndarray) -> np.ndarray:
+    return x_BTP.reshape(-1, x_BTP.shape[-1]).astype(np.float64)
+
+
+def _ridge(inputs: np.ndarray, outputs: np.ndarray, ridge: float) -> np.ndarray:
+    """The matrix M of least squares, inputs M = outputs, drawn towards zero."""
+    square = inputs.T @ inputs
+    square += (ridge * np.trace(square) / len(square) + 1e-12) * np.eye(len(square))
+    return np.linalg.solve(square, inputs.T @ outputs)
+
+
+def write(path: Path, calibration: Calibration, identity: dict[str, Any], reports) -> None:
+    """Writes a calibration with what it is of, see `identity_of`."""
+    about = {'identity': identity, 'blocks': [dataclasses.asdict(report) for report in reports]}
+    values = {**vars(calibration), 'windows': np.int32(calibration.windows)}
+    write_npz(path, **jax.device_get(values), about=np.array(json_text(about)))
+
+
+def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]:
+    """A calibration, or None and why it does not serve: it is of something else, or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values = dict(file)
+        made_for = json.loads(str(values.pop('about')))['identity']
+        windows = tuple(int(window) for window in values.pop('windows'))
+        values = {name: jnp.float32(value) for name, value in values.items()}
+        calibration = Calibration(windows, **values)
+        _check_shapes(calibration)
+    except FileNotFoundError:
+        return None, 'there is none'
+    except Exception as error:  # of a file that is anything
+        return None, f'{path} is damaged ({error})'
+    differences = [
+        f'{key} was {made_for.get(key)}, is {value}'
+        for key, value in identity.items()
+        if made_for.get(key) != value
+    ]
+    return (None, f'of {path}: {"; ".join(differences)}') if differences else (calibration, '')
+
+
+def _check_shapes(calibration: Calibration) -> None:
+    blocks, dim = calibration.offset.shape
+    expected = dict(
+        response=(blocks, RESPONSE_LAGS * dim, dim),
+        gain=(blocks, GAIN_LAGS * dim, dim),
+        amplification=(blocks,),
+    )
+    for name, shape in expected.items():
+        if getattr(calibration, name).shape != shape:
+            raise ValueError(f'{name} has another shape than {shape}')
+    if len(calibration.windows) != blocks or min(calibration.windows) < 1:
+        raise ValueError(f'windows are {calibration.windows}, for {blocks} blocks')
+
+
+def identity_of(model: TarFlow, params, mesh, sampling) -> dict[str, Any]:
+    """What a calibration is of: the model, its parameters, the device, and how it samples."""
+    settings = ('batch_size', 'tolerance', 'guidance', 'guide', 'anneal_guidance')
+    settings = (*settings, 'attention_temperature', 'prior_temperature')
+    device = mesh.devices.flat[0]
+    cores = os.cpu_count() if device.platform == 'cpu' else 0
+    return {
+        'device': f'{mesh.size} {device.device_kind}' + (f' of {cores} cores' if cores else ''),
+        'dtype': model.dtype,
+        'params_sha256': digest(params),
+        **{name: sampling[name] for name in settings},
+    }

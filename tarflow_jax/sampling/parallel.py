@@ -1,0 +1,166 @@
+"""The inverse of the flow by fixed points, a window of tokens at a time.
+
+The inverse of a block is the fixed point of
+
+    G(x)_{t+1} = z_{t+1} exp(log_scale_t(x_<=t)) + shift_t(x_<=t),   G(x)_0 = z_0.
+
+`G` is causal. A window of W tokens is updated together until its first tokens no longer move; those
+are committed, with the keys and values of that very iterate in the cache, and the window moves on.
+The token after the committed ones depends on them alone, so each sweep commits one at least: what
+the other tokens of the window hold can cost time, but nothing else. W = 1 is the sequential
+sampler, W = T the Jacobi iteration of a whole block.
+
+A sweep is a quasi-Newton step. What a token's residual r = G(x) - x does to the tokens after it is
+nearly the same for all tokens and samples of a block, so that a calibration measures it once, as
+matrices M_k of few lags, and the step foresees it:
+
+    x_t <- G(x)_t + sum_k r_{t-k} M_k.
+
+Where M is zero, it is Jacobi's. The first guess is linear, too, in the latents: sum_k z_{t-k} N_k + c.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from tarflow_jax.flow.attention import causal_parts
+from tarflow_jax.flow.tokens import TokenFlow
+from tarflow_jax.sampling.sequential import LEAST_STEPS, GuidedStep
+
+WINDOW = 16  # of a model that was not calibrated
+LIMIT = 100.0  # of the iterates that are not committed; pixels lie in [-1, 1]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['response', 'gain', 'offset', 'amplification'],
+    meta_fields=['windows'],
+)
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How each block is solved, from the first of the flow to the last.
+
+    Attributes:
+      windows: tokens of a window, for each block; 1 solves token by token.
+      response: M_1, M_2, ..., one below the other, float32 [X, K P, P].
+      gain: N_0, N_1, ..., float32 [X, L P, P].
+      offset: c, float32 [X, P].
+      amplification: largest error of an image by a residual of 1 in the block, float32 [X], by
+        which the block's tolerance is smaller than that of the image.
+    """
+
+    windows: tuple[int, ...]
+    response: jax.Array
+    gain: jax.Array
+    offset: jax.Array
+    amplification: jax.Array
+
+    @classmethod
+    def default(cls, flow: TokenFlow, window: int = WINDOW) -> 'Calibration':
+        """Windows of one size, latents as the first guess, and Jacobi's step."""
+        blocks, dim = flow.num_blocks, flow.token_dim
+        gain = jnp.tile(jnp.eye(dim)[None], (blocks, 1, 1))
+        offset, amplification = jnp.zeros((blocks, dim)), jnp.ones(blocks)
+        response = jnp.zeros((blocks, 0, dim))
+        return cls((window,) * blocks, response, gain, offset, amplification)
+
+
+def solve_in_windows(step: GuidedStep, z_BTP, linear, window: int, tolerance):
+    """Solves a block for its input.
+
+    Args:
+      step: the block's map.
+      z_BTP: its latents.
+      linear: response, gain and offset of the block, see `Calibration`.
+      window: tokens of a window, 1 to T - 1.
+      tolerance: largest |x - G(x)| of a token that is committed.
+
+    Returns:
+      (x_BTP, number of sweeps).
+    """
+    num_tokens, dim = z_BTP.shape[1:]
+    response, gain, offset = linear
+    num_lags = len(response) // dim
+    reach = window + num_lags  # of the tokens that a sweep changes
+    first_guess = jnp.matmul(lagged(z_BTP, range(len(gain) // dim)), gain) + offset[None, None]
+    # The window, and the tokens that enter it next, may reach beyond the sequence.
+    x_BTP = _pad(first_guess.at[:, 0].set(z_BTP[:, 0]), reach)
+    z_BTP = _pad(z_BTP, window)
+
+    @jax.named_scope('inverse_sweep')
+    def sweep(state):
+        position, x_BTP, caches, count = state
+        old_BTP = _slice(x_BTP, position, reach + 1)
+        z_BWP = _slice(z_BTP, position + 1, window)
+        new_BWP, caches = step(old_BTP[:, :window], z_BWP, position, caches)
+        error_BWP = new_BWP - old_BTP[:, 1 : window + 1]
+        settled = _num_settled(error_BWP, old_BTP[:, 0], num_tokens - 1 - position, tolerance)
+        # Settled tokens stay as the cache has them, the next one is exact, the others are guesses.
+        order_1T1 = (jnp.arange(reach) - settled)[None, :, None]
+        error_BTP = _pad(error_BWP, num_lags)
+        finite_BTP = jnp.where(jnp.isfinite(error_BTP), error_BTP, 0)
+        error_BTP = jnp.select([order_1T1 < 0, order_1T1 > 0], [0, finite_BTP], error_BTP)
+        new_BTP = old_BTP[:, 1:] + error_BTP
+        if num_lags:
+            foreseen_BTP = jnp.matmul(lagged(error_BTP, range(1, num_lags + 1)), response)
+            new_BTP = jnp.where(order_1T1 > 0, new_BTP + foreseen_BTP, new_BTP)
+        new_BTP = jnp.where(order_1T1 > 0, jnp.clip(new_BTP, -LIMIT, LIMIT), new_BTP)
+        x_BTP = _write(x_BTP, new_BTP, position + 1)
+        return position + settled + 1, x_BTP, caches, count + 1
+
+    state = jnp.int32(0), x_BTP, step.empty_caches(0), jnp.int32(0)
+    for _, end in causal_parts(num_tokens - 1, max(LEAST_STEPS, window)):
+        position, x_BTP, caches, count = state
+        caches = tuple(cache.lengthened(end + window - 1) for cache in caches)
+        state = jax.lax.while_loop(
+            lambda state, end=end: state[0] < end, sweep, (position, x_BTP, caches, count)
+        )
+    return state[1][:, :num_tokens], state[3]
+
+
+def _num_settled(error_BWP, settled_BP, num_left, tolerance):
+    """How many tokens after the first of the window no sample of the batch needs to change.
+
+    Args:
+      error_BWP: G(x) - x of the tokens that follow those of the window.
+      settled_BP: the first token of the window, which is settled.
+      num_left: tokens of the sequence after it.
+      tolerance: the largest error of a settled token.
+    """
+    window = error_BWP.shape[1]
+    is_settled_BW = jnp.abs(error_BWP).max(axis=2) <= tolerance
+    # Of a sample that is not finite, nothing will be.
+    is_lost_B = ~jnp.isfinite(settled_BP).all(axis=1)
+    is_beyond_W = jnp.arange(window) >= num_left
+    is_settled_W = (is_settled_BW | is_lost_B[:, None] | is_beyond_W[None]).all(axis=0)
+    # The last prediction is of a token outside the window, whose keys are not in the cache.
+    return jnp.cumprod(is_settled_W[:-1].astype(jnp.int32)).sum()
+
+
+def residual(step: GuidedStep, x_BTP, z_BTP):
+    """max |x - G(x)| of each sample [B], by one pass over all tokens."""
+    caches = step.empty_caches(x_BTP.shape[1] - 1)
+    expected_BTP, _ = step(x_BTP[:, :-1], z_BTP[:, 1:], jnp.int32(0), caches)
+    return jnp.abs(x_BTP[:, 1:] - expected_BTP).max(axis=(1, 2), initial=0)
+
+
+def lagged(x_BTP, lags):
+    """For each token, those `lags` before it side by side [B, T, lags P]; zeros before the first."""
+    length = x_BTP.shape[1]
+    return jnp.concatenate(
+        [jnp.pad(x_BTP, ((0, 0), (lag, 0), (0, 0)))[:, :length] for lag in lags], axis=2
+    )
+
+
+def _pad(x_BTP, length):
+    return jnp.pad(x_BTP, ((0, 0), (0, length), (0, 0)))
+
+
+def _slice(x_BTP, start, length):
+    return jax.lax.dynamic_slice_in_dim(x_BTP, start, length, axis=1)
+
+
+def _write(x_BTP, tokens_BTP, start):
+    return jax.lax.dynamic_update_slice_in_dim(x_BTP, tokens_BTP, start, axis=1)
