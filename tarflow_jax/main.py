@@ -48,20 +48,22 @@ from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.evaluation.evaluate import check as check_evaluation
 from tarflow_jax.evaluation.evaluate import evaluate
 from tarflow_jax.evaluation.prepare_fid import prepare_fid
+from tarflow_jax.files import make_writable
 from tarflow_jax.parallel import cluster, distributed
 from tarflow_jax.parallel.cores import use_cores
 from tarflow_jax.parallel.host_memory import keep_freed_memory
 from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.planning import plan as planning
 from tarflow_jax.quantities import format_duration
+from tarflow_jax.sampling import calibration_file
 from tarflow_jax.sampling.write import write_samples
 from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training import loop
 from tarflow_jax.training.checkpoint import quiet_orbax
 from tarflow_jax.training.program import rows_to_share_in_training
-from tarflow_jax.workdir import existing_path, local_folder, source_of
+from tarflow_jax.workdir import existing_path, local_folder, source_of, workdir_of
 
-MODES = ('train', 'sample', 'evaluate', 'prepare_fid', 'convert', 'plan')
+MODES = ('train', 'sample', 'calibrate', 'evaluate', 'prepare_fid', 'convert', 'plan')
 
 CONFIG = config_flags.DEFINE_config_file('config', help_string='a file such as configs/digits.py')
 flags.FLAGS['config'].parser = ConfigFile()
@@ -130,6 +132,8 @@ def main(_) -> int:
             evaluate(experiment, workdir, checkpoint, stop)
         if MODE.value == 'sample':
             sample(experiment, workdir, checkpoint, stop)
+        if MODE.value == 'calibrate':
+            calibrate(experiment, workdir, checkpoint, stop)
         return 0
 
 
@@ -137,7 +141,7 @@ def rows_to_share(config) -> int:
     """How many images the cores of a CPU share at a time."""
     if MODE.value == 'train':
         return rows_to_share_in_training(config)
-    if MODE.value != 'sample':
+    if MODE.value not in ('sample', 'calibrate'):
         return config.evaluate.batch_size
     return min(config.sample.batch_size, config.sample.num_samples)
 
@@ -168,11 +172,28 @@ def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: 
     params, _ = loading.load_params(experiment, source)
     loading.warn_of_other_noise(experiment.config, source)
     folder = workdir / 'samples'
-    sampling = experiment.sampling
-    write_samples(experiment.model, params, experiment.mesh, folder, stop, sampling)
+    model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
+    folders = [workdir, workdir_of(Path(source))]
+    calibration = calibration_file.stored(folders, model, params, mesh, sampling)
+    settings = {**sampling, 'calibration': calibration}
+    write_samples(model, params, mesh, folder, stop, settings)
     if distributed.is_main():
         seconds = format_duration(time.perf_counter() - start)
         print(f'{sampling["num_samples"]} samples in {seconds}: {folder}/samples.npz, samples.png')
+
+
+def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
+    """Measures how samples are drawn fastest, and keeps that in the workdir."""
+    start = time.perf_counter()
+    source = source_of(workdir, checkpoint)
+    model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
+    params, _ = loading.load_params(experiment, source)
+    if distributed.is_main():
+        make_writable(workdir)
+    calibration_file.calibrate_and_write(workdir, model, params, mesh, sampling, stop.check)
+    if distributed.is_main():
+        seconds = format_duration(time.perf_counter() - start)
+        print(f'Calibrated in {seconds}: --mode=sample and --mode=evaluate of {workdir} use it.')
 
 
 def convert(config, workdir: Path, checkpoint: str | None) -> int:

@@ -20,11 +20,12 @@ from tarflow_jax.evaluation.sample_scores import SampleScores
 from tarflow_jax.evaluation.split_scores import SplitScores
 from tarflow_jax.files import json_text, make_writable, remove_unfinished, write_json
 from tarflow_jax.parallel import distributed, rules
-from tarflow_jax.quantities import format_duration
-from tarflow_jax.stopping import Stop
 from tarflow_jax.parallel.fingerprints import digest
+from tarflow_jax.quantities import format_duration
+from tarflow_jax.sampling.calibration_file import stored
+from tarflow_jax.stopping import Stop
 from tarflow_jax.values import Choice
-from tarflow_jax.workdir import source_of
+from tarflow_jax.workdir import source_of, workdir_of
 
 REPORT_FILE = 'evaluation.json'
 HISTORY_FILE = 'evaluations.jsonl'  # those before
@@ -80,7 +81,16 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
         parts.append(SplitScores(experiment, params, stop, split_metrics))
     if sample_metrics:
         params_sha256 = identity.get('params_sha256')
-        parts.append(SampleScores(experiment, params, params_sha256, workdir, stop, sample_metrics))
+        calibration = None
+        if not config.evaluate.samples:
+            folders = [workdir, workdir_of(Path(identity['checkpoint']))]
+            sampling = {**experiment.sampling, 'num_samples': config.evaluate.num_samples}
+            calibration = stored(folders, experiment.model, params, experiment.mesh, sampling)
+        parts.append(
+            SampleScores(
+                *(experiment, params, params_sha256, calibration, workdir, stop, sample_metrics)
+            )
+        )
     with rules.activation_sharding(experiment.mesh):
         for part in parts:
             part.prepare()

@@ -24,6 +24,7 @@ from tarflow_jax.parallel import arrays, distributed
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.batches import sample_batches, spread_labels
+from tarflow_jax.sampling.parallel import Calibration
 from tarflow_jax.stopping import RESUMES, Stop
 
 REPORT_SHARE = 0.1  # of the samples, between two lines of progress
@@ -51,6 +52,7 @@ class SampleScores:
       experiment: the experiment to evaluate.
       params: the parameters of its model; None if samples are given.
       params_sha256: a hash of the parameters.
+      calibration: how samples are drawn, see `sampling.calibrate`; None for sequentially.
       workdir: the folder whose samples/ gets the samples.
       stop: receives the signals.
       names: the metrics to compute, keys of `metrics.OF_SAMPLES`.
@@ -67,6 +69,7 @@ class SampleScores:
         experiment: Experiment,
         params,
         params_sha256: str | None,
+        calibration: Calibration | None,
         workdir: Path,
         stop: Stop,
         names: list[str],
@@ -75,6 +78,7 @@ class SampleScores:
         self._config, self._mesh = experiment.config, experiment.mesh
         self._settings = experiment.config.evaluate
         self._model, self._params, self._params_sha256 = experiment.model, params, params_sha256
+        self._calibration = calibration
         self._folder = workdir / 'samples'
         self._stop = stop
         self.names = names
@@ -98,6 +102,11 @@ class SampleScores:
         self._check_reference()
         self._drawn = None if self._given else self._open_drawn()
         self._references: dict[str, Reference] = {}
+
+    @property
+    def _windows(self) -> tuple[int, ...] | None:
+        """Tokens that are solved together, by block, if a calibration says so."""
+        return self._calibration.windows if self._calibration else None
 
     def prepare(self) -> None:
         """Reads or makes the references, and warns where numbers of images are too few for them."""
@@ -158,6 +167,7 @@ class SampleScores:
             'params_sha256': self._params_sha256,
             'model': self._config.model.to_dict(),
             'sample': sampling,
+            'windows': self._windows,
             'quantization': settings.quantization,
         }
         drawn = DrawnSamples(folder, identity, self._model.image_shape)
@@ -219,6 +229,7 @@ class SampleScores:
             *(self._model, self._params, self._mesh),
             first=first,
             before_batch=self._stop.check,
+            calibration=self._calibration,
             **self._sampling,
         )
         try:
@@ -263,6 +274,7 @@ class SampleScores:
         if self._drawn:
             source = {
                 **self._sampling,
+                'windows': self._windows,
                 'quantization': self._settings.quantization,
                 'redrawn': self._drawn.num_redrawn,
             }

@@ -45,7 +45,8 @@ def lower_sampler(experiment: Experiment, batch_size: int) -> jax.stages.Lowered
     numbers = _array((batch_size,), jnp.int32, rules.batch_sharding(mesh))
     with rules.activation_sharding(mesh):
         return sample_batch.lower(
-            *(model, params, sampling['seed'], numbers, numbers, numbers, tuple(options.items()))
+            *(model, params, None, sampling['seed'], numbers, numbers, numbers),
+            tuple(options.items()),
         )
 
 

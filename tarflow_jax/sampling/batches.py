@@ -13,6 +13,7 @@ from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import arrays, distributed
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.sampling.denoise import denoise
+from tarflow_jax.sampling.parallel import Calibration
 from tarflow_jax.sampling.sample import sample
 
 LABELS = ('even', 'uniform')
@@ -82,6 +83,7 @@ def sample_batches(
     max_draws: int = MAX_DRAWS,
     must_be_finite: bool = True,
     before_batch: Callable[[], object] = lambda: None,
+    calibration: Calibration | None = None,
     **settings,
 ) -> Iterator[SampleBatch]:
     """Samples in batches, which stay on the devices.
@@ -100,7 +102,8 @@ def sample_batches(
         samples stay the same.
       must_be_finite: whether a sample that is not finite after several draws is an error.
       before_batch: a function that is called before each batch; its exceptions end the sampling.
-      **settings: guidance and temperatures, see `sample`.
+      calibration: how blocks are solved, see `sample`.
+      **settings: guidance, temperatures and method, see `sample`.
 
     Raises:
       RunError: a sample is not finite after `max_draws` draws, more than one.
@@ -113,7 +116,7 @@ def sample_batches(
     static = tuple({**settings, 'denoise_std': denoise_std}.items())
 
     def program(index, labels, attempts):
-        return sample_batch(model, params, seed, index, labels, attempts, static)
+        return sample_batch(model, params, calibration, seed, index, labels, attempts, static)
 
     rows = arrays.local_rows(mesh, batch_size)
     for start in range(first, num_samples, batch_size):
@@ -154,13 +157,14 @@ def _keep_finite(finite, images, new_images, new_finite):
     return jnp.where(finite[:, None, None, None], images, new_images), finite | new_finite
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6))
-def sample_batch(model: TarFlow, params, seed, index, labels, attempts, settings):
+@functools.partial(jax.jit, static_argnums=(0, 7))
+def sample_batch(model: TarFlow, params, calibration, seed, index, labels, attempts, settings):
     """Samples a batch in one program, so that processes need not see each other's rows.
 
     Args:
       model: the flow.
       params: its parameters.
+      calibration: how blocks are solved; None where that was not measured.
       seed: seed of the noise.
       index: numbers of the samples, int32 [B].
       labels: int32 [B], -1 for no label.
@@ -173,7 +177,7 @@ def sample_batch(model: TarFlow, params, seed, index, labels, attempts, settings
     arguments = dict(settings)
     denoise_std = arguments.pop('denoise_std')
     noise = draw_noise(model.image_shape, seed, index, attempts)
-    images = sample(model, params, noise, labels, **arguments)
+    images = sample(model, params, noise, labels, calibration=calibration, **arguments)
     if denoise_std:
         images = denoise(model, params, images, labels, noise_std=denoise_std)
     return images, jnp.isfinite(images).all(axis=(1, 2, 3))

@@ -7,25 +7,18 @@ falls short of the tolerance in an image is measured, too.
 
 import dataclasses
 import functools
-import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tarflow_jax.files import json_text
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.flow.tokens import TokenFlow, reorder
-from tarflow_jax.imagefiles import write_npz
 from tarflow_jax.parallel import arrays, distributed, rules
-from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.sampling.batches import draw_noise, spread_labels
 from tarflow_jax.sampling.guidance import Guidance
@@ -33,10 +26,11 @@ from tarflow_jax.sampling.parallel import Calibration, lagged, solve_in_windows
 from tarflow_jax.sampling.sample import scale_noise
 from tarflow_jax.sampling.sequential import GuidedStep, solve_in_order
 
-FILE = 'calibration.npz'
 NUM_FITTED = 16  # samples to which linear models are fitted
+GUIDANCE_KEYS = ('guidance', 'guide', 'anneal_guidance', 'attention_temperature')
 FITS = 2  # of the response: the second is of sweeps with the first one, too
 FITTED_SWEEPS = 6
+SHOWN_SWEEPS = 16  # of Jacobi's, whose errors a report shows
 RESPONSE_LAGS = 3
 RESPONSE_RIDGE = 0.1  # relative to the mean square of what it is fitted to
 GAIN_LAGS = 4
@@ -44,7 +38,8 @@ GAIN_RIDGE = 1e-4
 LEAST_GAIN = 0.05  # of the sequential sampler's time, or a block stays sequential
 REPEATS = 5  # timings, whose median counts
 SECONDS_EACH = 1.0  # of a sequential solution, above which it is timed less often
-HOPELESS = 1.3  # times the best window's time: where two in a row are so slow, larger ones are not tried
+HOPELESS = 1.3  # of the best window's time; after two windows that are so slow, no larger is tried
+ROUNDING = 1e-6
 SEED = 2**31 - 2  # of the noise: other samples than a user's first ones
 
 
@@ -56,15 +51,22 @@ class BlockReport:
       window: the window that was chosen; 1 solves token by token.
       times: seconds of each window tried, relative to the sequential solution.
       sweeps: passes over each window tried, of the slowest sample.
-      errors: root mean square error of the tokens after each Jacobi sweep, from the latents on.
+      errors: root mean square error of the tokens after 0, 1, ... Jacobi sweeps from the latents.
+      settled: tokens before the first whose error then exceeds the tolerance, in any sample.
       amplification: largest error of an image by a residual of 1 in the block.
+      crm: the convergence ranking metric of GS-Jacobi (2505.12849, section 4.3), of samples; large
+        where its authors find a block hard.
+      igm: its initial guess metric, of the latents.
     """
 
     window: int = 1
     times: dict[int, float] = dataclasses.field(default_factory=dict)
     sweeps: dict[int, int] = dataclasses.field(default_factory=dict)
     errors: list[float] = dataclasses.field(default_factory=list)
+    settled: list[int] = dataclasses.field(default_factory=list)
     amplification: float = 1.0
+    crm: float = 0.0
+    igm: float = 0.0
 
     def evaluations(self, num_tokens: int) -> float:
         """How often the network is evaluated for a token; 1 if sequentially."""
@@ -72,9 +74,12 @@ class BlockReport:
 
     @property
     def contraction(self) -> float:
-        """The factor by which a sweep shrinks errors, in the mean over the sweeps."""
-        shrunk = [error for error in self.errors if error > 0]
-        return (shrunk[-1] / shrunk[0]) ** (1 / max(1, len(shrunk) - 1)) if shrunk else 0.0
+        """The factor by which a Jacobi sweep shrinks errors, in the mean until they are rounding.
+
+        Its logarithm is the largest Lyapunov exponent of the block's inverse, seen over few tokens.
+        """
+        shrunk = [error for error in self.errors if error > ROUNDING]
+        return (shrunk[-1] / shrunk[0]) ** (1 / (len(shrunk) - 1)) if len(shrunk) > 1 else 0.0
 
 
 def calibrate(
@@ -117,13 +122,14 @@ def calibrate(
         )
         fitted = draw(NUM_FITTED)
         say('Samples are drawn; fitting each block.')
-        fits = [fitted.fit(block, report) for block, report in enumerate(reports)]
+        fits = [fitted.fit(block) for block in range(flow.num_blocks)]
         response, gain, offset = (jnp.stack(x) for x in zip(*fits, strict=True))
         timed = draw(batch_size)
         _time_windows(timed, (response, gain, offset), tolerance, reports, say)
         windows = tuple(distributed.of_main([report.window for report in reports]))
         for block, report in enumerate(reports):
             report.window = windows[block]
+            fitted.diagnose(block, report, tolerance)
             if report.window > 1:
                 linear = response[block], gain[block], offset[block]
                 report.amplification = fitted.amplification(block, linear, report.window, tolerance)
@@ -132,7 +138,7 @@ def calibrate(
 
 
 def _guidance(
-    model, guidance=0.0, guide='both', anneal_guidance=False, attention_temperature=1.0
+    model, *, guidance=0.0, guide='both', anneal_guidance=False, attention_temperature=1.0
 ) -> Guidance:
     return Guidance.checked(
         *(guidance, guide, anneal_guidance, attention_temperature), num_classes=model.num_classes
@@ -177,15 +183,14 @@ class _Samples:
         fixed = self._flow, self._of_block(block), z_BTP, self._labels, self._guidance
         return _solve(*fixed, linear, window, tolerance)
 
-    def fit(self, block: int, report: BlockReport):
-        """Response, gain and offset of a block; notes the errors of Jacobi's sweeps.
+    def fit(self, block: int):
+        """Response, gain and offset of a block.
 
         The response is of least squares between the residuals of the tokens before a token and what
         G leaves of its error, relative to the errors of both tokens: in sweeps with no response,
         then in sweeps with the first fit, too.
         """
         z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
-        report.errors = self._jacobi_errors(block, x_BTP)
         ones = np.ones((*z_BTP.shape[:2], 1), np.float32)
         latents = np.concatenate([lagged(z_BTP, range(GAIN_LAGS)), ones], axis=2)
         gain = _ridge(_rows(latents), _rows(x_BTP), GAIN_RIDGE)
@@ -207,17 +212,33 @@ class _Samples:
             response = _ridge(np.concatenate(inputs), np.concatenate(outputs), RESPONSE_RIDGE)
         return tuple(jnp.float32(x) for x in (response, gain[:-1], gain[-1]))
 
-    def _jacobi_errors(self, block: int, x_BTP) -> list[float]:
-        iterate, errors = arrays.fetch(self.latents[block]), []
-        for _ in range(FITTED_SWEEPS):
-            errors.append(float(np.sqrt(((iterate - x_BTP) ** 2).mean())))
+    def diagnose(self, block: int, report: BlockReport, tolerance: float) -> None:
+        """Notes how Jacobi's sweeps converge, and the published metrics of that."""
+        z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
+        iterate = z_BTP
+        for _ in range(SHOWN_SWEEPS):
+            error = iterate - x_BTP
+            report.errors.append(float(np.sqrt((error**2).mean())))
+            is_settled = (np.abs(error).max(axis=2) <= tolerance).all(axis=0)
+            report.settled.append(int(np.cumprod(is_settled).sum()))
             iterate = self._sweep(block, iterate)
-        return errors
+            if len(report.errors) == 1:
+                report.igm = float(np.linalg.norm((iterate - x_BTP).mean(axis=0), 2))
+        ones, zeros = np.ones_like(z_BTP), np.zeros_like(z_BTP)
+        # exp(log_scale)
+        scale = self._sweep(block, x_BTP, ones) - self._sweep(block, x_BTP, zeros)
+        kernel = arrays.fetch(self._of_block(block)['proj_out']['kernel'])
+        shift, *log_scale = (
+            np.linalg.norm(kernel[:, part], 2) for part in (-1, 0)[: kernel.shape[1]]
+        )
+        first = np.linalg.norm((x_BTP[:, 1:] / scale[:, 1:]).mean(axis=0), 2)
+        report.crm = float(first * sum(log_scale) + shift)
 
-    def _sweep(self, block: int, x_BTP: np.ndarray) -> np.ndarray:
-        """G(x) of the whole block."""
-        z_BTP = self.latents[block]
-        x_BTP = arrays.put(x_BTP, z_BTP.sharding)
+    def _sweep(self, block: int, x_BTP: np.ndarray, z_BTP: np.ndarray | None = None) -> np.ndarray:
+        """G(x) of the whole block, by default of its own latents."""
+        latents = self.latents[block]
+        x_BTP = arrays.put(x_BTP, latents.sharding)
+        z_BTP = latents if z_BTP is None else arrays.put(z_BTP, latents.sharding)
         fixed = self._flow, self._of_block(block), x_BTP, z_BTP, self._labels, self._guidance
         return arrays.fetch(_apply(*fixed))
 
@@ -248,7 +269,9 @@ def _time_windows(samples: _Samples, linear, tolerance, reports, say) -> None:
             settings = _slice(linear, block), window, tolerance
             run = functools.partial(samples.solve_and_count, block, z_BTP, *settings)
             report.sweeps[window] = int(run()[1])
-            report.times[window] = _relative_time(run, functools.partial(samples.solve, block, z_BTP))
+            report.times[window] = _relative_time(
+                run, functools.partial(samples.solve, block, z_BTP)
+            )
         best = [min(1.0, *report.times.values()) for report in reports]
         relative = [r.times[window] / b for r, b in zip(reports, best, strict=True)]
         say(
@@ -297,7 +320,7 @@ def _solve(flow: TokenFlow, params, z_BTP, labels, guidance, linear, window, tol
 def _apply(flow: TokenFlow, params, x_BTP, z_BTP, labels, guidance):
     """A sweep over the whole block: G(x)."""
     step = _step(flow, params, labels, guidance)
-    caches = step.empty_caches(flow.num_tokens - 1)
+    caches = step.lengthened((), flow.num_tokens - 1)
     after, _ = step(x_BTP[:, :-1], z_BTP[:, 1:], jnp.int32(0), caches)
     return jnp.concatenate([z_BTP[:, :1], after], axis=1)
 
@@ -321,60 +344,3 @@ def _ridge(inputs: np.ndarray, outputs: np.ndarray, ridge: float) -> np.ndarray:
     square = inputs.T @ inputs
     square += (ridge * np.trace(square) / len(square) + 1e-12) * np.eye(len(square))
     return np.linalg.solve(square, inputs.T @ outputs)
-
-
-def write(path: Path, calibration: Calibration, identity: dict[str, Any], reports) -> None:
-    """Writes a calibration with what it is of, see `identity_of`."""
-    about = {'identity': identity, 'blocks': [dataclasses.asdict(report) for report in reports]}
-    values = {**vars(calibration), 'windows': np.int32(calibration.windows)}
-    write_npz(path, **jax.device_get(values), about=np.array(json_text(about)))
-
-
-def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]:
-    """A calibration, or None and why it does not serve: it is of something else, or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            values = dict(file)
-        made_for = json.loads(str(values.pop('about')))['identity']
-        windows = tuple(int(window) for window in values.pop('windows'))
-        values = {name: jnp.float32(value) for name, value in values.items()}
-        calibration = Calibration(windows, **values)
-        _check_shapes(calibration)
-    except FileNotFoundError:
-        return None, 'there is none'
-    except Exception as error:  # of a file that is anything
-        return None, f'{path} is damaged ({error})'
-    differences = [
-        f'{key} was {made_for.get(key)}, is {value}'
-        for key, value in identity.items()
-        if made_for.get(key) != value
-    ]
-    return (None, f'of {path}: {"; ".join(differences)}') if differences else (calibration, '')
-
-
-def _check_shapes(calibration: Calibration) -> None:
-    blocks, dim = calibration.offset.shape
-    expected = dict(
-        response=(blocks, RESPONSE_LAGS * dim, dim),
-        gain=(blocks, GAIN_LAGS * dim, dim),
-        amplification=(blocks,),
-    )
-    for name, shape in expected.items():
-        if getattr(calibration, name).shape != shape:
-            raise ValueError(f'{name} has another shape than {shape}')
-    if len(calibration.windows) != blocks or min(calibration.windows) < 1:
-        raise ValueError(f'windows are {calibration.windows}, for {blocks} blocks')
-
-
-def identity_of(model: TarFlow, params, mesh, sampling) -> dict[str, Any]:
-    """What a calibration is of: the model, its parameters, the device, and how it samples."""
-    settings = ('batch_size', 'tolerance', 'guidance', 'guide', 'anneal_guidance')
-    settings = (*settings, 'attention_temperature', 'prior_temperature')
-    device = mesh.devices.flat[0]
-    cores = os.cpu_count() if device.platform == 'cpu' else 0
-    return {
-        'device': f'{mesh.size} {device.device_kind}' + (f' of {cores} cores' if cores else ''),
-        'dtype': model.dtype,
-        'params_sha256': digest(params),
-        **{name: sampling[name] for name in settings},
-    }

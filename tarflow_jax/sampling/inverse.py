@@ -1,4 +1,4 @@
-"""The inverse of the whole flow: its blocks, each solved for its input, from the last to the first."""
+"""The inverse of the whole flow: each block solved for its input, from the last to the first."""
 
 import functools
 import itertools

@@ -16,11 +16,12 @@ matrices M_k of few lags, and the step foresees it:
 
     x_t <- G(x)_t + sum_k r_{t-k} M_k.
 
-Where M is zero, it is Jacobi's. The first guess is linear, too, in the latents: sum_k z_{t-k} N_k + c.
+Where M is zero, it is Jacobi's. The first guess is linear in the latents, sum_k z_{t-k} N_k + c.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,12 +111,12 @@ def solve_in_windows(step: GuidedStep, z_BTP, linear, window: int, tolerance):
         x_BTP = _write(x_BTP, new_BTP, position + 1)
         return position + settled + 1, x_BTP, caches, count + 1
 
-    state = jnp.int32(0), x_BTP, step.empty_caches(0), jnp.int32(0)
+    state: Any = jnp.int32(0), x_BTP, (), jnp.int32(0)
     for _, end in causal_parts(num_tokens - 1, max(LEAST_STEPS, window)):
         position, x_BTP, caches, count = state
-        caches = tuple(cache.lengthened(end + window - 1) for cache in caches)
+        longer = step.lengthened(caches, end + window - 1)
         state = jax.lax.while_loop(
-            lambda state, end=end: state[0] < end, sweep, (position, x_BTP, caches, count)
+            lambda state, end=end: state[0] < end, sweep, (position, x_BTP, longer, count)
         )
     return state[1][:, :num_tokens], state[3]
 
@@ -141,13 +142,13 @@ def _num_settled(error_BWP, settled_BP, num_left, tolerance):
 
 def residual(step: GuidedStep, x_BTP, z_BTP):
     """max |x - G(x)| of each sample [B], by one pass over all tokens."""
-    caches = step.empty_caches(x_BTP.shape[1] - 1)
+    caches = step.lengthened((), x_BTP.shape[1] - 1)
     expected_BTP, _ = step(x_BTP[:, :-1], z_BTP[:, 1:], jnp.int32(0), caches)
     return jnp.abs(x_BTP[:, 1:] - expected_BTP).max(axis=(1, 2), initial=0)
 
 
 def lagged(x_BTP, lags):
-    """For each token, those `lags` before it side by side [B, T, lags P]; zeros before the first."""
+    """The tokens `lags` before each one, side by side [B, T, lags P]; zeros before the first."""
     length = x_BTP.shape[1]
     return jnp.concatenate(
         [jnp.pad(x_BTP, ((0, 0), (lag, 0), (0, 0)))[:, :length] for lag in lags], axis=2

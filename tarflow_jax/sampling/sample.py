@@ -1,6 +1,7 @@
 """Images from noise."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def sample(
     calibration: Calibration | None = None,
     return_sequence: bool = False,
     return_residual: bool = False,
-):
+) -> Any:
     """Maps standard normal noise to images.
 
     Args:

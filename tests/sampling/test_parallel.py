@@ -32,9 +32,7 @@ def calibration_of(model, window, seed=None):
         return default
     draws = np.random.default_rng(seed)
     blocks, dim = default.offset.shape
-    response, gain = (
-        jnp.float32(draws.normal(size=(blocks, lags * dim, dim))) for lags in (3, 4)
-    )
+    response, gain = (jnp.float32(draws.normal(size=(blocks, lags * dim, dim))) for lags in (3, 4))
     return dataclasses.replace(default, response=response, gain=gain)
 
 
@@ -138,9 +136,9 @@ def test_what_is_above_the_tolerance_is_solved_again_alone(params, random_batch,
 
     monkeypatch.setattr(chain, 'solve_in_windows', wrong_in_one_row)
     flow, tokens = MODEL.token_flow(), MODEL.patchify(noise)
-    solution = jax.jit(
-        functools.partial(chain.inverse, flow, certify=True, tolerance=1e-3)
-    )(params, tokens, labels, calibration=calibration_of(MODEL, 5))
+    solution = jax.jit(functools.partial(chain.inverse, flow, certify=True, tolerance=1e-3))(
+        params, tokens, labels, calibration=calibration_of(MODEL, 5)
+    )
     np.testing.assert_array_equal(solution.resolved, [[False, False, True, False]] * 2)
     assert (solution.residual < 2e-3).all()
     expected = MODEL.patchify(sample(MODEL, params, noise, labels))

@@ -27,13 +27,13 @@ from damage import (
 from runs import files_in
 
 from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.parallel.fingerprints import fingerprints
 from tarflow_jax.training.checkpoint import (
     BEST_METRIC,
     RETRY_SECONDS,
     Checkpoints,
     Damaged,
 )
-from tarflow_jax.parallel.fingerprints import fingerprints
 
 SHAPES = {'w': (40, 50), 'b': (7,)}
 

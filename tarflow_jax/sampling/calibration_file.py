@@ -1,0 +1,186 @@
+"""The calibration of a workdir's samples: made once, kept beside the checkpoints, found again."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from tarflow_jax.files import json_text, open_atomically
+from tarflow_jax.imagefiles import write_npz
+from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel.fingerprints import digest
+from tarflow_jax.parallel.mesh import shared_batch_size
+from tarflow_jax.sampling.calibrate import (
+    GAIN_LAGS,
+    GUIDANCE_KEYS,
+    RESPONSE_LAGS,
+    BlockReport,
+    calibrate,
+)
+from tarflow_jax.sampling.parallel import Calibration
+
+FILE = 'calibration.npz'
+PICTURE = 'calibration.png'
+
+
+def calibrate_and_write(workdir: Path, model, params, mesh, sampling, before_block) -> None:
+    """Calibrates `sampling`, the arguments of `batches.sample_batches`, for a workdir's samples.
+
+    Writes `calibration.npz` there, prints what was measured, and draws it if Matplotlib is there.
+    """
+    keys = ('labels', 'prior_temperature', 'tolerance', *GUIDANCE_KEYS)
+
+    def say(line):
+        if distributed.is_main():
+            print(line, flush=True)
+
+    calibration, reports = calibrate(
+        *(model, params, mesh),
+        batch_size=batch_size_of(mesh, sampling),
+        say=say,
+        before_block=before_block,
+        **{key: sampling[key] for key in keys},
+    )
+    identity = identity_of(model, params, mesh, sampling)  # collective
+    if distributed.is_main():
+        write(workdir / FILE, calibration, identity, reports)
+        print(table(reports, model.token_flow().num_tokens))
+        if find_spec('matplotlib'):
+            draw(workdir / PICTURE, reports, sampling['tolerance'])
+            print(f'{workdir / PICTURE}: how each block converges.')
+        else:
+            print("For a picture of it: pip install 'tarflow_jax[pictures]'.")
+
+
+def draw(path: Path, reports: list[BlockReport], tolerance: float) -> None:
+    """A picture: errors and settled tokens by sweep, times by window, and the published metrics."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout='constrained')
+    (errors, settled), (times, metrics) = figure.subplots(2, 2)
+    colors = colormaps['viridis'](np.linspace(0, 0.9, len(reports)))
+    for block, (report, color) in enumerate(zip(reports, colors, strict=True)):
+        errors.semilogy(report.errors, color=color, label=f'block {block}')
+        settled.plot(report.settled, color=color)
+        if report.times:
+            times.semilogx(*zip(*report.times.items(), strict=True), color=color, base=2)
+        metrics.plot(report.crm, report.contraction, 'o', color=color)
+        metrics.annotate(f' {block}', (report.crm, report.contraction))
+    errors.axhline(tolerance, color='grey', linestyle=':')
+    errors.set(xlabel='Jacobi sweeps', ylabel='root mean square error')
+    settled.set(xlabel='Jacobi sweeps', ylabel='settled tokens from the first on')
+    times.axhline(1, color='grey', linestyle=':')
+    times.set(xlabel='tokens of a window', ylabel='time relative to sequential')
+    metrics.set(xlabel='CRM (2505.12849)', ylabel='factor of the error in a sweep')
+    figure.legend(loc='outside right upper', frameon=False)
+    for axes in figure.axes:
+        axes.spines[['top', 'right']].set_visible(False)
+    with open_atomically(path) as file:
+        figure.savefig(file, format='png', dpi=120)
+
+
+def table(reports: list[BlockReport], num_tokens: int) -> str:
+    """The report of each block on a line, the block next to the data first.
+
+    `evaluations` are those of the network for each token, `time` is relative to the sequential
+    solution, `image error` relative to the residual that a tolerance allows.
+    """
+    lines = ['block  window  sweeps  evaluations  time  image error  contraction    CRM    IGM']
+    for block, report in enumerate(reports):
+        sweeps = report.sweeps.get(report.window, num_tokens - 1)
+        lines.append(
+            f'{block:5}  {report.window:6}  {sweeps:6}  {report.evaluations(num_tokens):11.2f}  '
+            f'{report.times.get(report.window, 1.0):4.2f}  {report.amplification:11.1f}  '
+            f'{report.contraction:11.2f}  {report.crm:5.1f}  {report.igm:5.1f}'
+        )
+    return '\n'.join(lines)
+
+
+def write(path: Path, calibration: Calibration, identity: dict[str, Any], reports) -> None:
+    """Writes a calibration with what it is of, see `identity_of`."""
+    about = {'identity': identity, 'blocks': [dataclasses.asdict(report) for report in reports]}
+    values = {**vars(calibration), 'windows': np.array(calibration.windows, np.int32)}
+    write_npz(path, **jax.device_get(values), about=np.array(json_text(about)))
+
+
+def stored(folders: Iterable[Path], model, params, mesh, sampling) -> Calibration | None:
+    """The calibration that lies in one of the folders, if it is of just this sampling here.
+
+    Collective: every process must call it. One that does not serve is warned of, and not used.
+    """
+    if sampling['method'] == 'sequential':
+        return None
+    identity, reasons = identity_of(model, params, mesh, sampling), []
+    for folder in dict.fromkeys(folders):
+        calibration, reason = read(folder / FILE, identity)
+        if distributed.agree(calibration is not None):
+            return calibration
+        if reason:
+            reasons.append(reason)
+    if reasons and distributed.is_main():
+        logging.warning('The calibration is not used: %s. Run --mode=calibrate.', reasons[0])
+    return None
+
+
+def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]:
+    """A calibration, or None and why: it is of something else or damaged; '' if there is none."""
+    try:
+        with path.open('rb') as file, np.load(file, allow_pickle=False) as values_by_name:
+            values = dict(values_by_name)
+        made_for = json.loads(str(values.pop('about')))['identity']
+        windows = tuple(int(window) for window in values.pop('windows'))
+        values = {name: jnp.float32(value) for name, value in values.items()}
+        calibration = Calibration(windows, **values)
+        _check_shapes(calibration)
+    except FileNotFoundError:
+        return None, ''
+    except Exception as error:  # of a file that is anything
+        return None, f'{path} is damaged ({error})'
+    others = {'params_sha256': 'its parameters are others'}  # a hash tells nobody more
+    differences = [
+        others.get(key, f'{key} was {made_for.get(key)}, is {value}')
+        for key, value in identity.items()
+        if made_for.get(key) != value
+    ]
+    return (None, f'in {path}, {"; ".join(differences)}') if differences else (calibration, '')
+
+
+def _check_shapes(calibration: Calibration) -> None:
+    blocks, dim = calibration.offset.shape
+    expected = dict(
+        response=(blocks, RESPONSE_LAGS * dim, dim),
+        gain=(blocks, GAIN_LAGS * dim, dim),
+        amplification=(blocks,),
+    )
+    for name, shape in expected.items():
+        if getattr(calibration, name).shape != shape:
+            raise ValueError(f'{name} has another shape than {shape}')
+    if len(calibration.windows) != blocks or min(calibration.windows) < 1:
+        raise ValueError(f'windows are {calibration.windows}, for {blocks} blocks')
+
+
+def batch_size_of(mesh, sampling) -> int:
+    """How many samples are drawn at a time."""
+    return shared_batch_size(sampling['batch_size'], sampling['num_samples'], mesh)
+
+
+def identity_of(model, params, mesh, sampling) -> dict[str, Any]:
+    """What a calibration is of: the model, its parameters, the device, and how it samples."""
+    device = mesh.devices.flat[0]
+    cores = os.cpu_count() if device.platform == 'cpu' else 0
+    return {
+        'device': f'{mesh.size} {device.device_kind}' + (f' of {cores} cores' if cores else ''),
+        'dtype': model.dtype,
+        'batch_size': batch_size_of(mesh, sampling),
+        'params_sha256': digest(params),
+        **{key: sampling[key] for key in ('tolerance', 'prior_temperature', *GUIDANCE_KEYS)},
+    }

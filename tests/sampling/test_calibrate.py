@@ -1,0 +1,174 @@
+"""A calibration is faster where it says so, changes no image, and serves nothing else."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tarflow_jax import sample
+from tarflow_jax.flow import TarFlow
+from tarflow_jax.sampling import calibrate, calibration_file, inverse
+from tarflow_jax.sampling.parallel import Calibration
+
+MODEL = TarFlow(
+    *((8, 8, 1), 2), num_blocks=2, num_classes=3, width=8, head_dim=4, layers_per_block=1
+)
+SAMPLING = dict(
+    num_samples=4,
+    batch_size=4,
+    labels='even',
+    guidance=0.5,
+    guide='both',
+    anneal_guidance=False,
+    attention_temperature=1.0,
+    prior_temperature=1.0,
+    tolerance=1e-3,
+    method='auto',
+)
+MEASURED = {key: SAMPLING[key] for key in ('batch_size', 'guidance', 'tolerance')}
+
+
+@pytest.fixture(scope='module')
+def params(random_params):
+    return random_params(MODEL)
+
+
+@pytest.fixture(scope='module')
+def measured(params, one_device):
+    return calibrate.calibrate(MODEL, params, one_device, **MEASURED)
+
+
+def solve(params, noise, labels, calibration):
+    return jax.jit(
+        lambda params, calibration: inverse.inverse(
+            *(MODEL.token_flow(), params, MODEL.patchify(noise), labels),
+            calibration=calibration,
+            tolerance=1e-3,
+        )
+    )(params, calibration)
+
+
+def test_what_is_fitted_saves_sweeps_of_other_samples(params, random_batch, one_device):
+    calibration, _ = calibrate.calibrate(MODEL, params, one_device, batch_size=4)
+    noise, labels = random_batch(MODEL)
+    whole = dataclasses.replace(calibration, windows=(15, 15))
+    fitted = solve(params, noise, labels, whole)
+    jacobi = solve(params, noise, labels, Calibration.default(MODEL.token_flow(), 15))
+    assert fitted.sweeps.sum() < jacobi.sweeps.sum()
+    np.testing.assert_allclose(fitted.tokens[0], jacobi.tokens[0], atol=1e-2)
+
+
+def test_guided_images_with_a_calibration(params, measured, random_batch):
+    calibration, _ = measured
+    noise, labels = random_batch(MODEL)
+    expected = sample(MODEL, params, noise, labels, guidance=0.5)
+    images = sample(MODEL, params, noise, labels, guidance=0.5, calibration=calibration)
+    np.testing.assert_allclose(images, expected, atol=1e-2)
+
+
+def test_reports(measured):
+    calibration, reports = measured
+    for window, report in zip(calibration.windows, reports, strict=True):
+        assert report.window == window
+        assert window == 1 or report.times[window] < 0.95
+        assert list(report.sweeps) == list(report.times) == [2, 4, 8, 15][: len(report.times)]
+        assert all(sweeps <= 15 for sweeps in report.sweeps.values())
+        # Token t is exact after t sweeps, and these are never more than all.
+        assert all(t < count <= 16 for t, count in enumerate(report.settled))
+        assert report.errors[-1] < 1e-5
+        assert 0 < report.contraction < 1
+        assert report.amplification >= 1
+    lines = calibration_file.table(reports, 16).splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [
+        [str(block), str(window)] for block, window in enumerate(calibration.windows)
+    ]
+
+
+def test_the_published_metrics(params, one_device):
+    """By the formulas of GS-Jacobi, on samples without guidance."""
+    samples = calibrate._Samples(
+        *(MODEL, params, one_device, 'even', 1.0, calibrate._guidance(MODEL), 4),
+        before_block=lambda: None,
+    )
+    for block in range(2):
+        report = calibrate.BlockReport()
+        samples.diagnose(block, report, 1e-3)
+        z, x = np.asarray(samples.latents[block]), np.asarray(samples.tokens[block])
+        of_block = jax.tree.map(lambda leaf, block=block: leaf[block], params['blocks'])
+        flow_block = MODEL.token_flow().block()
+        again, _ = flow_block.apply({'params': of_block}, x, samples._labels)
+        np.testing.assert_allclose(again, z, atol=1e-4)
+        assert report.crm > 0
+        swept = samples._sweep(block, z)
+        assert report.igm == pytest.approx(np.linalg.norm((swept - x).mean(axis=0), 2), rel=1e-5)
+
+
+def test_what_is_stored_is_found_again(params, measured, one_device, tmp_path, caplog):
+    calibration, reports = measured
+
+    def stored(params=params, **changes):
+        sampling = {**SAMPLING, **changes}
+        return calibration_file.stored([tmp_path], MODEL, params, one_device, sampling)
+
+    assert stored() is None
+    assert not caplog.records
+    identity = calibration_file.identity_of(MODEL, params, one_device, SAMPLING)
+    path = tmp_path / 'calibration.npz'
+    calibration_file.write(path, calibration, identity, reports)
+    found = stored()
+    assert found is not None
+    assert found.windows == calibration.windows
+    jax.tree.map(np.testing.assert_array_equal, found, calibration)
+    assert stored(method='sequential') is None
+    assert not caplog.records
+
+    others = jax.tree.map(lambda x: 2 * x, params)
+    for arguments, words in (
+        (dict(params=others), 'its parameters are others'),
+        (dict(guidance=0.0), 'guidance was 0.5, is 0.0'),
+        (dict(batch_size=2), 'batch_size was 4, is 2'),
+    ):
+        caplog.clear()
+        assert stored(**arguments) is None
+        (record,) = caplog.records
+        assert words in record.getMessage()
+        assert 'Run --mode=calibrate.' in record.getMessage()
+
+
+@pytest.mark.parametrize('damage', ['cut', 'other', 'shapes'])
+def test_a_damaged_file_is_not_used(damage, params, measured, one_device, tmp_path, caplog):
+    calibration, reports = measured
+    identity = calibration_file.identity_of(MODEL, params, one_device, SAMPLING)
+    path = tmp_path / 'calibration.npz'
+    if damage == 'shapes':
+        calibration = dataclasses.replace(calibration, gain=jnp.zeros((2, 3, 4)))
+    calibration_file.write(path, calibration, identity, reports)
+    if damage == 'cut':
+        path.write_bytes(path.read_bytes()[:-100])
+    if damage == 'other':
+        path.write_text('not a calibration')
+    assert calibration_file.stored([tmp_path], MODEL, params, one_device, SAMPLING) is None
+    (record,) = caplog.records
+    assert f'{path} is damaged' in record.getMessage()
+
+
+def test_the_command_line(runs, whole, tmp_path):
+    flags = [f'--checkpoint={whole[0]}', '--config.sample.tolerance=0.01']
+    before = runs.run(tmp_path, '--mode=sample', *flags).out
+    expected = np.load(tmp_path / 'samples' / 'samples.npz')['arr_0']
+    result = runs.run(tmp_path, '--mode=calibrate', *flags)
+    lines = result.out.splitlines()
+    assert lines[0] == 'Samples are drawn; fitting each block.'
+    assert lines[1].startswith('A window of 2 tokens: ')
+    assert lines[-1].startswith('Calibrated in ')
+    assert (tmp_path / 'calibration.npz').exists()
+    assert result.err == ''
+    after = runs.run(tmp_path, '--mode=sample', *flags)
+    assert after.err == ''
+    images = np.load(tmp_path / 'samples' / 'samples.npz')['arr_0']
+    assert np.abs(images.astype(int) - expected).max() <= 0.01 * 10 * 127.5
+    other = runs.run(tmp_path, '--mode=sample', *flags, '--config.sample.batch_size=8')
+    assert 'batch_size was 16, is 8. Run --mode=calibrate.' in other.err
+    assert before.startswith('16 samples in ')
