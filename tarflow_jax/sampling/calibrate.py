@@ -91,6 +91,7 @@ def calibrate(
     tolerance: float = 1e-3,
     labels: str = 'even',
     prior_temperature: float = 1.0,
+    windows: tuple[int, ...] = (),
     say: Callable[[str], object] = lambda line: None,
     before_block: Callable[[], object] = lambda: None,
     **guidance,
@@ -105,6 +106,7 @@ def calibrate(
       tolerance: what an image may differ by from the sequential one, pixels in [-1, 1].
       labels: 'even' or 'uniform', see `batches.spread_labels`.
       prior_temperature: see `sample`.
+      windows: tokens of each block's window, 1 for token by token, instead of the fastest.
       say: called with a line now and then, in the main process.
       before_block: called before each solution of a block; its exceptions end the calibration.
       **guidance: see `sample`.
@@ -124,9 +126,9 @@ def calibrate(
         say('Samples are drawn; fitting each block.')
         fits = [fitted.fit(block) for block in range(flow.num_blocks)]
         response, gain, offset = (jnp.stack(x) for x in zip(*fits, strict=True))
-        timed = draw(batch_size)
-        _time_windows(timed, (response, gain, offset), tolerance, reports, say)
-        windows = tuple(distributed.of_main([report.window for report in reports]))
+        if not windows:
+            _time_windows(draw(batch_size), (response, gain, offset), tolerance, reports, say)
+            windows = tuple(distributed.of_main([report.window for report in reports]))
         for block, report in enumerate(reports):
             report.window = windows[block]
             fitted.diagnose(block, report, tolerance)
