@@ -1,7 +1,10 @@
 """The parallel sampler against the sequential one, on a trained model: time, passes and errors.
 
     python -m benchmarks.samplers --workdir=runs/photos64p4 [--batches 1 16] [--compared 1000]
+        [--gs_jacobi=PATH]
 
+With the path of a checkout of https://github.com/encoreus/GS-Jacobi_for_TarFlow (and torch), the
+published code solves the same blocks from the same latents, too.
 Prints tables of Markdown. Times are medians of rounds in which the methods take turns; the worst
 round is in brackets. Errors are the largest differences of a pixel (in [-1, 1]) from the sequential
 sampler's images.
@@ -10,7 +13,9 @@ sampler's images.
 import argparse
 import dataclasses
 import functools
+import importlib
 import statistics
+import sys
 import time
 
 import jax
@@ -20,6 +25,7 @@ import numpy as np
 import tarflow_jax
 from benchmarks.speed import machine
 from tarflow_jax.parallel.mesh import make_mesh
+from tarflow_jax.published.convert import to_state_dict
 from tarflow_jax.sampling.calibrate import calibrate
 from tarflow_jax.sampling.inverse import inverse
 from tarflow_jax.sampling.parallel import Calibration
@@ -90,6 +96,77 @@ def compare_times(sampler: Sampler, batch: int, rounds: int, settings) -> str:
     return f'| {" | ".join(cells)} |'
 
 
+class GsJacobi:
+    """The published code of GS-Jacobi (2505.12849) with a model's weights, without guidance.
+
+    Its strategy for models of this shape: the block next to the prior in 8 segments of at most 32
+    sweeps, the others whole, from the latents. The bound that ends the sweeps is the largest whose
+    images are as near to the sequential ones as is asked.
+    """
+
+    BOUNDS = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
+
+    def __init__(self, path: str, model, params):
+        sys.path.insert(0, path)
+        self._torch = importlib.import_module('torch')  # not a dependency of this package
+        height, _, channels = model.image_shape
+        sizes = dict(channels=model.width, num_blocks=model.num_blocks)
+        self._model = importlib.import_module('GS_Jacobi_sampling').Model(
+            *(channels, height, model.patch_size), **sizes, layers_per_block=model.layers_per_block
+        )
+        tensors = to_state_dict(model, jax.device_get(params))
+        state = {k: self._torch.tensor(np.ascontiguousarray(v)) for k, v in tensors.items()}
+        self._model.load_state_dict(state)
+
+    def draw(self, noise, bound: float) -> np.ndarray:
+        others = self._model.num_blocks - 1
+        pixels = np.ascontiguousarray(np.asarray(noise).transpose(0, 3, 1, 2))
+        pixels = self._torch.tensor(pixels)
+        with self._torch.no_grad():
+            images = self._model.reverse(
+                self._model.patchify(pixels),
+                num_GS_list=[8] + [1] * others,
+                max_jacobi_list=[32] + [64] * others,
+                guess_list=[0] * (1 + others),
+                ebound=bound,
+            )
+        return images.permute(0, 2, 3, 1).numpy()
+
+    def bound_for(self, noise, expected, error: float) -> float:
+        """The largest bound whose images differ by at most `error`."""
+        for bound in self.BOUNDS:
+            if np.abs(self.draw(noise, bound) - expected).max() <= error:
+                return bound
+        return self.BOUNDS[-1]
+
+
+def compare_gs_jacobi(sampler: Sampler, theirs: GsJacobi, batch: int, rounds: int) -> str:
+    """A row of the table of both."""
+    calibration, noise = sampler.calibrated(batch), sampler.noise(0, batch)
+    expected, ours = sampler.draw(noise), sampler.draw(noise, calibration)
+    bound = theirs.bound_for(noise, expected, 2 * TOLERANCE)
+    error = np.abs(theirs.draw(noise, bound) - expected).max()
+    seconds = [], []
+    for _ in range(rounds):
+        for times, method in (
+            (seconds[0], lambda: sampler.draw(noise, calibration)),
+            (seconds[1], lambda: theirs.draw(noise, bound)),
+        ):
+            start = time.perf_counter()
+            method()
+            times.append(time.perf_counter() - start)
+    ratios = [b / a for a, b in zip(*seconds, strict=True)]
+    cells = [
+        f'{batch}',
+        *(f'{statistics.median(times):.3f} s' for times in seconds),
+        f'{statistics.median(ratios):.2f} ({min(ratios):.2f})',
+        f'{float(np.abs(ours - expected).max()):.1e}',
+        f'{error:.1e}',
+        f'{bound:.0e}',
+    ]
+    return f'| {" | ".join(cells)} |'
+
+
 def count_sweeps(sampler: Sampler, window: int, fitted: Calibration) -> list[str]:
     """Rows of the table of passes: what the first guess and the response save."""
     plain = Calibration.default(sampler.flow, window)
@@ -148,11 +225,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--workdir', required=True, help='of a trained model')
     parser.add_argument('--batches', type=int, nargs='*', default=[1, 16])
+    parser.add_argument('--gs_jacobi', help='path of a checkout of the published code')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument(
         '--windows', type=int, nargs='*', default=[8, 32], help='whose passes count'
     )
     parser.add_argument('--compared', type=int, default=0, help='samples whose errors are measured')
+    parser.add_argument('--guided', action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument('--compared_batch', type=int, default=50)
     options = parser.parse_args()
     sampler = Sampler(options.workdir)
@@ -166,9 +245,18 @@ def main():
     )
     print('| largest residual | largest error |\n|---|---|---|---|---|---|---|---|', flush=True)
     for batch in options.batches:
-        for settings in {}, GUIDED:
+        for settings in ({}, GUIDED) if options.guided else ({},):
             print(compare_times(sampler, batch, options.rounds, settings), flush=True)
 
+    if options.gs_jacobi:
+        print('\n| batch | ours | GS-Jacobi | ratio | our error | its error | its bound |')
+        print('|---|---|---|---|---|---|---|', flush=True)
+        theirs = GsJacobi(options.gs_jacobi, sampler.model, sampler.params)
+        for batch in options.batches:
+            print(compare_gs_jacobi(sampler, theirs, batch, options.rounds), flush=True)
+
+    if not options.windows:
+        return
     print('\n| window | calibrated | sweeps, first block to last | in all | evaluations a token |')
     print('|---|---|---|---|---|', flush=True)
     fitted = sampler.calibrated(1, (1,) * num_blocks)
@@ -182,7 +270,7 @@ def main():
         )
         print('the tolerance |\n|---|---|---|---|---|---|---|', flush=True)
         for window in [*options.windows, num_tokens - 1]:
-            for settings in {}, GUIDED:
+            for settings in ({}, GUIDED) if options.guided else ({},):
                 windows = (window,) * num_blocks
                 size = options.compared_batch
                 print(

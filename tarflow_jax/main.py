@@ -3,6 +3,9 @@
     python -m tarflow_jax.main --config=FILE --workdir=DIR [--mode=MODE]
         [--checkpoint=PATH] [--topology=NAME,...] [--config.section.key=value ...]
 
+--mode=calibrate measures how samples are drawn fastest, see `sampling.calibrate`; --mode=sample and
+--mode=evaluate of the same workdir then use it.
+
 A training resumes from the newest checkpoint of its workdir; if the config now says another data
 set, noise, seed or batch, only with --allow_changes (`workdir.MEANING` has all of these keys).
 
