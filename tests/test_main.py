@@ -186,7 +186,7 @@ REFUSED = {
     '--workdir=': [f'--workdir must be given, for example: {EXAMPLE}'],
     '--wordir=x': ["Unknown command line flag 'wordir'. Did you mean: workdir"],
     'extra': ["'extra' is not a flag; a setting is --config.section.key=value."],
-    '--mode=draw': ['--mode=draw', 'one of <train|sample|evaluate|prepare_fid|convert|plan>'],
+    '--mode=draw': ['--mode=draw', 'one of <train|sample|calibrate|evaluate|prepare_fid|convert|plan>'],
     '--workdir=gs://bucket/run': ['gs://bucket/run is an address', 'give a local path'],
     '--workdir=/dev/null': ['/dev/null cannot be written to', 'give a --workdir'],
     # Keys and their types.
@@ -487,7 +487,7 @@ def test_a_variant_that_there_is_not(runs, tmp_path):
     assert 'get_config() of' in line
     assert "cannot be called with the variant 'large'" in line
     line = runs.refused(tmp_path, f'--config={ROOT}/configs/photos.py:large')
-    assert "there is no variant 'large'; there are 64 and 256. See line" in line
+    assert "there is no variant 'large'; there are 64, 64p4, 256. See line" in line
     assert line.endswith(f'{ROOT}/configs/photos.py.')
 
 

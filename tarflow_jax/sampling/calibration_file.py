@@ -141,7 +141,7 @@ def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]
         values = {name: jnp.float32(value) for name, value in values.items()}
         calibration = Calibration(windows, **values)
         _check_shapes(calibration)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None, ''
     except Exception as error:  # of a file that is anything
         return None, f'{path} is damaged ({error})'
