@@ -186,7 +186,10 @@ REFUSED = {
     '--workdir=': [f'--workdir must be given, for example: {EXAMPLE}'],
     '--wordir=x': ["Unknown command line flag 'wordir'. Did you mean: workdir"],
     'extra': ["'extra' is not a flag; a setting is --config.section.key=value."],
-    '--mode=draw': ['--mode=draw', 'one of <train|sample|calibrate|evaluate|prepare_fid|convert|plan>'],
+    '--mode=draw': [
+        '--mode=draw',
+        'one of <train|sample|calibrate|evaluate|prepare_fid|convert|plan>',
+    ],
     '--workdir=gs://bucket/run': ['gs://bucket/run is an address', 'give a local path'],
     '--workdir=/dev/null': ['/dev/null cannot be written to', 'give a --workdir'],
     # Keys and their types.

@@ -125,7 +125,7 @@ def calibrate(
         fitted = draw(NUM_FITTED)
         say('Samples are drawn; fitting each block.')
         fits = [fitted.fit(block) for block in range(flow.num_blocks)]
-        response, gain, offset = (jnp.stack(x) for x in zip(*fits, strict=True))
+        response, gain, offset = (np.stack(x) for x in zip(*fits, strict=True))
         if not windows:
             _time_windows(draw(batch_size), (response, gain, offset), tolerance, reports, say)
             windows = tuple(distributed.of_main([report.window for report in reports]))
@@ -135,7 +135,7 @@ def calibrate(
             if report.window > 1:
                 linear = response[block], gain[block], offset[block]
                 report.amplification = fitted.amplification(block, linear, report.window, tolerance)
-        amplification = jnp.float32([report.amplification for report in reports])
+    amplification = np.array([report.amplification for report in reports], np.float32)
     return Calibration(windows, response, gain, offset, amplification), reports
 
 
@@ -212,7 +212,7 @@ class _Samples:
                 outputs.append(_rows((x_BTP - after) / size))
                 iterate = after + (residuals @ response).astype(np.float32)
             response = _ridge(np.concatenate(inputs), np.concatenate(outputs), RESPONSE_RIDGE)
-        return tuple(jnp.float32(x) for x in (response, gain[:-1], gain[-1]))
+        return tuple(x.astype(np.float32) for x in (response, gain[:-1], gain[-1]))
 
     def diagnose(self, block: int, report: BlockReport, tolerance: float) -> None:
         """Notes how Jacobi's sweeps converge, and the published metrics of that."""

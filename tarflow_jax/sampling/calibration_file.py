@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -138,7 +137,7 @@ def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]
             values = dict(values_by_name)
         made_for = json.loads(str(values.pop('about')))['identity']
         windows = tuple(int(window) for window in values.pop('windows'))
-        values = {name: jnp.float32(value) for name, value in values.items()}
+        values = {name: value.astype(np.float32) for name, value in values.items()}
         calibration = Calibration(windows, **values)
         _check_shapes(calibration)
     except (FileNotFoundError, NotADirectoryError):

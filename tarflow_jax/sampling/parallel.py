@@ -53,10 +53,10 @@ class Calibration:
     """
 
     windows: tuple[int, ...]
-    response: jax.Array
-    gain: jax.Array
-    offset: jax.Array
-    amplification: jax.Array
+    response: Any  # NumPy or JAX
+    gain: Any
+    offset: Any
+    amplification: Any
 
     @classmethod
     def default(cls, flow: TokenFlow, window: int = WINDOW) -> 'Calibration':

@@ -161,6 +161,21 @@ def test_two_sample_and_score_as_one(runs, one, tmp_path):
     assert contents[0] == contents[1]
 
 
+def test_two_calibrate_and_sample_as_one(runs, one, tmp_path):
+    flags = (f'--checkpoint={one[0]}', '--config.sample.method=parallel')
+    main, second = runs.run_many(2, tmp_path, '--mode=calibrate', *flags)
+    assert main.out.splitlines()[-1].startswith('Calibrated in ')
+    assert main.err == second.out == second.err == ''
+    main, second = runs.run_many(2, tmp_path, '--mode=sample', *flags)
+    assert main.err == second.out == second.err == ''
+    runs.run(tmp_path / 'sequential', '--mode=sample', flags[0], devices=2)
+    images, expected = (
+        np.load(folder / 'samples' / 'samples.npz')['arr_0'].astype(int)
+        for folder in (tmp_path, tmp_path / 'sequential')
+    )
+    assert np.abs(images - expected).max() <= 1  # at the edge between two levels
+
+
 def test_where_one_is_refused_both_end(runs, tmp_path):
     with workdir_lock(tmp_path):
         main, second = runs.run_many(2, tmp_path, status=2)
