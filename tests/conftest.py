@@ -15,6 +15,9 @@ os.environ['XLA_FLAGS'] = ' '.join(
     ]
 )
 
+# Several processes of tests share the cores: threads of LAPACK would wait for one another.
+os.environ['OPENBLAS_NUM_THREADS'] = '1'
+
 import jax
 import numpy as np
 import pytest
