@@ -18,6 +18,7 @@ def get_config():
     config = base.get_config()
     config.model.attention = 'auto'
     config.model.remat = 'dots'
+    config.model.unroll = 'blocks'
     return config
 
 

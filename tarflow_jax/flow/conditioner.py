@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from tarflow_jax.flow import attention
 from tarflow_jax.flow.attention import PRECISION
@@ -73,7 +74,8 @@ class Linear(nn.Module):
         kernel = kernel.astype(self.dtype).reshape(fan_in, fan_out)
         y = jnp.matmul(rows, kernel, precision=PRECISION)
         y = y.reshape(batch, length, *self.features)
-        return y + bias.astype(self.dtype)[(None,) * (y.ndim - bias.ndim)]
+        y = y + bias.astype(self.dtype)[(None,) * (y.ndim - bias.ndim)]
+        return checkpoint_name(y, 'linear')
 
 
 class KVCache(NamedTuple):
