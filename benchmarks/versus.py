@@ -10,6 +10,7 @@ or the benchmark ends. A ratio is how many times as fast we are; its range is th
 """
 
 import argparse
+import dataclasses
 import functools
 import importlib
 import json
@@ -34,8 +35,12 @@ from benchmarks.workloads import (
     tasks_of,
 )
 
-# Between the answers of both, relative to the largest number.
+# Between the answers of both, relative to the largest number. Samples in bfloat16 are not compared
+# with it: what rounding does to a token grows from there to the last.
 TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.1}
+HEAD = """\
+| workload | task | ours, images/s | published | ratio | of the ceiling | memory | difference |
+|---|---|---|---|---|---|---|---|"""
 
 
 class Published:
@@ -143,9 +148,8 @@ class Published:
         return images.permute(0, 2, 3, 1).float().cpu().numpy()
 
 
-def compare(workload_name: str, task: Task, options) -> dict:
+def compare(name: str, workload: Workload, task: Task, options) -> dict:
     """The figures of one task; raises SystemExit where the two sides differ."""
-    workload = WORKLOADS[workload_name]
     published = Remote(Published, workload, task, options.ml_tarflow, options.torch_compile)
     ours = Remote(Ours, workload, task, published.call('weights').result)
     sides = {'published': published, 'ours': ours}
@@ -155,24 +159,31 @@ def compare(workload_name: str, task: Task, options) -> dict:
     timed = {name: [side.call(task.name)] for name, side in sides.items()}
     answers = answers or [calls[0].result for calls in timed.values()]
     error = difference(*answers)
-    if not error < TOLERANCE[workload.dtype]:
-        sys.exit(f'{workload_name} {task}: the sides differ by {error:.1e} of the largest number.')
+    is_compared = with_latents or workload.dtype == 'float32'
+    if is_compared and not error < TOLERANCE[workload.dtype]:
+        sys.exit(f'{name} {task}: the sides differ by {error:.1e} of the largest number.')
 
+    flops, ceilings = ours.call('flops').result, []
+    ours.call('ceiling')
     for _ in range(options.rounds):
-        for name, side in sides.items():
-            timed[name].append(side.call(task.name))
+        for side_name, side in sides.items():
+            timed[side_name].append(side.call(task.name))
+        ceilings.append(ours.call('ceiling').result)
     for side in sides.values():
         side.close()
     seconds = {name: [call.seconds for call in calls[1:]] for name, calls in timed.items()}
     ratios = [a / b for a, b in zip(seconds['published'], seconds['ours'], strict=True)]
     return {
-        'workload': workload_name,
+        'workload': name,
         'task': task.name,
         'images': task.num_images,
         'difference': error,
         **{f'{name}_seconds': statistics.median(seconds[name]) for name in sides},
         **{f'{name}_first_seconds': timed[name][0].seconds for name in sides},
         **{f'{name}_peak_bytes': timed[name][-1].peak_bytes for name in sides},
+        'share_of_ceiling': flops
+        / statistics.median(seconds['ours'])
+        / statistics.median(ceilings),
         'ratio': statistics.median(ratios),
         'ratio_range': [min(ratios), max(ratios)],
     }
@@ -193,7 +204,7 @@ def line(row: dict) -> str:
     return (
         f'| {row["workload"]} | {row["task"]} {row["images"]} | {rate(row["images"], ours)} | '
         f'{rate(row["images"], published)} | {row["ratio"]:.2f} ({low:.2f} to {high:.2f}) | '
-        f'{memory:.2f} | {row["difference"]:.0e} |'
+        f'{row["share_of_ceiling"]:.0%} | {memory:.2f} | {row["difference"]:.0e} |'
     )
 
 
@@ -203,19 +214,22 @@ def main():
     parser.add_argument('workloads', nargs='*', default=['digits', 'mnist', 'photos64'])
     parser.add_argument('--ml_tarflow', required=True, help='a checkout of apple/ml-tarflow')
     parser.add_argument('--torch_compile', action='store_true')
+    parser.add_argument('--batch_size', type=int, help="of training, instead of the workload's")
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--tasks', nargs='*', help='train, likelihood, denoise, sample, guided')
     parser.add_argument('--json', type=Path)
     options = parser.parse_args()
     os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.45')  # both sides share a GPU
     print(machine('torch'))
-    print('| workload | task | ours, images/s | published | ratio | memory | difference |')
-    print('|---|---|---|---|---|---|---|')
+    print(HEAD)
     rows = []
     for name in options.workloads:
-        for task in tasks_of(WORKLOADS[name]):
+        workload = WORKLOADS[name]
+        if options.batch_size:
+            workload = dataclasses.replace(workload, batch_size=options.batch_size)
+        for task in tasks_of(workload):
             if not options.tasks or task.name in options.tasks:
-                rows.append(compare(name, task, options))
+                rows.append(compare(name, workload, task, options))
                 print(line(rows[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps({'machine': machine('torch'), 'rows': rows}, indent=2))

@@ -57,6 +57,8 @@ WORKLOADS = {
     'photos64': Workload((64, 64, 3), 4, 256, 4, 4, 0, 16, (16, 1), 'photos/64'),
     'photos256': Workload((256, 256, 3), 8, 256, 4, 4, 0, 4, (1,), 'photos/256'),
     'imagenet64_cond_p4': Workload((64, 64, 3), 4, 1024, 8, 8, 1000, 64, (16,), dtype='bfloat16'),
+    # Two of its eight blocks, for samplers that take long.
+    'afhq256_two': Workload((256, 256, 3), 8, 768, 2, 8, 3, 16, (16,), dtype='bfloat16'),
     'afhq256': Workload((256, 256, 3), 8, 768, 8, 8, 3, 16, (16, 1), dtype='bfloat16'),
 }
 
