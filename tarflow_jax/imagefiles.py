@@ -30,13 +30,12 @@ def to_uint8(images: Any) -> np.ndarray:
     return np.rint((np.clip(values, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Lays images side by side, row by row, in one image.
+def image_grid(images: np.ndarray) -> np.ndarray:
+    """Lays images side by side, row by row, in one image that is nearly a square.
 
     Args:
       images: uint8 [B, H, W, C] with C of 1 or 3. Those with a side of less than 64 pixels are
         enlarged by a whole factor, each pixel to a square.
-      columns: images in a row; by default, the grid is nearly a square.
 
     Returns:
       uint8 [height, width, 3], or [height, width] for images of one channel. Places left over in
@@ -48,7 +47,7 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     _check_images(images)
     images = _enlarge(images)
     count, height, width, channels = images.shape
-    columns = columns or min(count, math.ceil(math.sqrt(count * height / width)))
+    columns = min(count, math.ceil(math.sqrt(count * height / width)))
     rows = math.ceil(count / columns)
     cell_height, cell_width = height + _SEPARATOR, width + _SEPARATOR
     grid = np.full((rows * cell_height, columns * cell_width, channels), _GREY, np.uint8)

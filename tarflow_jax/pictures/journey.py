@@ -11,12 +11,13 @@ from PIL import Image
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_atomically
-from tarflow_jax.imagefiles import image_grid
 from tarflow_jax.pictures.picture import Picture
 from tarflow_jax.pictures.tiles import as_levels, in_range, rows
 
 FORMATS = {'.png': 'PNG', '.gif': 'GIF'}
 _FRAMES_A_BLOCK = 16  # at most
+_VISIBLE = 64  # pixels of a side; smaller images are enlarged
+_GAP, _GREY = 2, 128  # pixels between images, and their level
 _FIRST, _NEXT, _SOLVED, _LAST = 900, 70, 350, 3000  # milliseconds that frames stay
 
 
@@ -92,4 +93,13 @@ def token_order(shape: tuple[int, int], patch_size: int, reverse: bool) -> np.nd
 
 
 def _side_by_side(levels: np.ndarray) -> np.ndarray:
-    return image_grid(levels, columns=len(levels))
+    """In one row, whose frames differ in a narrow strip; small images enlarged and in two rows."""
+    factor = max(1, _VISIBLE // min(levels.shape[1:3]))
+    num_rows = 2 if factor > 1 else 1
+    blanks = np.full((-len(levels) % num_rows, *levels.shape[1:]), _GREY, np.uint8)
+    tiles = np.concatenate([levels, blanks]).repeat(factor, axis=1).repeat(factor, axis=2)
+    tiles = np.pad(tiles, [(0, 0), (0, _GAP), (0, _GAP), (0, 0)], constant_values=_GREY)
+    _, height, width, channels = tiles.shape
+    grid = tiles.reshape(num_rows, -1, height, width, channels).swapaxes(1, 2)
+    grid = grid.reshape(num_rows * height, -1, channels)[:-_GAP, :-_GAP]
+    return grid[..., 0] if channels == 1 else grid

@@ -19,7 +19,7 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_atomically
 
 WIDTH = 5.2  # inches, of every picture
-DPI = 200  # of a picture as PNG, and of photographs inside an SVG
+DPI = 150  # of a picture as PNG, and of photographs inside an SVG
 INK, FAINT, PAPER = '#1f2328', '#8b949e', '#ffffff'
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00'
 _DARK_INK = '#e6edf3'  # instead of INK, where the page is dark
@@ -77,7 +77,7 @@ class Picture(Figure):
 
     @in_one_look
     def png(self) -> bytes:
-        """The picture as PNG on white, 1,040 pixels wide."""
+        """The picture as PNG on white, 780 pixels wide."""
         file = io.BytesIO()
         self.savefig(
             file, format='png', dpi=DPI, metadata={'Software': None}, pil_kwargs={'optimize': True}

@@ -14,7 +14,7 @@ MOST_COLUMNS = 16  # of a grid whose columns are classes
 _CAPTIONED_COLUMNS = 6  # where every image has a caption
 _LONGEST = 16  # characters of a caption over a column
 _GAP = 0.06  # between images, relative to their width
-_LINE = 0.19  # inches of a line of captions
+_LINE = 0.2  # inches of a line of captions
 _PIXELS_SEEN = 64  # images with a shorter side are shown pixel by pixel
 
 
@@ -138,7 +138,7 @@ def _draw(images, titles: Sequence[str] = (), above: Sequence[Sequence[str]] = (
             _draw_captions(panel, above[number], pitch, top)
             top += _LINE
         if number < len(titles):
-            panel.text(0, top + _LINE / 2, titles[number], va='center', weight='bold', size=9)
+            panel.text(0, top + _LINE / 2, titles[number], va='center', weight='bold', size=9.5)
             top += _LINE * 1.15
         top = _draw_row(panel, of_row, pitch, top)
     panel.set(ylim=(top, 0), aspect='auto')
@@ -148,7 +148,7 @@ def _draw(images, titles: Sequence[str] = (), above: Sequence[Sequence[str]] = (
 
 def _draw_captions(panel, captions: Sequence[str], pitch: float, top: float) -> None:
     captions = [c if len(c) <= _LONGEST else f'{c[: _LONGEST - 1]}…' for c in captions]
-    size = min(9.0, 1.6 * 72 * pitch / max(map(len, captions)))
+    size = min(9.5, 1.6 * 72 * pitch / max(map(len, captions)))
     for column, caption in enumerate(captions):
         middle = (column + 0.5 / (1 + _GAP)) * pitch
         panel.text(middle, top + _LINE / 2, caption, ha='center', va='center', size=size)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from tarflow_jax.errors import InputError
 from tarflow_jax.files import json_text
 from tarflow_jax.imagefiles import write_npz
 from tarflow_jax.parallel import distributed
@@ -125,6 +126,27 @@ def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]
         if made_for.get(key) != value
     ]
     return (None, f'in {path}, {"; ".join(differences)}') if differences else (calibration, '')
+
+
+def read_reports(path: Path) -> tuple[list[BlockReport], dict[str, Any]]:
+    """What was measured of each block, and what it is of, see `identity_of`.
+
+    Raises:
+      FileNotFoundError: there is no calibration.
+      InputError: it is damaged.
+    """
+    try:
+        with path.open('rb') as file, np.load(file, allow_pickle=False) as values:
+            about = json.loads(str(values['about']))
+        reports = [BlockReport(**block) for block in about['blocks']]
+        for report in reports:  # JSON has texts for keys
+            report.times = {int(window): time for window, time in report.times.items()}
+            report.sweeps = {int(window): count for window, count in report.sweeps.items()}
+        return reports, about['identity']
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of a file that is anything
+        raise InputError(f'{path} is damaged ({error}).') from error
 
 
 def _check_shapes(calibration: Calibration) -> None:

@@ -96,6 +96,16 @@ class MetricsWriter:
             self._events.flush()
 
 
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a workdir's `metrics.jsonl`, `{'step': 100, 'train/loss': 0.5}` and the like.
+
+    What was not finite is None. Lines that cannot be read are left out; none without such a file.
+    """
+    path = Path(workdir, 'metrics.jsonl')
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [record for record in map(_read_line, lines) if record]
+
+
 def _forget_lines_after(last_step: int, path: Path, redo_scores: bool) -> None:
     """Keeps the lines of steps up to `last_step`, byte for byte.
 

@@ -122,9 +122,8 @@ def test_the_journey_goes_from_noise_to_the_images_token_by_token(suffix, tmp_pa
             film.seek(number)
             frames.append(np.array(film.convert('L'), np.int32))
     for before, after in itertools.pairwise(frames):
-        changed = (before != after).reshape(2, 32, -1)[:, :, :64].any(axis=(0, 1))
-        assert changed.any()
-        assert 2 * changed.sum() <= 64
+        changed = (before != after)[:64, :64]
+        assert 0 < changed.mean() <= 1 / 4
     with pytest.raises(InputError, match=r'\.png or a \.gif'):
         pictures.animation(stages, 2, '.bmp')
 
@@ -178,7 +177,7 @@ def test_a_picture_is_the_same_svg_each_time_in_the_ink_of_its_page(tmp_path):
     assert (tmp_path / 'grid.svg').read_text() == svg
     draw().write(tmp_path / 'grid.png')
     with Image.open(tmp_path / 'grid.png') as png, Image.open(io.BytesIO(draw().png())) as again:
-        assert png.width == again.width == 1040
+        assert png.width == again.width == 780
     with pytest.raises(InputError, match=r'\.svg or \.png'):
         draw().write(tmp_path / 'grid.jpg')
 
