@@ -12,6 +12,7 @@ from absl import logging
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import text as text_summary
 
 from tarflow_jax.files import json_text, write_atomically
 from tarflow_jax.imagefiles import encode_png
@@ -76,6 +77,11 @@ class MetricsWriter:
             encoded_image_string=encode_png(image),
         )
         self._write_event(step, [Summary.Value(tag=name, image=png)])
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Records a text for TensorBoard, which reads it as Markdown."""
+        if self._events is not None:
+            self._write_event(step, list(text_summary(name, text).value))
 
     def close(self) -> None:
         """Ends the record; what is recorded afterwards is not written."""
