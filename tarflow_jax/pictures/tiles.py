@@ -23,8 +23,8 @@ def grid(images, labels=None, names: Sequence[str] | None = None) -> Picture:
 
     Args:
       images: uint8, or float in [-1, 1]: [B, H, W, C] with C of 1 or 3.
-      labels: int [B], -1 for none. Up to 16 classes have a column each; of more, every image has
-        its own caption. None for a grid without captions.
+      labels: int [B], -1 for none. Up to 16 classes have columns of their own, each as many; of
+        more, every image has its own caption. None for a grid without captions.
       names: what the classes are called; by default by their numbers.
 
     Returns:
@@ -47,8 +47,9 @@ def grid(images, labels=None, names: Sequence[str] | None = None) -> Picture:
         rows = [images[i : i + columns] for i in starts]
         return _draw(rows, above=[captions[i : i + columns] for i in starts])
     of_class = [images[labels == label] for label in classes]
-    most = max(map(len, of_class))
-    rows = [[column[i] if i < len(column) else None for column in of_class] for i in range(most)]
+    width = max(1, _columns(images) // len(classes))
+    starts = range(0, max(map(len, of_class)), width)
+    rows = [[image for group in of_class for image in _filled(group, i, width)] for i in starts]
     return _draw(rows, above=[[_name(label, names) for label in classes]])
 
 
@@ -113,6 +114,12 @@ def in_range(latents) -> np.ndarray:
     return latents / max(1.0, np.quantile(sizes, 0.99) if sizes.size else 1.0)
 
 
+def _filled(images: np.ndarray, start: int, width: int) -> list[np.ndarray | None]:
+    """`width` images from `start` on, None for those that there are not."""
+    present: list[np.ndarray | None] = list(images[start : start + width])
+    return present + [None] * (width - len(present))
+
+
 def _columns(images: np.ndarray) -> int:
     count, height, width, _ = images.shape
     return min(count, math.ceil(math.sqrt(count * height / width)))
@@ -128,14 +135,15 @@ def _name(label: int, names: Sequence[str] | None) -> str:
 def _draw(images, titles: Sequence[str] = (), above: Sequence[Sequence[str]] = ()) -> Picture:
     """The picture of some rows of images, with a title over each and captions over each image.
 
-    Captions `above` are for the rows from the first on. None is an empty place.
+    Captions `above` are for the rows from the first on, each over as many images. None is an empty
+    place.
     """
     picture, panel = blank(1.0)
     top = 0.0
     for number, of_row in enumerate(images):
         pitch = WIDTH / len(of_row)
         if number < len(above) and above[number]:
-            _draw_captions(panel, above[number], pitch, top)
+            _draw_captions(panel, above[number], top)
             top += _LINE
         if number < len(titles):
             panel.text(0, top + _LINE / 2, titles[number], va='center', weight='bold', size=9.5)
@@ -146,7 +154,8 @@ def _draw(images, titles: Sequence[str] = (), above: Sequence[Sequence[str]] = (
     return picture
 
 
-def _draw_captions(panel, captions: Sequence[str], pitch: float, top: float) -> None:
+def _draw_captions(panel, captions: Sequence[str], top: float) -> None:
+    pitch = WIDTH / len(captions)
     captions = [c if len(c) <= _LONGEST else f'{c[: _LONGEST - 1]}…' for c in captions]
     size = min(9.5, 1.6 * 72 * pitch / max(map(len, captions)))
     for column, caption in enumerate(captions):

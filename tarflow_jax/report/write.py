@@ -73,7 +73,7 @@ def _page(experiment: Experiment, workdir: Path, checkpoint: str | None) -> str:
         of_model, after = [Section('Samples', [missing(str(error), train)])], []
     sections = [
         *of_model,
-        run.training(workdir),
+        run.training(experiment.config, workdir),
         scores.scores(workdir),
         *after,
         gallery.architecture(experiment),
@@ -108,7 +108,7 @@ def _facts(experiment: Experiment, workdir: Path, step: int | None) -> str:
         ('blocks × layers', f'{model.num_blocks} × {model.layers_per_block}'),
         ('tokens', f'{tokens:,}'),
     ]
-    if step is not None:
+    if step:  # not of a converted model
         values.append(('trained steps', f'{step:,}'))
     return facts([*values, *scores.leading(workdir)])
 

@@ -45,6 +45,16 @@ def test_a_grid_has_a_column_for_each_class_and_shows_every_image_once():
     assert [min(column) for column in columns] == sorted({min(column) for column in columns})
 
 
+def test_few_classes_have_several_columns_each():
+    labels = np.arange(48) % 3
+    picture = pictures.grid(random_images(48, 4, 4, 1), labels)
+    assert words(picture) == ['0', '1', '2']
+    lefts = sorted({image.get_extent()[0] for image in shown(picture)})
+    assert len(lefts) == 6
+    middles = [text.get_position()[0] for text in picture.axes[0].texts]
+    assert lefts[0] < middles[0] < lefts[2] < middles[1] < lefts[4] < middles[2]
+
+
 def test_images_of_many_classes_have_captions_of_their_own():
     names = [f'a class with the long name {i}' for i in range(40)]
     captions = words(pictures.grid(random_images(40, 4, 4, 1), np.arange(40), names))
