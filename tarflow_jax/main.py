@@ -64,9 +64,9 @@ from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training import loop
 from tarflow_jax.training.checkpoint import quiet_orbax
 from tarflow_jax.training.program import rows_to_share_in_training
-from tarflow_jax.workdir import existing_path, local_folder, source_of, workdir_of
+from tarflow_jax.workdir import existing_path, local_folder, read_config, source_of, workdir_of
 
-MODES = ('train', 'sample', 'calibrate', 'evaluate', 'prepare_fid', 'convert', 'plan')
+MODES = ('train', 'sample', 'calibrate', 'evaluate', 'prepare_fid', 'convert', 'plan', 'report')
 
 CONFIG = config_flags.DEFINE_config_file('config', help_string='a file such as configs/digits.py')
 flags.FLAGS['config'].parser = ConfigFile()
@@ -122,6 +122,8 @@ def main(_) -> int:
             if MODE.value == 'plan':
                 options = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
                 return planning.plan(config, workdir, TOPOLOGY.value, **options)
+            if MODE.value == 'report':
+                return report(config, workdir, checkpoint)
             keys.check(config)
             cluster.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
             if not cluster.is_one_of_several():
@@ -199,6 +201,14 @@ def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, sto
         print(f'Calibrated in {seconds}: --mode=sample and --mode=evaluate of {workdir} use it.')
 
 
+def report(config, workdir: Path, checkpoint: str | None) -> int:
+    """Writes the page of a workdir, by its own config unless one is given."""
+    from tarflow_jax.report.write import report  # needs Matplotlib
+
+    report(config or read_config(workdir), workdir, checkpoint)
+    return 0
+
+
 def convert(config, workdir: Path, checkpoint: str | None) -> int:
     """A published checkpoint into a workdir of ours, or a model of ours into a published file.
 
@@ -245,7 +255,7 @@ def parse_flags(argv):
         raise InputError(
             f'{remaining[1]!r} is not a flag; a setting is --config.section.key=value.'
         )
-    unneeded = {'convert': CONFIG, 'prepare_fid': WORKDIR}.get(MODE.value)
+    unneeded = {'convert': CONFIG, 'report': CONFIG, 'prepare_fid': WORKDIR}.get(MODE.value)
     needed = [flag for flag in (CONFIG, WORKDIR) if flag is not unneeded]
     missing = [f'--{flag.name}' for flag in needed if not flag.value]
     if missing:
@@ -310,7 +320,7 @@ def run():
     sys.stdout.flush()
     sys.stderr.flush()
     cluster.leave(status, message)
-    if flags.FLAGS.is_parsed() and MODE.value not in ('convert', 'plan'):
+    if flags.FLAGS.is_parsed() and MODE.value not in ('convert', 'plan', 'report'):
         cluster.leave_before_connecting(status, message, *place_flags())
     os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another
 

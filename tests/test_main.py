@@ -188,7 +188,7 @@ REFUSED = {
     'extra': ["'extra' is not a flag; a setting is --config.section.key=value."],
     '--mode=draw': [
         '--mode=draw',
-        'one of <train|sample|calibrate|evaluate|prepare_fid|convert|plan>',
+        'one of <train|sample|calibrate|evaluate|prepare_fid|convert|plan|report>',
     ],
     '--workdir=gs://bucket/run': ['gs://bucket/run is an address', 'give a local path'],
     '--workdir=/dev/null': ['/dev/null cannot be written to', 'give a --workdir'],
