@@ -100,17 +100,12 @@ def get_config(settings=''):
     config.noise.std = machine.noise_std
 
     config.optimizer.peak_learning_rate = 0.256 / size.width
-    config.optimizer.warmup_steps = min(num_steps // 20, 1000)
     config.optimizer.clip_norm = 1.0
-
-    config.train.num_epochs = num_steps * batch_size / count
     config.train.batch_size = batch_size
-    config.train.ema_decay = 1 - 10 / num_steps
-    config.train.log_every = num_steps // 100
-    config.train.evaluate_every = config.train.sample_every = num_steps // 10
-    config.train.checkpoint_every = num_steps // 20
+    config.train.num_epochs = num_steps * batch_size / count
+    set_pace(config, num_steps)
 
-    # Most of what a small model draws at 1 is texture; lower is smoother, and less varied.
+    # A small model draws texture at 1; cooler samples are smoother, and vary less.
     config.sample.prior_temperature = machine.prior_temperature
 
     config.evaluate.metrics = (
@@ -127,6 +122,16 @@ def get_config(settings=''):
         config.model.remat = 'dots'
         config.train.microbatches = max(batch_size // 64, 1)
     return config
+
+
+def set_pace(config, num_steps: int) -> None:
+    """Sets what happens every so many steps of a training."""
+    config.optimizer.warmup_steps = min(num_steps // 20, 1000)
+    config.train.ema_decay = 1 - 10 / num_steps
+    config.train.log_every = num_steps // 100
+    config.train.evaluate_every = num_steps // 10
+    config.train.sample_every = num_steps // 10
+    config.train.checkpoint_every = num_steps // 20
 
 
 def parse(settings: str) -> tuple[str, str, float, str]:
