@@ -107,6 +107,7 @@ def get_config(settings=''):
 
     # A small model draws texture at 1; cooler samples are smoother, and vary less.
     config.sample.prior_temperature = machine.prior_temperature
+    config.sample.guidance = 1.0 if config.model.num_classes else 0.0
 
     config.evaluate.metrics = (
         *('nats_per_dim', 'bits_per_dim', 'haar_frechet', 'haar_precision', 'haar_recall'),
