@@ -21,7 +21,7 @@ UNCONDITIONAL = [
     '--config.model.head_dim=64',
     '--config.model.num_classes=0',
 ]
-EXAMPLE = 'python -m tarflow_jax.main --config=configs/digits.py --workdir=runs/digits'
+EXAMPLE = 'python -m tarflow_jax.main --config=digits --workdir=runs/digits'
 
 
 def test_samples(runs, whole, tmp_path):
@@ -151,7 +151,10 @@ def test_a_published_checkpoint_becomes_a_workdir_and_comes_back(runs, golden_di
     workdir = tmp_path / 'run'
     convert = ['--mode=convert', '--config=']
     result = runs.run(workdir, *convert, f'--checkpoint={published}')
-    assert result.out.startswith(f'{workdir}: converted from {published}. Sample it with')
+    assert result.out == (
+        f'{workdir}: converted from {published}.\nNext:\n'
+        f'  python -m tarflow_jax.main --workdir={workdir} --mode=sample\n'
+    )
     assert result.err == ''
 
     result = runs.run(tmp_path / 'back', *convert, f'--checkpoint={workdir}')
@@ -188,7 +191,7 @@ REFUSED = {
     'extra': ["'extra' is not a flag; a setting is --config.section.key=value."],
     '--mode=draw': [
         '--mode=draw',
-        'one of <train|sample|calibrate|evaluate|prepare_fid|convert|plan>',
+        'one of <train|sample|evaluate|calibrate|prepare_fid|convert|plan|info>',
     ],
     '--workdir=gs://bucket/run': ['gs://bucket/run is an address', 'give a local path'],
     '--workdir=/dev/null': ['/dev/null cannot be written to', 'give a --workdir'],
@@ -395,7 +398,7 @@ BATH_SIZE = "there is no config key 'bath_size'; did you mean 'batch_size'?"
     [
         (case[0], case[1:])
         for case in [
-            (None, 'there is no file'),
+            (None, 'there is no file', 'These come with tarflow_jax: afhq256, digits,'),
             (
                 'def get_config(:',
                 'SyntaxError: invalid syntax (experiment.py, line 1). See line 1 of',
