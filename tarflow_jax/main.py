@@ -80,29 +80,46 @@ def _run() -> int:
     from tarflow_jax import command_line
 
     command_line.parse(sys.argv)
+    if command_line.MODE.value == 'info':
+        return _show_info()
     from tarflow_jax import modes
 
     return modes.run()
 
 
+def _show_info() -> int:
+    from tarflow_jax import command_line, info
+    from tarflow_jax.workdir import local_folder
+
+    if words := command_line.config_words():
+        print(words)
+    workdir = command_line.WORKDIR.value
+    info.show(command_line.CONFIG.value, local_folder(workdir) if workdir else None)
+    return 0
+
+
 def _end(error: BaseException) -> NoReturn:
     """Ends this process, and all others of its run, with the status and the words of an error."""
     status, message, stack = _reasons(error)
-    is_alone = _is_alone()
-    if not is_alone:
+    words = f'{stack}error: {message}'
+    if _is_alone():
+        _say_last(words)
+    else:
+        from tarflow_jax import command_line
         from tarflow_jax.parallel import cluster
 
         cluster.claim_end(status)
-    print(f'{stack}error: {message}', file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if not is_alone:
-        from tarflow_jax import command_line
-
+        _say_last(words)
         cluster.leave(status, message)
         if command_line.are_parsed() and command_line.MODE.value not in ('convert', 'plan'):
             cluster.leave_before_connecting(status, message, *command_line.place_flags())
     os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another
+
+
+def _say_last(words: str) -> None:
+    print(words, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def _reasons(error: BaseException) -> tuple[int, str, str]:
