@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -110,12 +111,18 @@ def list_of_flags() -> str:
 
 def config_words() -> str:
     """Says which config was taken from a workdir, and what was changed; '' for an experiment's."""
-    flag = flags.FLAGS['config']
-    path = getattr(flag, 'config_filename', '') if CONFIG.value else ''
+    path = config_flags.get_config_filename(flags.FLAGS['config']) if CONFIG.value else ''
     if not path.endswith('.json'):
         return ''
-    changes = [f'{name}={value}' for name, value in flag.override_values.items()]
+    changes = [f'{name}={value}' for name, value in overrides().items()]
     return f'Config: {path}' + (f', with {", ".join(changes)}' if changes else '')
+
+
+def overrides() -> dict[str, Any]:
+    """The keys that were set on the command line, with their values."""
+    if not CONFIG.value:
+        return {}
+    return config_flags.get_override_values(flags.FLAGS['config'])
 
 
 def _with_config(argv: list[str]) -> list[str]:

@@ -1,6 +1,5 @@
 """Samples as files: an array of all of them, and a picture of the first."""
 
-import functools
 import math
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from tarflow_jax import capacity, imagefiles
 from tarflow_jax.errors import RunError
 from tarflow_jax.files import make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
+from tarflow_jax.parallel.mesh import shared_batch_size
+from tarflow_jax.progress import counting
 from tarflow_jax.sampling.batches import (
     MAX_DRAWS,
     REMEDIES,
@@ -51,11 +52,13 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
             folder=folder,
         )
     images, is_finite = [], []
-    with rules.activation_sharding(mesh):
+    batch_size = shared_batch_size(sampling['batch_size'], sampling['num_samples'], mesh)
+    progress = counting('samples', sampling['num_samples'], enabled=distributed.is_main())
+    with rules.activation_sharding(mesh), progress:
         batches = sample_batches(
             *(model, params, mesh),
             must_be_finite=False,
-            before_batch=functools.partial(stop.check, RESTARTS),
+            before_batch=progress.before_batch(batch_size, lambda: stop.check(RESTARTS)),
             **sampling,
         )
         for batch in host_images(batches):

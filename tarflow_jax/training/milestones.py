@@ -10,12 +10,12 @@ from tarflow_jax import imagefiles
 from tarflow_jax.build import Experiment
 from tarflow_jax.likelihood.scores import in_float32, score_split
 from tarflow_jax.parallel import distributed
+from tarflow_jax.progress import Progress
 from tarflow_jax.sampling.batches import host_images, sample_batches
 from tarflow_jax.sampling.write import GRID_SAMPLES
 from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training.checkpoint import SCORES, Checkpoints
 from tarflow_jax.training.metrics_writer import MetricsWriter
-from tarflow_jax.training.progress import Progress
 from tarflow_jax.training.state import TrainState
 
 

@@ -14,12 +14,12 @@ import termios
 
 import pytest
 
-from tarflow_jax.training.progress import Progress, format_evaluation
+from tarflow_jax.progress import Progress, format_evaluation
 
 TRAIN = """
 import logging
 logging.basicConfig(format='%(message)s')  # keeps today's stderr, as log handlers do
-from tarflow_jax.training.progress import Progress
+from tarflow_jax.progress import Progress
 
 with Progress(total_steps=2000) as progress:
     progress.say('said [bold]as it is[/bold]')
@@ -34,7 +34,7 @@ logging.warning('logged afterwards')
 """
 
 FAIL = """
-from tarflow_jax.training.progress import Progress
+from tarflow_jax.progress import Progress
 with Progress(total_steps=2000) as progress:
     progress.update(100, {'loss': -0.25})
     raise RuntimeError('broken')
@@ -42,7 +42,7 @@ with Progress(total_steps=2000) as progress:
 
 WAIT_FOR_CTRL_C = """
 import signal
-from tarflow_jax.training.progress import Progress
+from tarflow_jax.progress import Progress
 try:
     with Progress(total_steps=2000) as progress:
         progress.update(100, {'loss': -0.25})
