@@ -118,6 +118,12 @@ def config_words() -> str:
     return f'Config: {path}' + (f', with {", ".join(changes)}' if changes else '')
 
 
+def config_flags_given() -> list[str]:
+    """The --config that a command needs once more, unless it is that of a workdir."""
+    path = config_flags.get_config_filename(flags.FLAGS['config']) if CONFIG.value else ''
+    return [] if not path or path.endswith('.json') else [f'--config={path}']
+
+
 def overrides() -> dict[str, Any]:
     """The keys that were set on the command line, with their values."""
     if not CONFIG.value:

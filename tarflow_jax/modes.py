@@ -16,7 +16,9 @@ from tarflow_jax.command_line import (
     SEARCH_BATCH,
     TOPOLOGY,
     WORKDIR,
+    config_flags_given,
     config_words,
+    overrides,
     place_flags,
 )
 from tarflow_jax.commands import command, next_commands
@@ -33,12 +35,12 @@ from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.planning import plan as planning
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling import calibration_file
-from tarflow_jax.sampling.write import write_samples
+from tarflow_jax.sampling.write import name_of, write_samples
 from tarflow_jax.stopping import Stop
 from tarflow_jax.training import loop
 from tarflow_jax.training.checkpoint import quiet_orbax
 from tarflow_jax.training.program import rows_to_share_in_training
-from tarflow_jax.workdir import existing_path, local_folder, source_of, workdir_of
+from tarflow_jax.workdir import existing_path, is_step, local_folder, source_of, workdir_of
 
 
 def run() -> int:
@@ -120,9 +122,30 @@ def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: 
     folders = [workdir, workdir_of(Path(source))]
     calibration = calibration_file.stored(folders, model, params, mesh, sampling)
     settings = {**sampling, 'calibration': calibration}
-    write_samples(model, params, mesh, folder, stop, settings)
+    name = name_of_changes(source)
+    write_samples(model, params, mesh, folder, stop, settings, name)
     seconds = format_duration(time.perf_counter() - start)
-    say(f'{sampling["num_samples"]} samples in {seconds}: {folder}/samples.npz, samples.png')
+    kept = f'; kept as samples_{name}.*, too' if name else ''
+    say(f'{sampling["num_samples"]} samples in {seconds}: {folder}/samples.npz, samples.png{kept}')
+    say(next_commands(*after_samples(experiment, workdir, checkpoint)))
+
+
+def name_of_changes(source: str | Path) -> str:
+    """A name for samples that are not those of the newest checkpoint as the config says."""
+    changes = {key.removeprefix('sample.'): value for key, value in overrides().items()}
+    name = name_of({key: value for key, value in changes.items() if '.' not in key})
+    step = f'step{Path(source).name}' if is_step(Path(source)) else ''
+    return '_'.join(filter(None, [step, name]))
+
+
+def after_samples(experiment: Experiment, workdir: Path, checkpoint: str | None) -> list[str]:
+    """Commands to go on with after samples: guided ones, if these are not, and scores."""
+    known = any((folder / 'config.json').exists() for folder in (workdir, Path(checkpoint or '')))
+    about = [*([] if known else config_flags_given()), f'--workdir={workdir}']
+    about += [f'--checkpoint={checkpoint}'] if checkpoint else []
+    guided = experiment.model.num_classes and not experiment.sampling['guidance']
+    guide = [command(*about, '--mode=sample', '--config.sample.guidance=1')] if guided else []
+    return [*guide, command(*about, '--mode=evaluate')]
 
 
 def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
@@ -136,6 +159,7 @@ def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, sto
     calibration_file.calibrate_and_write(workdir, model, params, mesh, sampling, stop.check)
     seconds = format_duration(time.perf_counter() - start)
     say(f'Calibrated in {seconds}: --mode=sample and --mode=evaluate of {workdir} use it.')
+    say(next_commands(command(f'--workdir={workdir}', '--mode=sample')))
 
 
 def convert(config, workdir: Path, checkpoint: str | None) -> int:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from tarflow_jax.quantities import format_duration
 
-PATIENCE = 5.0  # seconds of work of which nobody needs to hear
+PATIENCE = 10.0  # seconds of work of which nobody needs to hear
 _GAP = 2  # spaces between the parts of a line
 _SHORTEST_BAR = 6
 _FIRST_TO_GO = ('elapsed', 'images_per_second', 'skipped_steps', 'left')  # on a narrow terminal

@@ -28,10 +28,12 @@ def test_samples(runs, whole, tmp_path):
     flags = ['--config.sample.num_samples=25', '--config.sample.denoise=true']
     result = runs.run(tmp_path, '--mode=sample', f'--checkpoint={whole[0]}', *flags)
     assert result.err == ''
-    assert result.out.startswith('25 samples in ')
-    assert result.out.endswith(f': {tmp_path}/samples/samples.npz, samples.png\n')
+    assert '25 samples in ' in result.out
+    written = f'{tmp_path}/samples/samples.npz, samples.png; kept as samples_denoise-True.*, too'
+    assert f': {written}\nNext:\n' in result.out
     assert [str(path) for path in files_in(tmp_path)] == [
-        *('samples/samples.npz', 'samples/samples.png')
+        *('samples/samples.npz', 'samples/samples.png'),
+        *('samples/samples_denoise-True.npz', 'samples/samples_denoise-True.png'),
     ]
     with np.load(tmp_path / 'samples' / 'samples.npz') as arrays:
         assert sorted(arrays) == ['arr_0', 'arr_1']

@@ -21,6 +21,28 @@ def test_samples_of_a_workdir(runs, whole, tmp_path):
     assert (tmp_path / 'other' / 'samples' / 'samples.npz').exists()
 
 
+def test_a_sweep_keeps_the_samples_of_each_setting(runs, whole, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / 'run')
+    flags = [NO_CONFIG, '--mode=sample', '--config.sample.num_samples=6']
+    for change in 'guidance=0', 'guidance=1', 'labels=3,3,7':
+        runs.run(workdir, *flags, f'--config.sample.{change}')
+    arrays = {}
+    for name in 'samples', 'samples_guidance0', 'samples_guidance1', 'samples_labels-3-3-7':
+        assert (workdir / 'samples' / f'{name}.png').exists()
+        with np.load(workdir / 'samples' / f'{name}.npz') as file:
+            arrays[name] = dict(file)
+    assert arrays['samples']['arr_1'].tolist() == [3, 3, 7, 3, 3, 7]
+    assert arrays['samples_guidance0']['arr_1'].tolist() == [0, 1, 2, 3, 4, 5]
+    images = {name: values['arr_0'] for name, values in arrays.items()}
+    np.testing.assert_array_equal(images['samples'], images['samples_labels-3-3-7'])
+    assert (images['samples_guidance0'] != images['samples_guidance1']).any()
+
+    line = runs.refused(workdir, *flags[:1], '--config.sample.labels=3,12')
+    assert 'labels 3,12: there is no class 12; the model has classes 0 to 9.' in line
+    line = runs.refused(workdir, *flags[:1], '--config.sample.labels=three')
+    assert "there is no class 'three'. There are 0, 1, 2," in line
+
+
 def test_a_training_resumes(runs, whole, tmp_path):
     workdir = shutil.copytree(whole[0], tmp_path / 'run')
     result = runs.run(workdir, NO_CONFIG, '--config.train.num_epochs=1.1')
