@@ -15,7 +15,7 @@ from tarflow_jax.flow import TarFlow
 from tarflow_jax.flow.conditioner import TransformerLayer
 from tarflow_jax.flow.patches import grid_shape
 from tarflow_jax.planning.flops import forward_flops, train_flops
-from tarflow_jax.quantities import format_bytes
+from tarflow_jax.quantities import format_bytes, format_count
 from tarflow_jax.training.checkpoint import BEST_METRIC, SCORES, Checkpoints, quiet_orbax
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
@@ -44,17 +44,19 @@ def of_model(config) -> dict[str, str]:
     height, width, channels = model.image_shape
     tokens = math.prod(grid_shape(model.image_shape, model.patch_size))
     features = math.prod(model.image_shape) // tokens
+    layers = format_count(model.layers_per_block, 'layer')
+    heads = format_count(model.width // model.head_dim, 'head')
     hidden = TransformerLayer.mlp_expansion * model.width
     scales = 'shifts only' if model.volume_preserving else 'shifts and scales'
     classes = f', {model.num_classes} classes' if model.num_classes else ', no classes'
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.param_shapes()))
     return {
-        'images': f'{height}x{width} pixels of {channels} channel(s){classes}',
+        'images': f'{height}x{width} pixels of {format_count(channels, "channel")}{classes}',
         'tokens': f'{tokens} of {features} numbers, patches of {model.patch_size}x'
         f'{model.patch_size} pixels',
-        'flow': f'{model.num_blocks} blocks in alternating order, each {model.layers_per_block} '
-        f'layers: {scales}\na layer: width {model.width}, {model.width // model.head_dim} '
-        f'head(s) of {model.head_dim}, MLP of {hidden}, in {model.dtype}',
+        'flow': f'{model.num_blocks} blocks in alternating order, each of {layers}: {scales}\n'
+        f'a layer: width {model.width}, {heads} of {model.head_dim}, MLP of {hidden}, in '
+        f'{model.dtype}',
         'parameters': f'{count:,}, {format_bytes(FLOAT32 * count)}',
         'memory': _memory(config, count),
         'FLOPs': f'{forward_flops(model):.3g} an image forward, {train_flops(model):.3g} in a '

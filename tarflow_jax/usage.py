@@ -23,7 +23,7 @@ def screen() -> str:
     modes = [f'  {mode:12} {words}' for mode, words in MODES.items()]
     examples = [
         command('--config=digits', '--workdir=runs/digits'),
-        command('--workdir=runs/digits', '--mode=sample', '--config.sample.guidance=1'),
+        command('--workdir=runs/digits', '--mode=sample'),
         command('--config=afhq256:one_gpu', '--mode=info'),
     ]
     keys = configfile.folder() / 'base.py'

@@ -24,7 +24,7 @@ def test_a_workdir(runs, whole, tmp_path):
     assert result.err == ''
     lines = result.out.splitlines()
     assert lines[0] == f'Config: {workdir}/config.json'
-    assert 'images       8x8 pixels of 1 channel(s), 10 classes' in lines
+    assert 'images       8x8 pixels of 1 channel, 10 classes' in lines
     assert 'tokens       4 of 16 numbers, patches of 4x4 pixels' in lines
     assert any(line.startswith('checkpoints  step 24  test ') for line in lines)
     assert sum(line.endswith('  (best)') for line in lines) == 1
