@@ -1,5 +1,7 @@
 """Signals are remembered, agreed upon, and end a process that does not come round."""
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -104,6 +106,22 @@ def test_a_process_that_does_not_come_round_is_ended():
     ended = subprocess.run([sys.executable, '-c', STUCK], capture_output=True, text=True)
     assert ended.returncode == 143
     assert ended.stderr.startswith('error: stopped by SIGTERM. What was running did not end')
+
+
+def test_a_ctrl_c_is_answered_and_a_second_one_ends_it():
+    script = STUCK.replace('0.2', '20').replace('SIGTERM', 'SIGINT')
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, '-c', script], stderr=theirs) as process:
+        os.close(theirs)
+        with open(ours, newline='') as terminal:
+            assert terminal.readline() == (
+                'Stopping at the end of what runs on the device, in 20 seconds at the latest. '
+                'Ctrl-C again ends it at once.\r\n'
+            )
+            process.send_signal(signal.SIGINT)
+            last = terminal.readline()
+    assert last.startswith('error: stopped by SIGINT. What was running did not end soon')
+    assert process.returncode == 130
 
 
 def test_work_with_nothing_to_save_ends_at_once():
