@@ -101,30 +101,24 @@ def _show_info() -> int:
 def _end(error: BaseException) -> NoReturn:
     """Ends this process, and all others of its run, with the status and the words of an error."""
     status, message, stack = _reasons(error)
-    is_alone = _is_alone()
-    if not is_alone:
-        _claim_end(status)
-    print(f'{stack}error: {message}', file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if not is_alone:
-        _end_others(status, message)
+    if _is_alone():
+        _say_last(stack, message)
+    else:
+        from tarflow_jax import command_line
+        from tarflow_jax.parallel import cluster
+
+        cluster.claim_end(status)
+        _say_last(stack, message)
+        cluster.leave(status, message)
+        if command_line.are_parsed() and command_line.MODE.value not in ('convert', 'plan'):
+            cluster.leave_before_connecting(status, message, *command_line.place_flags())
     os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another
 
 
-def _claim_end(status: int) -> None:
-    from tarflow_jax.parallel import cluster
-
-    cluster.claim_end(status)
-
-
-def _end_others(status: int, message: object) -> None:
-    from tarflow_jax import command_line
-    from tarflow_jax.parallel import cluster
-
-    cluster.leave(status, message)
-    if command_line.are_parsed() and command_line.MODE.value not in ('convert', 'plan'):
-        cluster.leave_before_connecting(status, message, *command_line.place_flags())
+def _say_last(stack: str, message: object) -> None:
+    print(f'{stack}error: {message}', file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def _reasons(error: BaseException) -> tuple[int, object, str]:
