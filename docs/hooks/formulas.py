@@ -7,6 +7,7 @@ from latex2mathml.converter import convert
 
 # As pymdownx.arithmatex leaves them.
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+_LOG = re.compile('<mi>log</mi>(?!<mo stretchy="false">)')  # of a bracket it stands near enough
 
 
 def on_page_content(content, **_):
@@ -17,4 +18,6 @@ def on_page_content(content, **_):
 def _as_mathml(match):
     tag, bracket, latex = match.groups()
     display = 'block' if bracket == '[' else 'inline'
-    return f'<{tag} class="formula">{convert(html.unescape(latex), display=display)}</{tag}>'
+    formula = convert(html.unescape(latex), display=display)
+    formula = _LOG.sub(r'\g<0><mspace width="0.17em"/>', formula)
+    return f'<{tag} class="formula">{formula}</{tag}>'
