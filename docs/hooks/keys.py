@@ -3,16 +3,12 @@
 import ast
 import functools
 import re
-import sys
 from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
-if str(ROOT) not in sys.path:  # whether the package is installed or not
-    sys.path.insert(0, str(ROOT))
 
 from tarflow_jax import configfile, keys, values
 from tarflow_jax.sampling.batches import Labels
 
+ROOT = Path(__file__).parents[2]
 _LINE = re.compile(r' +config\.([\w.]+) = (.*?)(?:  # (.*))?')
 _HEADER = '| key | by default | it may be | what it is |\n|---|---|---|---|\n'
 
@@ -21,7 +17,9 @@ def on_page_markdown(markdown, page, **_):
     """Puts the tables where the page keys.md has their marks."""
     if page.file.src_uri != 'keys.md':
         return markdown
-    return markdown.replace('<!-- KEYS -->', tables()).replace('<!-- EXPERIMENTS -->', experiments())
+    return markdown.replace('<!-- KEYS -->', tables()).replace(
+        '<!-- EXPERIMENTS -->', experiments()
+    )
 
 
 def tables():
