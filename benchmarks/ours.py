@@ -130,6 +130,10 @@ class Ours:
     def guided(self):
         return self.sample(GUIDANCE)
 
+    def peak_device_bytes(self) -> int:
+        statistics = self.mesh.devices.flat[0].memory_stats() or {}
+        return statistics.get('peak_bytes_in_use', 0)
+
     def flops(self) -> float:
         """FLOPs of the task; what is computed a second time does not count."""
         from tarflow_jax.planning.flops import forward_flops
@@ -141,7 +145,7 @@ class Ours:
     def ceiling(self) -> float:
         """FLOP/s of an MLP's two products alone, with the task's rows, on every device at once."""
         if self._products is None:
-            self._products = _products(self.mesh, self.workload.width, self._rows())
+            self._products = _products(self.mesh, self.workload, self._rows())
         run, flops = self._products
         start = time.perf_counter()
         self.jax.block_until_ready(run())
@@ -155,16 +159,17 @@ class Ours:
         return rows * self.model.token_flow().num_tokens
 
 
-def _products(mesh, width: int, rows: int):
+def _products(mesh, workload: Workload, rows: int):
     """A call that multiplies on every device, and its FLOPs."""
     import jax
     import jax.numpy as jnp
 
     from tarflow_jax.parallel import rules
 
-    hidden = 4 * width
+    width, hidden = workload.width, 4 * workload.width
     flops = 4 * rows * width * hidden
-    repeats = max(1, round(CEILING_FLOPS / flops))
+    on_cpu = mesh.devices.flat[0].platform == 'cpu'
+    repeats = max(1, round((CEILING_FLOPS if on_cpu else 1e13) / flops))
 
     def multiply(x, up, down, zero):
         def again(y, _):
@@ -181,7 +186,10 @@ def _products(mesh, width: int, rows: int):
     )
     shapes = ((rows * mesh.size, width), (width, hidden), (hidden, width), ())
     shardings = (rules.batch_sharding(mesh), *(3 * (rules.replicated(mesh),)))
-    arrays = jax.device_put([jnp.zeros(shape) for shape in shapes], list(shardings))
+    keys = jax.random.split(jax.random.key(0), 3)  # some devices multiply zeros faster
+    factors = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=False)]
+    arrays = [x.astype(workload.dtype) for x in (*factors, jnp.zeros(()))]
+    arrays = jax.device_put(arrays, list(shardings))
     run = functools.partial(jax.jit(spread), *arrays)
     jax.block_until_ready(run())
     return run, repeats * flops * mesh.size

@@ -5,12 +5,14 @@ import multiprocessing
 import os
 import platform
 import resource
+import shutil
+import subprocess
 import time
 from typing import Any, NamedTuple
 
 
 class Timed(NamedTuple):
-    """What a call returned, its seconds, and the most memory that its process ever held."""
+    """What a call returned, its seconds, and the most memory that was ever held."""
 
     result: Any
     seconds: float
@@ -18,7 +20,10 @@ class Timed(NamedTuple):
 
 
 class Remote:
-    """An object that is made in a new process; an error there ends the benchmark."""
+    """An object that is made in a new process; an error there ends the benchmark.
+
+    Its method `peak_device_bytes` tells the most memory it held on an accelerator, 0 without any.
+    """
 
     def __init__(self, make, *args):
         context = multiprocessing.get_context('spawn')
@@ -47,8 +52,11 @@ def _serve(connection, make, args):
         start = time.perf_counter()
         result = getattr(made, method)(*args)
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        connection.send((result, seconds, peak))
+        connection.send((result, seconds, made.peak_device_bytes() or _peak_host_bytes()))
+
+
+def _peak_host_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def rate(num_images: int, seconds: float) -> str:
@@ -57,6 +65,14 @@ def rate(num_images: int, seconds: float) -> str:
 
 
 def machine(*packages: str) -> str:
-    """What the figures are measured on: the cores, and versions of jax and other packages."""
+    """What the figures are measured on: GPUs, or the cores; versions of jax and other packages."""
     versions = (f'{name} {importlib.metadata.version(name)}' for name in ('jax', *packages))
-    return f'{len(os.sched_getaffinity(0))} cores of {platform.machine()}, {", ".join(versions)}'
+    cores = f'{len(os.sched_getaffinity(0))} cores of {platform.machine()}'
+    return ', '.join([*_gpus(), cores, *versions])
+
+
+def _gpus() -> list[str]:
+    if not shutil.which('nvidia-smi'):
+        return []
+    command = ('nvidia-smi', '--query-gpu=name', '--format=csv,noheader')
+    return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()

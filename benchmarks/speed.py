@@ -85,19 +85,16 @@ def line(row: dict) -> str:
 
 def draw(rows: list[dict], path: Path) -> None:
     """A picture of the shares of the ceiling, a bar for each task."""
-    from matplotlib.figure import Figure
+    from tarflow_jax import pictures
 
     rows = [row for row in rows if row['task'] != 'read']
-    figure = Figure(figsize=(7, 0.6 + 0.28 * len(rows)), layout='constrained')
-    axes = figure.add_subplot(
-        xlim=(0, 1), xlabel='share of the FLOP/s of matrix products alone', title=machine()
-    )
-    names = [f'{row["workload"]}: {row["task"]} {row["images"]}' for row in rows]
-    bars = axes.barh(names, [row['share_of_ceiling'] for row in rows], color='#33658a')
-    axes.bar_label(bars, [f' {rate(row["images"], row["seconds"])} images/s' for row in rows])
-    axes.invert_yaxis()
-    axes.spines[['top', 'right']].set_visible(False)
-    figure.savefig(path, dpi=150)
+    pictures.shares(
+        [f'{row["workload"]}: {row["task"]} {row["images"]}' for row in rows],
+        [row['share_of_ceiling'] for row in rows],
+        [f'{rate(row["images"], row["seconds"])} images/s' for row in rows],
+        title=machine(),
+        of='share of the FLOP/s of matrix products alone',
+    ).write(path)
 
 
 def main():

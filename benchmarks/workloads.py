@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, paper
 
 GUIDANCE = 1.0
 NOISE_STD = 0.1
@@ -26,6 +26,7 @@ class Workload:
       batch_size: images of a training step.
       num_samples: numbers of images that are sampled at a time.
       data: the data set of such images that is read from disk, if there is one.
+      dtype: 'float32', or 'bfloat16' for models that are trained on accelerators.
     """
 
     image_shape: tuple[int, int, int]
@@ -37,14 +38,16 @@ class Workload:
     batch_size: int
     num_samples: tuple[int, ...]
     data: str = ''
+    dtype: str = 'float32'
 
     def config(self) -> ConfigDict:
-        """A config of this model in float32, with the optimizer of the published code."""
-        config = base.get_config()
+        """A config of this model, with the optimizer of the published code."""
+        config = base.get_config() if self.dtype == 'float32' else paper.get_config()
         for key in dataclasses.fields(self):
             if key.name in config.model:
                 config.model[key.name] = getattr(self, key.name)
-        config.model.dtype = 'float32'
+        if self.dtype == 'bfloat16':
+            config.model.unroll = 'blocks'
         config.train.batch_size = self.batch_size
         config.noise.std = NOISE_STD
         return config
@@ -55,6 +58,10 @@ WORKLOADS = {
     'mnist': Workload((28, 28, 1), 4, 128, 4, 4, 10, 256, (100,)),
     'photos64': Workload((64, 64, 3), 4, 256, 4, 4, 0, 16, (16, 1), 'photos/64'),
     'photos256': Workload((256, 256, 3), 8, 256, 4, 4, 0, 4, (1,), 'photos/256'),
+    'imagenet64_cond_p4': Workload((64, 64, 3), 4, 1024, 8, 8, 1000, 64, (16,), dtype='bfloat16'),
+    # Two of its eight blocks, for samplers that take long.
+    'afhq256_two': Workload((256, 256, 3), 8, 768, 2, 8, 3, 16, (16,), dtype='bfloat16'),
+    'afhq256': Workload((256, 256, 3), 8, 768, 8, 8, 3, 16, (16, 1), dtype='bfloat16'),
 }
 
 

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.model.dtype = 'bfloat16'  # of the transformer layers: 'bfloat16' or 'float32'
     config.model.attention = 'xla'  # or 'cudnn' (NVIDIA, bfloat16), 'splash' (TPUs), 'auto'
     config.model.remat = 'none'  # what gradients compute again: 'none', all but 'dots', or 'full'
-    config.model.unroll = False  # write loops over blocks and layers out: for small CPU models
+    config.model.unroll = 'none'  # or 'blocks', 'all' (with layers): written out, no loops
 
     config.data = ConfigDict()
     config.data.name = ''  # 'digits', 'photos/64', a prepared data set, or a file .npz

@@ -17,7 +17,7 @@ def get_config():
     config.model.num_blocks = 4
     config.model.layers_per_block = 2
     config.model.dtype = 'float32'
-    config.model.unroll = True
+    config.model.unroll = 'all'
 
     config.noise.std = 0.1
 

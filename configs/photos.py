@@ -27,7 +27,7 @@ def get_config(variant='64'):
     config.model.patch_size = patch_size
     config.model.width = 128
     config.model.num_blocks = num_blocks
-    config.model.unroll = num_blocks > 4
+    config.model.unroll = 'all' if num_blocks > 4 else 'none'
     config.model.layers_per_block = 2
     config.model.dtype = 'float32'
 

@@ -111,7 +111,8 @@ def _end(error: BaseException) -> NoReturn:
         cluster.claim_end(status)
         _say_last(words)
         cluster.leave(status, message)
-        if command_line.are_parsed() and command_line.MODE.value not in ('convert', 'plan'):
+        of_one_process = ('convert', 'plan', 'report')
+        if command_line.are_parsed() and command_line.MODE.value not in of_one_process:
             cluster.leave_before_connecting(status, message, *command_line.place_flags())
     os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another
 

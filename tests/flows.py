@@ -8,7 +8,7 @@ FLOWS = {
     'one_block': TarFlow((4, 4, 1), 2, num_blocks=1, num_classes=2, **TINY),
     'pixels': TarFlow((3, 5, 1), 1, num_blocks=4, **TINY),
     'one_token': TarFlow((2, 2, 3), 2, num_blocks=2, num_classes=2, **TINY),
-    'unrolled': TarFlow((2, 6, 1), 2, num_blocks=2, num_classes=3, unroll=True, **TINY),
+    'unrolled': TarFlow((2, 6, 1), 2, num_blocks=2, num_classes=3, unroll='all', **TINY),
     'volume_preserving': TarFlow((4, 12, 1), 4, num_blocks=2, volume_preserving=True, **TINY),
     'conditional_volume_preserving': TarFlow(
         (6, 4, 1), 2, num_blocks=3, num_classes=4, volume_preserving=True, **TINY

@@ -233,7 +233,7 @@ def test_a_damaged_config(workdir, content, words):
             'model.image_shape must be three positive whole numbers',
         ),
         ('model.attention', ['xla'], 'model.attention must be one of xla, cudnn, splash, auto'),
-        ('model.unroll', 'no', 'model.unroll must be True or False'),
+        ('model.unroll', 'no', 'model.unroll must be one of none, blocks, all'),
         ('model.depth', 3, 'model.depth is unknown to this version'),
         ('train', None, 'its section train is not an object'),
         ('train', {}, 'it has no train.ema_decay'),

@@ -113,7 +113,7 @@ def test_from_another_folder_by_python_itself_until_it_is_told_to_stop(runs, tmp
     flags = [
         *('--config', ROOT / 'configs' / 'digits.py', f'--workdir={workdir}'),
         *('--config.model.image_shape=(8,8,1)', '--config.model.patch_size=4'),
-        *('--config.model.width=16', '--config.model.head_dim=8', '--config.model.unroll=False'),
+        *('--config.model.width=16', '--config.model.head_dim=8', '--config.model.unroll=none'),
         *('--config.model.num_blocks=2', '--config.model.layers_per_block=1'),
         *('--config.data.random_flip=true', '--config.optimizer.peak_learning_rate=1e-3'),
         *('--config.train.num_epochs=1e5', '--config.train.checkpoint_every=5'),
@@ -137,7 +137,7 @@ def test_from_another_folder_by_python_itself_until_it_is_told_to_stop(runs, tmp
     )
     config = json.loads((workdir / 'config.json').read_text())
     assert config['model']['image_shape'] == [8, 8, 1]
-    assert config['model']['unroll'] is False
+    assert config['model']['unroll'] == 'none'
     assert config['data']['random_flip'] is True
     assert config['optimizer']['peak_learning_rate'] == 1e-3
     assert config['train']['num_epochs'] == 1e5
@@ -193,7 +193,7 @@ REFUSED = {
     'extra': ["'extra' is not a flag; a setting is --config.section.key=value."],
     '--mode=draw': [
         '--mode=draw',
-        'one of <train|sample|evaluate|calibrate|prepare_fid|convert|plan|info>',
+        'one of <train|sample|evaluate|calibrate|prepare_fid|convert|plan|report|info>',
     ],
     '--workdir=gs://bucket/run': ['gs://bucket/run is an address', 'give a local path'],
     '--workdir=/dev/null': ['/dev/null cannot be written to', 'give a --workdir'],
@@ -203,7 +203,7 @@ REFUSED = {
     '--config.train.zzz=3': ["no config key 'zzz'.", 'configs/base.py'],
     '--config.train.batch_size=many': ['--config.train.batch_size=many: invalid literal for int()'],
     '--config.train.batch_size=1.5': ['--config.train.batch_size=1.5', 'int()'],
-    '--config.model.unroll=perhaps': ['--config.model.unroll=perhaps', 'Non-boolean'],
+    '--config.model.unroll=perhaps': ['model.unroll', 'none, blocks, all', 'perhaps'],
     '--config.optimizer.b1=high': ['--config.optimizer.b1=high', 'float'],
     '--config.train=3': ['--config.train=3'],
     '--config.=3': ["there is no config key ''."],

@@ -12,14 +12,19 @@ from tarflow_jax.flow.conditioner import KVCache, Linear, TransformerLayer, name
 embed_init = nn.initializers.normal(1e-2)
 
 # The intermediate results of a layer that are kept for its gradient; all others are recomputed.
-# 'dots' keeps products with parameters, and what an attention kernel marks as 'attention'.
+# 'dots' keeps what comes of products with parameters, and of an attention kernel.
 _SAVEABLE = jax.checkpoint_policies
+_save_named = _SAVEABLE.save_only_these_names('product', 'attention')
+
+
+def _save_dots(primitive, *arguments, **settings) -> bool:
+    is_kernel = primitive.name.startswith('dot_product_attention_fwd')  # cuDNN's
+    return is_kernel or _save_named(primitive, *arguments, **settings)
+
+
 REMAT_POLICIES = {
     'none': _SAVEABLE.everything_saveable,
-    'dots': _SAVEABLE.save_from_both_policies(
-        _SAVEABLE.dots_with_no_batch_dims_saveable,
-        _SAVEABLE.save_only_these_names('attention'),
-    ),
+    'dots': _save_dots,
     'full': _SAVEABLE.nothing_saveable,
 }
 

@@ -14,12 +14,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from tarflow_jax.flow import attention
 from tarflow_jax.flow.attention import PRECISION
 
 # Names the axes of an activation; the rules in `parallel` say how each is split over devices.
 name_axes = nn.with_logical_constraint
+
+
+def keep(product):
+    """Marks what comes of a product with parameters, for `block.REMAT_POLICIES`."""
+    return checkpoint_name(product, 'product')
 
 
 @jax.custom_jvp
@@ -111,7 +117,7 @@ class CausalAttention(nn.Module):
 
         qkv = Linear((heads, 3, self.head_dim), self.dtype, name='qkv')(h_BTD)
         qkv = name_axes(qkv, ('batch', 'tokens', 'heads', None, 'head_dim'))
-        q_BTNK, k_BTNK, v_BTNK = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
+        q_BTNK, k_BTNK, v_BTNK = (keep(qkv[:, :, :, part]) for part in range(3))
         if cache is None:
             mixed_BTNK = attention.IMPLEMENTATIONS[self.attention](q_BTNK, k_BTNK, v_BTNK)
         else:
@@ -121,7 +127,7 @@ class CausalAttention(nn.Module):
             mixed_BTNK = attention.attend(q_BTNK, keys, values, position_T, temperature)
         mixed_BTNK = name_axes(mixed_BTNK, ('batch', 'tokens', 'heads', 'head_dim'))
         out_BTD = Linear((width,), self.dtype, name='out')(mixed_BTNK)
-        return out_BTD, cache
+        return keep(out_BTD), cache
 
 
 class Mlp(nn.Module):
@@ -134,7 +140,7 @@ class Mlp(nn.Module):
     def __call__(self, h_BTD):
         width = h_BTD.shape[-1]
         h_BTF = Linear((self.expansion * width,), self.dtype, name='up')(h_BTD)
-        h_BTF = name_axes(gelu(h_BTF), ('batch', 'tokens', 'hidden'))
+        h_BTF = name_axes(gelu(keep(h_BTF)), ('batch', 'tokens', 'hidden'))
         return Linear((width,), self.dtype, name='down')(h_BTF)
 
 

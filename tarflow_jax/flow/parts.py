@@ -41,7 +41,7 @@ def for_gradients(model, mesh: AbstractMesh | None = None):
     """The model with its loops written out, where that makes its gradients faster."""
     is_small = model.num_blocks * model.layers_per_block <= MOST_UNROLLED
     mesh = mesh or jax.sharding.get_abstract_mesh()
-    return model.clone(unroll=True) if is_small and _is_of_cpus(mesh) else model
+    return model.clone(unroll='all') if is_small and _is_of_cpus(mesh) else model
 
 
 def hidden_bytes(model, num_images: int) -> float:

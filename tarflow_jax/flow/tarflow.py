@@ -43,7 +43,7 @@ class TarFlow(nn.Module):
     dtype: str = 'float32'
     attention: str = 'xla'
     remat: str = 'none'
-    unroll: bool = False
+    unroll: str = 'none'
 
     def __post_init__(self):
         check_attributes(self, ATTRIBUTES)

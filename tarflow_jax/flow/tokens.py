@@ -29,6 +29,15 @@ class DtypeName(Choice):
         return super().check(name, value)
 
 
+class Unroll(Choice):
+    """Which loops are written out; earlier configs have True for all of them, False for none."""
+
+    def check(self, name: str, value) -> str:
+        if isinstance(value, bool):
+            value = 'all' if value else 'none'
+        return super().check(name, value)
+
+
 # The values that the attributes may have, but for `num_tokens` and `token_dim`.
 SETTINGS = {
     'width': SIZE,
@@ -40,7 +49,7 @@ SETTINGS = {
     'dtype': DtypeName(('float32', 'bfloat16')),
     'attention': Choice(tuple(IMPLEMENTATIONS)),
     'remat': Choice(tuple(REMAT_POLICIES)),
-    'unroll': Flag(),
+    'unroll': Unroll(('none', 'blocks', 'all')),
 }
 
 
@@ -82,8 +91,9 @@ class TokenFlow(nn.Module):
         implementation for whole sequences. The inverse attends token by token, always by XLA.
       remat: how much of each layer the gradient recomputes instead of keeping it: 'none', all but
         the products with parameters ('dots'), or all ('full'). Trades time for memory.
-      unroll: whether the loops over blocks and layers are unrolled instead of scanned: slower to
-        compile, sometimes faster to run on a CPU.
+      unroll: which loops are written out instead of scanned: 'none', that over 'blocks', or 'all',
+        over layers as well: slower to compile, faster to run. The gradient of a scan copies what
+        the scan within it keeps.
     """
 
     num_tokens: int
@@ -97,7 +107,7 @@ class TokenFlow(nn.Module):
     dtype: str = 'float32'
     attention: str = 'xla'
     remat: str = 'none'
-    unroll: bool = False
+    unroll: str = 'none'
 
     def __post_init__(self):
         check_attributes(self, {'num_tokens': Whole(1), 'token_dim': Whole(1), **SETTINGS})
@@ -171,7 +181,7 @@ class TokenFlow(nn.Module):
             split_rngs={'params': True},
             in_axes=nn.broadcast,
             length=self.num_blocks,
-            unroll=self.num_blocks if self.unroll else 1,
+            unroll=1 if self.unroll == 'none' else self.num_blocks,
         )
         z_BTP, (z_XBTP, log_det_XB) = scan_blocks(self.blocks, x_BTP, labels_B)
         return z_BTP, z_XBTP, log_det_XB
@@ -192,7 +202,7 @@ class TokenFlow(nn.Module):
             dtype=jnp.dtype(self.dtype),
             attention=self.attention,
             remat=self.remat,
-            unroll=self.unroll,
+            unroll=self.unroll == 'all',
             parent=None,
         )
 

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from tarflow_jax.files import json_text, open_atomically
+from tarflow_jax.errors import InputError
+from tarflow_jax.files import json_text
 from tarflow_jax.imagefiles import write_npz
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.fingerprints import digest
@@ -53,38 +54,12 @@ def calibrate_and_write(workdir: Path, model, params, mesh, sampling, before_blo
         write(workdir / FILE, calibration, identity, reports)
         print(table(reports, model.token_flow().num_tokens))
         if find_spec('matplotlib'):
-            draw(workdir / PICTURE, reports, sampling['tolerance'])
+            from tarflow_jax.pictures import calibration as picture_of
+
+            picture_of(reports, sampling['tolerance']).write(workdir / PICTURE)
             print(f'{workdir / PICTURE}: how each block converges.')
         else:
             print("For a picture of it: pip install 'tarflow_jax[pictures]'.")
-
-
-def draw(path: Path, reports: list[BlockReport], tolerance: float) -> None:
-    """A picture: errors and settled tokens by sweep, times by window, and the published metrics."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 7), layout='constrained')
-    (errors, settled), (times, metrics) = figure.subplots(2, 2)
-    colors = colormaps['viridis'](np.linspace(0, 0.9, len(reports)))
-    for block, (report, color) in enumerate(zip(reports, colors, strict=True)):
-        errors.semilogy(report.errors, color=color, label=f'block {block}')
-        settled.plot(report.settled, color=color)
-        if report.times:
-            times.semilogx(*zip(*report.times.items(), strict=True), color=color, base=2)
-        metrics.plot(report.crm, report.contraction, 'o', color=color)
-        metrics.annotate(f' {block}', (report.crm, report.contraction))
-    errors.axhline(tolerance, color='grey', linestyle=':')
-    errors.set(xlabel='Jacobi sweeps', ylabel='root mean square error')
-    settled.set(xlabel='Jacobi sweeps', ylabel='settled tokens from the first on')
-    times.axhline(1, color='grey', linestyle=':')
-    times.set(xlabel='tokens of a window', ylabel='time relative to sequential')
-    metrics.set(xlabel='CRM (2505.12849)', ylabel='factor of the error in a sweep')
-    figure.legend(loc='outside right upper', frameon=False)
-    for axes in figure.axes:
-        axes.spines[['top', 'right']].set_visible(False)
-    with open_atomically(path) as file:
-        figure.savefig(file, format='png', dpi=120)
 
 
 def table(reports: list[BlockReport], num_tokens: int) -> str:
@@ -94,7 +69,7 @@ def table(reports: list[BlockReport], num_tokens: int) -> str:
     solution, `image error` relative to the residual that a tolerance allows.
     """
     lines = ['block  window  sweeps  evaluations  time  image error  contraction    CRM    IGM']
-    for block, report in enumerate(reports):
+    for block, report in enumerate(reports, start=1):
         sweeps = report.sweeps.get(report.window, num_tokens - 1)
         lines.append(
             f'{block:5}  {report.window:6}  {sweeps:6}  {report.evaluations(num_tokens):11.2f}  '
@@ -151,6 +126,27 @@ def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]
         if made_for.get(key) != value
     ]
     return (None, f'in {path}, {"; ".join(differences)}') if differences else (calibration, '')
+
+
+def read_reports(path: Path) -> tuple[list[BlockReport], dict[str, Any]]:
+    """What was measured of each block, and what it is of, see `identity_of`.
+
+    Raises:
+      FileNotFoundError: there is no calibration.
+      InputError: it is damaged.
+    """
+    try:
+        with path.open('rb') as file, np.load(file, allow_pickle=False) as values:
+            about = json.loads(str(values['about']))
+        reports = [BlockReport(**block) for block in about['blocks']]
+        for report in reports:  # JSON has texts for keys
+            report.times = {int(window): time for window, time in report.times.items()}
+            report.sweeps = {int(window): count for window, count in report.sweeps.items()}
+        return reports, about['identity']
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of a file that is anything
+        raise InputError(f'{path} is damaged ({error}).') from error
 
 
 def _check_shapes(calibration: Calibration) -> None:

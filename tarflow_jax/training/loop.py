@@ -21,7 +21,7 @@ from tarflow_jax.stopping import Stop
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.health import MAX_SKIPPED_IN_A_ROW, TOLERANCE
 from tarflow_jax.training.metrics_writer import MetricsWriter
-from tarflow_jax.training.milestones import Milestones
+from tarflow_jax.training.milestones import Milestones, grid_of
 from tarflow_jax.training.pace import Pace
 from tarflow_jax.training.profile import profiled
 from tarflow_jax.training.program import count_steps, make_program
@@ -211,12 +211,20 @@ class Run:
             enabled=distributed.is_main(),
         )
         with self.writer:
+            self.introduce(step)
             self.finish_pause(step, state, unfinished)
             state = self.take_steps(state)
             step = int(state.step)
             if self.sound and step not in self.saved_steps():
                 self.save(step, state)
         return step
+
+    def introduce(self, step: int):
+        """Records the config, and images that are learned, for TensorBoard."""
+        config = json_text(self.config.to_dict(), indent=2)
+        self.writer.text(step, 'config', f'```json\n{config}\n```')
+        if distributed.is_main():
+            self.writer.image(step, 'data', grid_of(self.train_split, self.experiment))
 
     def saved_steps(self) -> list[int]:
         self.checkpoints.wait()

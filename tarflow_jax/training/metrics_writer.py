@@ -12,6 +12,7 @@ from absl import logging
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import text as text_summary
 
 from tarflow_jax.files import json_text, write_atomically
 from tarflow_jax.imagefiles import encode_png
@@ -77,6 +78,11 @@ class MetricsWriter:
         )
         self._write_event(step, [Summary.Value(tag=name, image=png)])
 
+    def text(self, step: int, name: str, text: str) -> None:
+        """Records a text for TensorBoard, which reads it as Markdown."""
+        if self._events is not None:
+            self._write_event(step, list(text_summary(name, text).value))
+
     def close(self) -> None:
         """Ends the record; what is recorded afterwards is not written."""
         events, self._events = self._events, None
@@ -94,6 +100,16 @@ class MetricsWriter:
         if self._events is not None:
             self._events.write_event(event)
             self._events.flush()
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a workdir's `metrics.jsonl`, `{'step': 100, 'train/loss': 0.5}` and the like.
+
+    What was not finite is None. Lines that cannot be read are left out; none without such a file.
+    """
+    path = Path(workdir, 'metrics.jsonl')
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [record for record in map(_read_line, lines) if record]
 
 
 def _forget_lines_after(last_step: int, path: Path, redo_scores: bool) -> None:

@@ -115,3 +115,17 @@ class Milestones:
 
     def _picture(self, step: int) -> Path:
         return self._workdir / 'samples' / f'step_{step:07d}.png'
+
+
+def grid_of(split, experiment: Experiment) -> np.ndarray:
+    """A grid of some images of a split, from its beginning to its end, as large as one of samples.
+
+    Args:
+      split: of the experiment's data set.
+      experiment: see `build.Experiment`.
+    """
+    most = min(experiment.sampling['num_samples'], write.GRID_SAMPLES)
+    index = np.unique(np.linspace(0, len(split) - 1, most).astype(int))
+    levels = split.__getitems__(index)['image']
+    pixels = 2 * levels / (experiment.dataset.num_levels - 1) - 1
+    return imagefiles.image_grid(imagefiles.to_uint8(pixels))

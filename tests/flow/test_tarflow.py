@@ -132,11 +132,12 @@ def test_labels_matter_to_a_conditional_model_only(random_params, random_batch):
         assert (a != b).any() == matter
 
 
-def test_a_loop_written_out_computes_what_the_scan_computes(random_params, random_batch):
+@pytest.mark.parametrize('unroll', ['blocks', 'all', True])
+def test_a_loop_written_out_computes_what_the_scan_computes(random_params, random_batch, unroll):
     params = random_params(CONDITIONAL)
     images, labels = random_batch(CONDITIONAL)
     scanned = apply(CONDITIONAL, params, images, labels)
-    unrolled = apply(CONDITIONAL.clone(unroll=True), params, images, labels)
+    unrolled = apply(CONDITIONAL.clone(unroll=unroll), params, images, labels)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scanned, unrolled)
 
 
@@ -199,7 +200,7 @@ def test_log_prob_is_the_density_of_the_latents_plus_log_det(random_params, rand
         (dict(image_shape=None), 'whole numbers, .*; got None'),
         (dict(image_shape=(4, 4, 2**40)), 'of at most 1048576; got'),
         (dict(volume_preserving='no'), "volume_preserving must be True or False; got 'no'"),
-        (dict(unroll=1), 'unroll must be True or False; got 1'),
+        (dict(unroll=1), 'unroll must be one of none, blocks, all; got 1'),
         (dict(dtype='float16'), "dtype must be one of float32, bfloat16; got 'float16'"),
         (dict(dtype=jnp.float16), "dtype must be one of float32, bfloat16; got 'float16'"),
         (dict(dtype=None), 'dtype must be one of float32, bfloat16; got None'),

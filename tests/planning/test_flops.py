@@ -30,7 +30,7 @@ def test_published_sizes(image, patch, width, expected):
 def test_equals_what_xla_counts(volume_preserving):
     model = TarFlow(
         (8, 8, 2), 2, 64, num_blocks=2, layers_per_block=3, head_dim=32, num_classes=5,
-        volume_preserving=volume_preserving, unroll=True,
+        volume_preserving=volume_preserving, unroll='all',
     )  # fmt: skip
     params = model.param_shapes()
     images = jax.ShapeDtypeStruct((4, 8, 8, 2), np.float32)

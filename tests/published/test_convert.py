@@ -139,8 +139,8 @@ def test_the_prefixes_of_parallel_and_compiled_models_are_dropped(tensors, prefi
 
 
 def test_settings_are_handed_to_the_model(tensors):
-    model, params = from_state_dict(tensors, **SHAPE, dtype='bfloat16', unroll=True)
-    assert (model.dtype, model.unroll) == ('bfloat16', True)
+    model, params = from_state_dict(tensors, **SHAPE, dtype='bfloat16', unroll='blocks')
+    assert (model.dtype, model.unroll) == ('bfloat16', 'blocks')
     assert params['blocks']['pos_embed'].dtype == np.float32
 
 

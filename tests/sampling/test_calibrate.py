@@ -82,7 +82,7 @@ def test_reports(measured):
         assert report.amplification >= 1
     lines = calibration_file.table(reports, 16).splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [
-        [str(block), str(window)] for block, window in enumerate(calibration.windows)
+        [str(block), str(window)] for block, window in enumerate(calibration.windows, start=1)
     ]
 
 

@@ -105,6 +105,16 @@ def test_an_image_stands_in_the_events(tmp_path, shape):
     assert value.image.encoded_image_string == encode_png(image)
 
 
+def test_a_text_stands_in_the_events(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.text(5, 'config', 'seed: 0')
+    event = events_in(tmp_path)[-1]
+    (value,) = event.summary.value
+    assert (event.step, value.tag) == (5, 'config/text_summary')
+    assert value.metadata.plugin_data.plugin_name == 'text'
+    assert list(value.tensor.string_val) == [b'seed: 0']
+
+
 def test_resuming_drops_exactly_the_later_lines(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in range(0, 60, 10):

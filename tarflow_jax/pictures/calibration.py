@@ -1,0 +1,35 @@
+"""What a calibration of the sampler measured."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tarflow_jax.pictures.picture import FAINT, Picture, in_one_look, ordered_colors, panels
+
+
+@in_one_look
+def calibration(reports: Sequence[Any], tolerance: float) -> Picture:
+    """Errors and settled tokens by sweep, times by window, and the published metrics, by block.
+
+    Args:
+      reports: a `sampling.calibrate.BlockReport` of each block, the one next to the data first.
+      tolerance: what an image may differ by from the sequential one.
+    """
+    picture, (errors, settled, times, metrics) = panels(2.3, 2.0, 2.0, 2.0)
+    colors = ordered_colors(len(reports))
+    for block, (report, color) in enumerate(zip(reports, colors, strict=True), start=1):
+        errors.semilogy(report.errors, color=color, label=f'block {block}')
+        settled.plot(report.settled, color=color)
+        if report.times:
+            times.semilogx(*zip(*report.times.items(), strict=True), 'o-', color=color, base=2)
+        metrics.plot(report.crm, report.contraction, 'o', color=color)
+        metrics.annotate(f' {block}', (report.crm, report.contraction), va='bottom')
+    errors.axhline(tolerance, color=FAINT, linestyle=':')
+    errors.legend(loc='lower left', ncols=2 if len(reports) > 4 else 1, fontsize=9)
+    errors.set(title='root mean square error of the tokens', xlabel='Jacobi sweeps')
+    settled.set(title='settled tokens, from the first on', xlabel='Jacobi sweeps')
+    times.axhline(1, color=FAINT, linestyle=':')
+    times.set(title='time relative to token by token', xlabel='tokens of a window')
+    metrics.set(
+        title='factor of the error in a sweep', xlabel='convergence ranking metric (2505.12849)'
+    )
+    return picture

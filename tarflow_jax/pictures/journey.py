@@ -1,0 +1,105 @@
+"""The way from a latent to an image, block by block: as rows, and as an animation."""
+
+import io
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.files import write_atomically
+from tarflow_jax.pictures.picture import Picture
+from tarflow_jax.pictures.tiles import as_levels, in_range, rows
+
+FORMATS = {'.png': 'PNG', '.gif': 'GIF'}
+_FRAMES_A_BLOCK = 16  # at most
+_VISIBLE = 64  # pixels of a side; smaller images are enlarged
+_GAP, _GREY = 2, 128  # pixels between images, and their level
+_FIRST, _NEXT, _SOLVED, _LAST = 900, 70, 350, 3000  # milliseconds that frames stay
+
+
+def journey(stages, captions: Sequence[str] = ()) -> Picture:
+    """The stages of sampling as rows, the noise first.
+
+    Args:
+      stages: float [num_blocks + 1, B, H, W, C] as `sample(..., return_sequence=True)` gives them:
+        the noise, then what each block is solved for, from the last block to the first.
+      captions: what the columns are called.
+    """
+    stages, last = np.asarray(stages), len(stages) - 1
+    named = {'noise': in_range(stages[0])}
+    named |= {f'block {last - i + 1} solved': in_range(stages[i]) for i in range(1, last)}
+    return rows({**named, 'block 1 solved: the images': stages[last]}, captions)
+
+
+def animation(stages, patch_size: int, suffix: str = '.png') -> bytes:
+    """The file of an animation of sampling, an APNG or GIF without end.
+
+    It shows what the sampler does: in each block, tokens are solved one after the other, in the
+    direction of the block.
+
+    Args:
+      stages: see `journey`; the images stand side by side.
+      patch_size: of the model.
+      suffix: '.png' or '.gif'.
+    """
+    if suffix not in FORMATS:
+        raise InputError(f'an animation is a .png or a .gif; got {suffix!r}.')
+    pictures, durations = zip(*_frames(stages, patch_size), strict=True)
+    first, *others = map(Image.fromarray, pictures)
+    file = io.BytesIO()
+    first.save(
+        *(file, FORMATS[suffix]),
+        **dict(save_all=True, append_images=others, duration=list(durations), loop=0),
+    )
+    return file.getvalue()
+
+
+def write_animation(path: str | os.PathLike, stages, patch_size: int) -> None:
+    """Writes `animation` to `path`, a `.png` or a `.gif`, whole or not at all."""
+    content = animation(stages, patch_size, Path(path).suffix.lower())
+    write_atomically(path, lambda file: file.write(content))
+
+
+def last_frame(stages) -> np.ndarray:
+    """The frame at which the animation ends, for those who want no motion; uint8."""
+    return _side_by_side(as_levels(stages[-1]))
+
+
+def _frames(stages, patch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Frames with the milliseconds that they stay."""
+    *latents, images = stages
+    levels = [*(as_levels(in_range(stage)) for stage in latents), as_levels(images)]
+    yield _side_by_side(levels[0]), _FIRST
+    for i, (before, after) in enumerate(itertools.pairwise(levels), start=1):
+        depth = len(levels) - 1 - i  # blocks between this one and the data
+        order = token_order(before.shape[1:3], patch_size, reverse=depth % 2 == 1)
+        steps = min(_FRAMES_A_BLOCK, order.max() + 1)
+        for solved in np.linspace(0, order.max() + 1, steps + 1)[1:]:
+            now = np.where((order < solved)[None, :, :, None], after, before)
+            stays = _NEXT if solved <= order.max() else _SOLVED if depth else _LAST
+            yield _side_by_side(now), stays
+
+
+def token_order(shape: tuple[int, int], patch_size: int, reverse: bool) -> np.ndarray:
+    """When the token of each pixel is solved, an int [H, W] from 0 on."""
+    height, width = shape
+    rows_of_pixels, columns = np.arange(height) // patch_size, np.arange(width) // patch_size
+    order = rows_of_pixels[:, None] * (width // patch_size) + columns[None]
+    return order.max() - order if reverse else order
+
+
+def _side_by_side(levels: np.ndarray) -> np.ndarray:
+    """In one row, whose frames differ in a narrow strip; small images enlarged and in two rows."""
+    factor = max(1, _VISIBLE // min(levels.shape[1:3]))
+    num_rows = 2 if factor > 1 else 1
+    blanks = np.full((-len(levels) % num_rows, *levels.shape[1:]), _GREY, np.uint8)
+    tiles = np.concatenate([levels, blanks]).repeat(factor, axis=1).repeat(factor, axis=2)
+    tiles = np.pad(tiles, [(0, 0), (0, _GAP), (0, _GAP), (0, 0)], constant_values=_GREY)
+    _, height, width, channels = tiles.shape
+    grid = tiles.reshape(num_rows, -1, height, width, channels).swapaxes(1, 2)
+    grid = grid.reshape(num_rows * height, -1, channels)[:-_GAP, :-_GAP]
+    return grid[..., 0] if channels == 1 else grid

@@ -1,0 +1,181 @@
+"""Images side by side, with captions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.imagefiles import to_uint8
+from tarflow_jax.pictures.picture import WIDTH, Picture, blank, in_one_look
+
+MOST_COLUMNS = 16  # of a grid whose columns are classes
+_CAPTIONED_COLUMNS = 6  # where every image has a caption
+_LONGEST = 16  # characters of a caption over a column
+_GAP = 0.06  # between images, relative to their width
+_LINE = 0.2  # inches of a line of captions
+_PIXELS_SEEN = 64  # images with a shorter side are shown pixel by pixel
+
+
+def grid(images, labels=None, names: Sequence[str] | None = None) -> Picture:
+    """A grid of images, lined up by class.
+
+    Args:
+      images: uint8, or float in [-1, 1]: [B, H, W, C] with C of 1 or 3.
+      labels: int [B], -1 for none. Up to 16 classes have columns of their own, each as many; of
+        more, every image has its own caption. None for a grid without captions.
+      names: what the classes are called; by default by their numbers.
+
+    Returns:
+      The picture; rows that a class does not fill stay empty.
+    """
+    images = as_levels(images)
+    if labels is None:
+        columns = _columns(images)
+        return _draw([images[i : i + columns] for i in range(0, len(images), columns)])
+    labels = np.asarray(labels)
+    if labels.shape != images.shape[:1]:
+        raise InputError(f'got {len(images)} images and labels of shape {list(labels.shape)}.')
+    order = np.argsort(labels, kind='stable')
+    images, labels = images[order], labels[order]
+    classes = np.unique(labels)
+    captions = [_name(label, names) for label in labels]
+    if len(classes) > MOST_COLUMNS:
+        columns = min(_columns(images), _CAPTIONED_COLUMNS)
+        starts = range(0, len(images), columns)
+        rows = [images[i : i + columns] for i in starts]
+        return _draw(rows, above=[captions[i : i + columns] for i in starts])
+    of_class = [images[labels == label] for label in classes]
+    width = max(1, _columns(images) // len(classes))
+    starts = range(0, max(map(len, of_class)), width)
+    rows = [[image for group in of_class for image in _filled(group, i, width)] for i in starts]
+    return _draw(rows, above=[[_name(label, names) for label in classes]])
+
+
+def rows(images: Mapping[str, Any], captions: Sequence[str] = ()) -> Picture:
+    """Rows of images, each under a caption of its own.
+
+    Args:
+      images: for each caption uint8 or float [B, H, W, C]. Rows may differ in their images'
+        numbers and sizes; about ten in a row are still seen on a phone.
+      captions: what the columns are called.
+    """
+    levels = {caption: as_levels(of_row) for caption, of_row in images.items()}
+    return _draw(list(levels.values()), titles=list(levels), above=[list(captions)])
+
+
+def comparison(
+    sampled, denoised=None, guided=None, captions: Sequence[str] = (), weight: float | None = None
+) -> Picture:
+    """The same noise as images: as sampled, after the denoising step, and with guidance.
+
+    Args:
+      sampled: float [B, H, W, C], as `sample` returns them without guidance.
+      denoised: the same after `denoise`; None for a model without Gaussian noise.
+      guided: from the same noise with guidance; None leaves the row out.
+      captions: what the columns are called.
+      weight: of the guidance, for its caption.
+    """
+    of = '' if weight is None else f', weight {weight:g}'
+    stages = {'as sampled': sampled, 'denoised': denoised, f'guided{of}': guided}
+    return rows({name: x for name, x in stages.items() if x is not None}, captions)
+
+
+def resolutions(samples: Mapping[str, Any]) -> Picture:
+    """Samples of several models in one picture, a row each, every row as wide as the picture.
+
+    Args:
+      samples: for each model's name uint8 or float [B, H, W, C]; their sizes go into the captions.
+    """
+    shapes = {name: np.shape(images)[1:3] for name, images in samples.items()}
+    return rows({f'{name}, {h}×{w}': samples[name] for name, (h, w) in shapes.items()})
+
+
+def as_levels(images) -> np.ndarray:
+    """Images, uint8 or float in [-1, 1], as uint8 [B, H, W, C].
+
+    Raises:
+      InputError: they have another shape, or other numbers of channels than 1 and 3.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+        raise InputError(
+            f'got images of shape {list(images.shape)}; a picture shows [B, H, W, C] with 1 or 3 '
+            'channels.'
+        )
+    return images if images.dtype == np.uint8 else to_uint8(images)
+
+
+def in_range(latents) -> np.ndarray:
+    """Latents, of any range, as they are seen best: 99 of 100 pixels lie in [-1, 1] then."""
+    latents = np.asarray(latents, np.float32)
+    sizes = np.abs(latents[np.isfinite(latents)])
+    return latents / max(1.0, np.quantile(sizes, 0.99) if sizes.size else 1.0)
+
+
+def _filled(images: np.ndarray, start: int, width: int) -> list[np.ndarray | None]:
+    """`width` images from `start` on, None for those that there are not."""
+    present: list[np.ndarray | None] = list(images[start : start + width])
+    return present + [None] * (width - len(present))
+
+
+def _columns(images: np.ndarray) -> int:
+    count, height, width, _ = images.shape
+    return min(count, math.ceil(math.sqrt(count * height / width)))
+
+
+def _name(label: int, names: Sequence[str] | None) -> str:
+    if label < 0:
+        return 'no label'
+    return str(names[label]) if names is not None and label < len(names) else str(label)
+
+
+@in_one_look
+def _draw(images, titles: Sequence[str] = (), above: Sequence[Sequence[str]] = ()) -> Picture:
+    """The picture of some rows of images, with a title over each and captions over each image.
+
+    Captions `above` are for the rows from the first on, each over as many images. None is an empty
+    place.
+    """
+    picture, panel = blank(1.0)
+    top = 0.0
+    for number, of_row in enumerate(images):
+        pitch = WIDTH / len(of_row)
+        if number < len(above) and above[number]:
+            _draw_captions(panel, above[number], top)
+            top += _LINE
+        if number < len(titles):
+            panel.text(0, top + _LINE / 2, titles[number], va='center', weight='bold', size=9.5)
+            top += _LINE * 1.15
+        top = _draw_row(panel, of_row, pitch, top)
+    panel.set(ylim=(top, 0), aspect='auto')
+    picture.set_size_inches(WIDTH, top)
+    return picture
+
+
+def _draw_captions(panel, captions: Sequence[str], top: float) -> None:
+    pitch = WIDTH / len(captions)
+    captions = [c if len(c) <= _LONGEST else f'{c[: _LONGEST - 1]}…' for c in captions]
+    size = min(9.5, 1.6 * 72 * pitch / max(map(len, captions)))
+    for column, caption in enumerate(captions):
+        middle = (column + 0.5 / (1 + _GAP)) * pitch
+        panel.text(middle, top + _LINE / 2, caption, ha='center', va='center', size=size)
+
+
+def _draw_row(panel, images, pitch: float, top: float) -> float:
+    """Draws images that are `pitch` inches apart below `top`; returns where the row ends."""
+    shape = next(np.shape(image) for image in images if image is not None)
+    width = pitch / (1 + _GAP)
+    height = width * shape[0] / shape[1]
+    interpolation = 'none' if min(shape[:2]) < _PIXELS_SEEN else 'antialiased'
+    for column, image in enumerate(images):
+        if image is None:
+            continue
+        left = column * pitch
+        panel.imshow(
+            image[..., 0] if shape[2] == 1 else image,
+            **dict(cmap='gray', vmin=0, vmax=255, interpolation=interpolation, aspect='auto'),
+            extent=(left, left + width, top + height, top),
+        )
+    return top + height + pitch - width

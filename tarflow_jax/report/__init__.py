@@ -1,0 +1,1 @@
+"""`--mode=report`: a workdir as one page for a browser, see `write`."""

@@ -1,0 +1,133 @@
+"""The sections of what a run has left in its workdir."""
+
+import io
+import runpy
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tarflow_jax import configfile, pictures
+from tarflow_jax.errors import InputError
+from tarflow_jax.keys import flatten
+from tarflow_jax.report.page import (
+    Section,
+    columns,
+    command,
+    details,
+    figure,
+    missing,
+    paragraph,
+    png_figure,
+    table,
+    thumbnails,
+)
+from tarflow_jax.report.scores import flatten_all
+from tarflow_jax.sampling import calibration_file
+from tarflow_jax.training.metrics_writer import read_metrics
+from tarflow_jax.workdir import CONVERTED_FROM
+
+MOST_GRIDS = 6  # of samples through training
+GRID_PIXELS = 720  # to which a larger grid is scaled
+_OWN_FOLDERS = ('data.dir',)  # keys that say more of a machine than of a run
+
+
+def training(config, workdir: Path) -> Section:
+    """Curves, and samples through training."""
+    if CONVERTED_FROM in config:
+        words = (
+            f'Converted from {config[CONVERTED_FROM].file}, which does not tell of its training.'
+        )
+        return Section('Training', [paragraph(words)])
+    return Section('Training', [columns(_curves(workdir), _samples(workdir))])
+
+
+def _curves(workdir: Path) -> str:
+    try:
+        picture = pictures.training_curves(read_metrics(workdir))
+    except InputError:
+        words = 'There are no metrics: nothing was trained in this workdir, or not for long yet.'
+        return missing(words, command(workdir, 'train'))
+    return figure(picture, 'Metrics of the training, by step.')
+
+
+def _samples(workdir: Path) -> str:
+    grids = sorted(workdir.glob('samples/step_*.png'))
+    if not grids:
+        words = 'There are no samples of the training: they come at every train.sample_every.'
+        return missing(words, command(workdir, 'train'))
+    chosen = np.unique(np.linspace(0, len(grids) - 1, min(MOST_GRIDS, len(grids))).astype(int))
+    return thumbnails(*(_grid(grids[i]) for i in chosen))
+
+
+def _grid(path: Path) -> str:
+    step = int(path.stem.rpartition('_')[2])
+    file = io.BytesIO()
+    try:
+        with Image.open(path) as grid:
+            grid.thumbnail((GRID_PIXELS, GRID_PIXELS), Image.Resampling.LANCZOS)
+            grid.save(file, 'PNG', optimize=True)
+    except OSError as error:
+        return missing(f'{path} cannot be read: {error}.')
+    return png_figure(file.getvalue(), f'Samples at step {step:,}.')
+
+
+def sampler(workdir: Path) -> Section:
+    """The calibration."""
+    path = workdir / calibration_file.FILE
+    try:
+        reports, identity = calibration_file.read_reports(path)
+    except FileNotFoundError:
+        words = 'The sampler was not calibrated: samples are drawn token by token.'
+        return Section('Sampler', [missing(words, command(workdir, 'calibrate'))])
+    except InputError as error:
+        return Section('Sampler', [missing(str(error), command(workdir, 'calibrate'))])
+    picture = pictures.calibration(reports, identity['tolerance'])
+    windows = ', '.join(str(report.window) for report in reports)
+    best = [min(1.0, *report.times.values()) if report.times else 1.0 for report in reports]
+    words = (
+        f'Measured on {identity["device"]} for batches of {identity["batch_size"]}: windows of '
+        f'{windows} tokens, from the first block to the last, take {np.mean(best):.0%} of the '
+        'time of sampling token by token, in the mean over blocks.'
+    )
+    head = ('block', 'window', 'time', 'CRM', 'IGM')
+    rows = [
+        (
+            str(block),
+            str(r.window),
+            f'{r.times.get(r.window, 1):.2f}',
+            f'{r.crm:.1f}',
+            f'{r.igm:.1f}',
+        )
+        for block, r in enumerate(reports, start=1)
+    ]
+    beside = paragraph(words) + table(rows, head)
+    return Section('Sampler', [columns(beside, figure(picture, 'How each block converges.'))])
+
+
+def configuration(config) -> Section:
+    """What the experiment changes, and every key."""
+    values = {name: _value(value) for name, value in flatten_all(config.to_dict()).items()}
+    base = _base()
+    changed = {
+        name: (value, base.get(name, '–'))
+        for name, value in values.items()
+        if value != base.get(name) and name not in _OWN_FOLDERS
+    }
+    rows = [(name, *both) for name, both in changed.items()]
+    parts = [
+        paragraph('What differs from configs/base.py:'),
+        table(rows, ('key', 'here', 'in base')),
+        details('Every key', table(values.items())),
+    ]
+    return Section('Config', parts)
+
+
+def _base() -> dict[str, str]:
+    """The values of `configs/base.py`."""
+    config = runpy.run_path(str(configfile.folder() / 'base.py'))['get_config']()
+    return {name: _value(value) for name, value in flatten(config).items()}
+
+
+def _value(value) -> str:
+    return ', '.join(map(str, value)) if isinstance(value, list | tuple) else str(value) or '–'

@@ -1,0 +1,150 @@
+"""The section of what was measured of a model, and how."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation.evaluate import REPORT_FILE
+from tarflow_jax.report.page import Section, columns, command, details, missing, paragraph, table
+
+METRICS = {
+    'nats_per_dim': 'negative log-likelihood, nats per dimension',
+    'bits_per_dim': 'negative log-likelihood, bits per dimension',
+    'iw_bits_per_dim': 'importance-weighted bound, bits per dimension',
+    'accuracy': 'accuracy of Bayes’ classifier p(label given image)',
+    'cross_entropy': 'cross-entropy of Bayes’ classifier, nats',
+    'fid': 'Fréchet Inception distance',
+    'sfid': 'its variant of spatial features',
+    'inception_score': 'Inception score',
+    'precision': 'precision of Inception’s features',
+    'recall': 'recall of Inception’s features',
+    'haar_frechet': 'Fréchet distance of Haar features',
+    'haar_precision': 'precision of Haar features',
+    'haar_recall': 'recall of Haar features',
+}
+
+
+# Those that a reader sees first: the metric, its short name, and how it is written.
+_LEADING = (
+    ('nats_per_dim', 'nats per dimension', '.3f'),
+    ('fid', 'FID', '.2f'),
+    ('accuracy', 'accuracy', '.1%'),
+)
+
+
+def leading(workdir: Path) -> list[tuple[str, str]]:
+    """Names and values of the scores that a reader sees first, as far as there are any."""
+    with contextlib.suppress(InputError):
+        report = read_scores(workdir)
+        values = {name.rpartition('/')[2]: value for name, value in report.items()}
+        return [
+            (title, f'{values[name]:{form}}'.replace('-', '−'))
+            for name, title, form in _LEADING
+            if isinstance(values.get(name), float)
+        ]
+    return []
+
+
+def read_scores(workdir: Path) -> dict[str, Any]:
+    """The workdir's evaluation; empty if there is none.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    path = workdir / REPORT_FILE
+    if not path.exists():
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(report, dict):
+            raise ValueError('it is not a JSON object')
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f'{path} is damaged: {error}. Evaluate again.') from error
+    return report
+
+
+def scores(workdir: Path) -> Section:
+    """The evaluation, and how it was made."""
+    try:
+        report = read_scores(workdir)
+    except InputError as error:
+        return Section('Scores', [missing(str(error), command(workdir, 'evaluate'))])
+    names = [name for name in report if name.rpartition('/')[2] in METRICS]
+    if not names:
+        words = 'This model was not evaluated.'
+        return Section('Scores', [missing(words, command(workdir, 'evaluate'))])
+    about = flatten_all({key: value for key, value in report.items() if key not in names})
+    settings = table((name, str(value)) for name, value in about.items() if '_error' not in name)
+    sources = dict.fromkeys(_source(report, name) for name in names)
+    noise = report.get('splits', {}).get('noise', {}).get('type')
+    parts = [
+        paragraph(f'Of the checkpoint of step {report.get("step")}, {_day(report)}.'),
+        columns(*(_group(report, source, names) for source in sources)),
+    ]
+    if noise == 'gaussian' and any('bits_per_dim' in name for name in names):
+        words = (
+            'Under Gaussian noise, bits per dimension are a rescaled density and no code length.'
+        )
+        parts.append(paragraph(words))
+    parts.append(details('All settings of the evaluation', settings))
+    if report.get('unfinished'):
+        words = f'Still to come: {", ".join(report["unfinished"])}. The same command resumes.'
+        parts.append(missing(words, command(workdir, 'evaluate')))
+    return Section('Scores', parts)
+
+
+def _group(report: Mapping, source: str, names: Sequence[str]) -> str:
+    """The scores that were measured on the same images."""
+    rows = [
+        (METRICS[name.rpartition('/')[2]], _score(report, name))
+        for name in names
+        if _source(report, name) == source
+    ]
+    return table(rows, (source, ''))
+
+
+def _score(report: Mapping, name: str) -> str:
+    value, error = report[name], report.get(f'{name}_error')
+    if value is None:
+        return 'not finite'
+    text = f'{value:.4f}' + (f'\u00a0±\u00a0{error:.4f}' if error else '')
+    return text.replace('-', '−')
+
+
+def _source(report: Mapping, name: str) -> str:
+    """On what a score was measured, in words."""
+    split, _, _ = name.rpartition('/')
+    if split:
+        about = report.get('splits', {})
+        images = about.get('num_images', {}).get(split)
+        draws = about.get('num_draws', 1)
+        noise = f', {draws} draws of noise each' if draws > 1 else ''
+        return f'{images} images of {about.get("dataset")}, {split} split{noise}'
+    about = report.get('samples', {})
+    family = 'haar' if name.startswith('haar') else 'inception'
+    reference = about.get('references', {}).get(family, {})
+    against = (
+        f' beside {reference["dataset"]}, {reference.get("split")} split'
+        if 'dataset' in reference
+        else ''
+    )
+    source = 'given' if 'file' in about else f'guidance {about.get("guidance", 0):g}'
+    return f'{about.get("num_samples"):,} samples ({source}){against}'
+
+
+def _day(report: Mapping) -> str:
+    return f'on {str(report.get("date"))[:10]} by version {report.get("version")}'
+
+
+def flatten_all(values: Mapping, prefix: str = '') -> dict[str, Any]:
+    """The values of nested mappings by their names with dots."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_all(value, f'{prefix}{name}.')
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,128 @@
+"""A workdir as one page: what the model is, what it learned, what it draws, how good it is."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+import tarflow_jax
+from tarflow_jax.build import Experiment
+from tarflow_jax.errors import InputError
+from tarflow_jax.files import make_writable, write_atomically
+from tarflow_jax.pictures.architecture import count_parameters, shortened
+from tarflow_jax.quantities import format_bytes, format_duration
+from tarflow_jax.report import gallery, run, scores
+from tarflow_jax.report import model as models
+from tarflow_jax.report.page import (
+    Section,
+    command,
+    facts,
+    missing,
+    page,
+    paragraph,
+    table,
+)
+from tarflow_jax.workdir import workdir_of
+
+FILE = 'report.html'
+PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'matplotlib')
+
+
+def report(config: ConfigDict, workdir: Path, checkpoint: str | None = None) -> Path:
+    """Writes `workdir/report.html` and says so.
+
+    What is not there, such as an evaluation, is named on the page with the command that makes it.
+
+    Args:
+      config: that of the workdir.
+      workdir: the folder of a run.
+      checkpoint: another model than the newest of the workdir, see `tarflow_jax.load`.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      InputError: the workdir cannot be written to, or the config is of no model.
+    """
+    start = time.perf_counter()
+    make_writable(workdir)
+    experiment = models.open_experiment(config)
+    print(f'Drawing {models.count_images(experiment.model)} samples for the report.', flush=True)
+    html = _page(experiment, workdir, checkpoint)
+    path = workdir / FILE
+    write_atomically(path, lambda file: file.write(html.encode()))
+    size = format_bytes(path.stat().st_size)
+    print(f'{path}: {size}, in {format_duration(time.perf_counter() - start)}.')
+    return path
+
+
+def _page(experiment: Experiment, workdir: Path, checkpoint: str | None) -> str:
+    step = None
+    try:
+        params, step = models.load(experiment, checkpoint or workdir)
+        samples = models.draw(experiment, params)
+        of_model = [gallery.samples(samples), gallery.journey(samples, experiment.model.patch_size)]
+        after = [gallery.latents(experiment, params)]
+    except InputError as error:
+        train = command(workdir, 'train')
+        of_model, after = [Section('Samples', [missing(str(error), train)])], []
+    sections = [
+        *of_model,
+        run.training(experiment.config, workdir),
+        scores.scores(workdir),
+        *after,
+        gallery.architecture(experiment),
+        run.sampler(workdir),
+        run.configuration(experiment.config),
+        _environment(),
+    ]
+    name = (workdir_of(Path(checkpoint)) if checkpoint else workdir).resolve().name
+    return page(name, _lead(experiment), _facts(experiment, workdir, step), sections)
+
+
+def _lead(experiment: Experiment) -> str:
+    """What the model is, in a sentence or two."""
+    config, model = experiment.config, experiment.model
+    height, width, channels = model.image_shape
+    kind = {1: 'grey images', 3: 'colour images'}.get(channels, f'images of {channels} channels')
+    classes = f' of {model.num_classes} classes' if model.num_classes else ''
+    words = f'A normalizing flow between noise and {height}×{width} {kind}{classes}'
+    if 'data' in config:
+        words += f', learned from {config.data.name}'
+    if 'noise' in config:
+        std = f' of deviation {config.noise.std:g}' if config.noise.type == 'gaussian' else ''
+        words += f' under {config.noise.type} noise{std}'
+    return f'{words}.'
+
+
+def _facts(experiment: Experiment, workdir: Path, step: int | None) -> str:
+    model = experiment.model
+    tokens = model.token_flow().num_tokens
+    values = [
+        ('parameters', shortened(count_parameters(model))),
+        ('blocks × layers', f'{model.num_blocks} × {model.layers_per_block}'),
+        ('tokens', f'{tokens:,}'),
+    ]
+    if step:  # not of a converted model
+        values.append(('trained steps', f'{step:,}'))
+    return facts([*values, *scores.leading(workdir)])
+
+
+def _environment() -> Section:
+    devices = jax.devices()
+    cores = f' of {os.cpu_count()} cores' if devices[0].platform == 'cpu' else ''
+    rows = [
+        ('made', datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC')),
+        ('tarflow_jax', tarflow_jax.__version__),
+        *((package, importlib.metadata.version(package)) for package in PACKAGES),
+        ('Python', platform.python_version()),
+        ('system', f'{platform.system()} {platform.machine()}'),
+        ('devices', f'{len(devices)} {devices[0].device_kind}{cores}'),
+    ]
+    words = 'Of the machine that made this page; the training may have had another.'
+    return Section('Environment', [paragraph(words), table(rows)])
