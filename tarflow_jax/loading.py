@@ -20,7 +20,6 @@ from tarflow_jax.parallel.distributed import is_main
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
 from tarflow_jax.trained_flow import TrainedFlow
-from tarflow_jax.training.checkpoint import Checkpoints, Damaged, Vanished, quiet_orbax
 from tarflow_jax.values import ImageShape, Location, Whole
 from tarflow_jax.workdir import existing_path, is_step, read_config, workdir_of
 
@@ -181,6 +180,8 @@ def dataset_of(path) -> str | None:
 
 
 def _load_folder(path: Path, shardings) -> Loaded:
+    from tarflow_jax.training.checkpoint import Checkpoints, quiet_orbax  # with Orbax: only here
+
     workdir = workdir_of(path)
     config = read_config(workdir)
     config.model.attention = 'auto'  # that of these devices, not of those it was trained on
@@ -202,7 +203,9 @@ def _load_folder(path: Path, shardings) -> Loaded:
     return Loaded(model, items[item], config, step)
 
 
-def _restore(checkpoints: Checkpoints, path: Path, abstract):
+def _restore(checkpoints, path: Path, abstract):
+    from tarflow_jax.training.checkpoint import Damaged, Vanished
+
     try:
         return checkpoints.restore(int(path.name), abstract)
     except Vanished as reason:
