@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,15 +17,14 @@ from tarflow_jax.likelihood import classify, densities
 from tarflow_jax.likelihood.noise import Noise, TypeAndStd, type_and_std
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling import calibration_file, inpaint, paths
-from tarflow_jax.sampling.batches import draw_noise
 from tarflow_jax.sampling.denoise import denoise as score_step
+from tarflow_jax.sampling.draw import NUMBER, draw
 from tarflow_jax.sampling.inpaint import Inpainting
 from tarflow_jax.sampling.sample import sample
-from tarflow_jax.values import Location, Whole
+from tarflow_jax.values import Location
 from tarflow_jax.workdir import config_of, workdir_of
 
 BATCH = 100  # samples at a time, unless the config has another number
-NUMBER = Whole(1)
 
 
 class TrainedFlow:
@@ -118,24 +116,19 @@ class TrainedFlow:
         Returns:
           images [num, H, W, C].
         """
-        noise_std = self._gaussian_std('noise_std') if denoise else 0.0
         num = NUMBER.check('num', self._count(labels) if num is None else num)
         if labels is None:
             labels = np.arange(num) % self.model.num_classes if self.model.num_classes else -1
-        labels = self._labels(labels, num)
         settings |= dict(guidance=guidance, prior_temperature=temperature, method=method)
         batch_size = min(num, self._batch_size())
-        settings['calibration'] = self._calibration(settings, num, batch_size)
-        key, images = inputs.random_key(key), []
-        for first in _counted(range(0, num, batch_size), progress):
-            index = jnp.arange(first, first + batch_size, dtype=jnp.int32)
-            noise = _noise(self.model.image_shape, key, index)
-            of_batch = labels[jnp.minimum(index, num - 1)]
-            drawn = sample(self.model, self.params, noise, of_batch, **settings)
-            if denoise:
-                drawn = score_step(self.model, self.params, drawn, of_batch, noise_std=noise_std)
-            images.append(drawn)
-        return jnp.concatenate(images)[:num]
+        return draw(
+            *(self.model, self.params, inputs.random_key(key), self._labels(labels, num)),
+            batch_size=batch_size,
+            denoise_std=self._gaussian_std('noise_std') if denoise else 0.0,
+            progress=progress,
+            calibration=self._calibration(settings, num, batch_size),
+            **settings,
+        )
 
     def forward(self, images, labels=None) -> tuple[jax.Array, jax.Array]:
         """Maps images to latents [B, H, W, C] and log_det [B], in nats; see `paths.forward`."""
@@ -271,15 +264,9 @@ class TrainedFlow:
         config = config_of(self.model, self.noise, dataset)
         if self.class_names:
             config[CLASS_NAMES] = list(self.class_names)
-        text = card.write_card(
-            title or folder.absolute().name,
-            self.model,
-            self.params,
-            dataset=dataset,
-            noise=self.noise,
-            step=self.step,
-            workdir=self.path and workdir_of(self.path),
-        )
+        workdir = self.path and workdir_of(self.path)
+        title = title or folder.absolute().name
+        text = card.write_card(title, self.model, self.params, config, self.step, workdir)
         return pretrained.write(folder, self.params, config, text)
 
     def _images_and_labels(self, images, labels):
@@ -315,17 +302,3 @@ class TrainedFlow:
         counts = dict(num_samples=num, batch_size=batch_size)
         sampling = {**(sample.__kwdefaults__ or {}), **settings, **counts}
         return calibration_file.stored([workdir], self.model, self.params, mesh, sampling)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _noise(image_shape, key, index):
-    return draw_noise(image_shape, key, index, jnp.zeros_like(index))
-
-
-def _counted(numbers, progress: bool):
-    """The same numbers, with a bar on the screen while they are worked off."""
-    if not progress:
-        return numbers
-    from rich.progress import track
-
-    return track(numbers, 'Sampling', transient=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.likelihood.noise import TypeAndStd
@@ -47,11 +48,9 @@ def write_card(
     title: str,
     model: TarFlow,
     params,
-    *,
-    dataset: str,
-    noise: TypeAndStd | None,
-    step: int | None,
-    workdir: Path | None,
+    config: ConfigDict,
+    step: int | None = None,
+    workdir: Path | None = None,
 ) -> str:
     """Returns the text of a card.
 
@@ -59,11 +58,11 @@ def write_card(
       title: its heading.
       model: the flow.
       params: its parameters.
-      dataset: the data set that it learned; '' if that is unknown.
-      noise: the noise that it was trained with; None if that is unknown.
+      config: what is known of its training, see `workdir.config_of`.
       step: its training step, if that is known.
       workdir: the workdir that it comes from, whose evaluation is reported.
     """
+    noise = TypeAndStd(**config.noise) if 'noise' in config else None
     height, width, channels = model.image_shape
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     rows = {
@@ -71,7 +70,7 @@ def write_card(
         'architecture': f'{model.num_blocks} blocks of {model.layers_per_block} layers, width '
         f'{model.width}, patches of {model.patch_size}x{model.patch_size} pixels',
         'classes': f'{model.num_classes}' if model.num_classes else 'none',
-        'trained on': dataset or 'unknown',
+        'trained on': config.data.name if 'data' in config and config.data.name else 'unknown',
         'noise in training': _noise(noise),
     }
     if step:
