@@ -1,14 +1,20 @@
 """TarFlow in JAX: train, sample and score images with a transformer normalizing flow.
 
     import tarflow_jax
-    model, params = tarflow_jax.load('runs/digits')
-    latents, log_det = model.apply({'params': params}, images, labels)
-    images = tarflow_jax.sample(model, params, noise, labels, guidance=1.5)
-    images = tarflow_jax.denoise(model, params, images, labels, noise_std=0.1)
 
-Images are float32 [B, H, W, C] in [-1, 1]; noise and latents have the images' shape; labels are
-int32 [B], -1 for none, or None. Lists and arrays of other libraries will do, and other floats, but
-no 8-bit images, which would have to be scaled first (images / 127.5 - 1).
+    flow = tarflow_jax.load('runs/digits')
+    images = flow.sample(0, 10, guidance=1.0)
+    images = flow.denoise(images, range(10))
+    bits = flow.bits_per_dim(levels, num_levels=17)
+
+The object takes images, labels and seeds as people have them, see `TrainedFlow`. Each of its
+methods is a function, too, which takes the model and its parameters and is strict about the rest:
+images are float32 [B, H, W, C] in [-1, 1]; noise and latents have the images' shape; labels are
+int32 [B], -1 for none, or None; keys are those of `jax.random.key`.
+
+    model, params = flow
+    images = tarflow_jax.sample(model, params, noise, labels, guidance=1.0)
+    latents, log_det = tarflow_jax.forward(model, params, images, labels)
 """
 
 import importlib
@@ -18,20 +24,49 @@ if TYPE_CHECKING:
     from tarflow_jax.errors import InputError
     from tarflow_jax.flow import TarFlow
     from tarflow_jax.likelihood.classify import class_log_probs
+    from tarflow_jax.likelihood.densities import bits_per_dim, log_prob
     from tarflow_jax.loading import load
     from tarflow_jax.sampling import denoise, sample
+    from tarflow_jax.sampling.inpaint import inpaint
+    from tarflow_jax.sampling.paths import forward, interpolate, inverse, journey, reconstruct
+    from tarflow_jax.trained_flow import TrainedFlow
 
 __version__ = '0.1.0'
 
-__all__ = ['InputError', 'TarFlow', 'class_log_probs', 'denoise', 'load', 'sample']
+__all__ = [
+    'InputError',
+    'TarFlow',
+    'TrainedFlow',
+    'bits_per_dim',
+    'class_log_probs',
+    'denoise',
+    'forward',
+    'inpaint',
+    'interpolate',
+    'inverse',
+    'journey',
+    'load',
+    'log_prob',
+    'reconstruct',
+    'sample',
+]
 
 # Imported at first use: processes that only read images need no JAX.
 _HOMES = {
     'InputError': 'tarflow_jax.errors',
     'TarFlow': 'tarflow_jax.flow',
+    'TrainedFlow': 'tarflow_jax.trained_flow',
+    'bits_per_dim': 'tarflow_jax.likelihood.densities',
     'class_log_probs': 'tarflow_jax.likelihood.classify',
     'denoise': 'tarflow_jax.sampling',
+    'forward': 'tarflow_jax.sampling.paths',
+    'inpaint': 'tarflow_jax.sampling.inpaint',
+    'interpolate': 'tarflow_jax.sampling.paths',
+    'inverse': 'tarflow_jax.sampling.paths',
+    'journey': 'tarflow_jax.sampling.paths',
     'load': 'tarflow_jax.loading',
+    'log_prob': 'tarflow_jax.likelihood.densities',
+    'reconstruct': 'tarflow_jax.sampling.paths',
     'sample': 'tarflow_jax.sampling',
 }
 

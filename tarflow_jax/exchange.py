@@ -1,7 +1,6 @@
 """Published checkpoints as workdirs of ours, and models of ours as published checkpoints."""
 
 import contextlib
-import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -59,10 +58,7 @@ def to_workdir(
     noise = _choose_noise(source, noise)
     model, params = loading.load(source, image_shape=image_shape, patch_size=patch_size)
     config = {
-        'model': _model_keys(model),
-        'data': {'name': dataset or loading.dataset_of(source) or ''},
-        'noise': dict(zip(('type', 'std'), noise, strict=True)),
-        'train': {'ema_decay': 0.0},
+        **loading.config_of(model, noise, dataset or loading.dataset_of(source) or '').to_dict(),
         CONVERTED_FROM: {'file': source.name, 'sha256': sha256_of(source)},
     }
     with _new_workdir(workdir) as unfinished:
@@ -136,14 +132,8 @@ def _choose_noise(source: Path, given: tuple[str, float] | None) -> tuple[str, f
     noise = type_and_std(*noise)
     Noise(*noise, num_levels=256)  # checks type and std
     if recorded is not None and not agree_rounded(noise, recorded):
-        raise InputError(f'{source} has the noise {recorded}; got {given}.')
+        raise InputError(f'{source} has the noise {tuple(recorded)}; got {given}.')
     return noise
-
-
-def _model_keys(model) -> dict:
-    """The model section of a config, which makes `model`, with the attention of any device."""
-    names = {field.name for field in dataclasses.fields(model)} - {'parent', 'name'}
-    return {name: getattr(model, name) for name in sorted(names)} | {'attention': 'auto'}
 
 
 def _check_empty(workdir: Path):

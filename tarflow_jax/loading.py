@@ -1,27 +1,47 @@
 """A trained model from wherever it is: a workdir, one of its checkpoints, a published file."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
+from ml_collections import ConfigDict
 
 from tarflow_jax.build import Experiment, make_model
 from tarflow_jax.errors import InputError
+from tarflow_jax.flow import TarFlow
 from tarflow_jax.formats import torchfile
 from tarflow_jax.keys import FREE_MODEL_KEYS
-from tarflow_jax.likelihood.noise import agree_rounded, type_and_std
+from tarflow_jax.likelihood.noise import TypeAndStd, agree_rounded, type_and_std
 from tarflow_jax.parallel import memory, rules
 from tarflow_jax.parallel.distributed import is_main
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
+from tarflow_jax.trained_flow import TrainedFlow
 from tarflow_jax.training.checkpoint import Checkpoints, Damaged, Vanished, quiet_orbax
 from tarflow_jax.values import ImageShape, Location, Whole
 from tarflow_jax.workdir import existing_path, is_step, read_config, workdir_of
 
 
-def load(path, *, image_shape=None, patch_size=None):
-    """Loads a model and the parameters to sample and score with.
+class Loaded(NamedTuple):
+    """What is at a path: a model, its parameters, its config, and the step of the checkpoint.
+
+    The config has at least a section model; the step of a published file is None.
+    """
+
+    model: TarFlow
+    params: Any
+    config: ConfigDict
+    step: int | None
+
+
+def load(path, *, image_shape=None, patch_size=None) -> TrainedFlow:
+    """Loads a trained model, with the parameters to sample and score with.
+
+        flow = tarflow_jax.load('runs/digits')
+        model, params = flow
 
     Args:
       path: a workdir (its newest checkpoint is taken), a folder `workdir/checkpoints/<step>`, or a
@@ -32,7 +52,7 @@ def load(path, *, image_shape=None, patch_size=None):
         channel or three.
 
     Returns:
-      (model, params): a `TarFlow`, and its float32 parameters on the default device.
+      The model, a `TarFlow`, with its float32 parameters on the default device and its config.
 
     Raises:
       InputError: there is no such thing at `path`, or it is damaged, or no TarFlow, or does not
@@ -43,16 +63,16 @@ def load(path, *, image_shape=None, patch_size=None):
     if patch_size is not None:
         patch_size = Whole(1).check('patch_size', patch_size)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    model, params, _ = _load(
+    loaded = _load(
         path,
         lambda params: jax.tree.map(lambda _: device, params),
         image_shape=image_shape,
         patch_size=patch_size,
     )
     for name, given in ('image_shape', image_shape), ('patch_size', patch_size):
-        if given not in (None, getattr(model, name)):
-            raise InputError(f'{name} is {getattr(model, name)} in {path}; got {given}.')
-    return model, params
+        if given not in (None, getattr(loaded.model, name)):
+            raise InputError(f'{name} is {getattr(loaded.model, name)} in {path}; got {given}.')
+    return TrainedFlow(*loaded, path=Path(path).expanduser())
 
 
 def load_params(experiment: Experiment, path):
@@ -67,12 +87,13 @@ def load_params(experiment: Experiment, path):
       InputError: there is no such thing at `path`, or it is damaged, or another model.
     """
     expected = experiment.model
-    model, params, step = _load(
+    loaded = _load(
         path,
         lambda params: rules.shardings(params, experiment.mesh),
         image_shape=expected.image_shape,
         patch_size=expected.patch_size,
     )
+    model = loaded.model
     differences = [
         f'{key} is {getattr(model, key)} there, {getattr(expected, key)} in the config'
         for key in experiment.config.model
@@ -82,11 +103,11 @@ def load_params(experiment: Experiment, path):
         raise InputError(
             f'{path} holds another model: {"; ".join(differences)}. Set config.model accordingly.'
         )
-    return params, step
+    return loaded.params, loaded.step
 
 
-def _load(path, shardings, *, image_shape, patch_size):
-    """The model, parameters and step at `path`, laid out as `shardings(params)` says."""
+def _load(path, shardings, *, image_shape, patch_size) -> Loaded:
+    """What is at `path`, its parameters laid out as `shardings(params)` says."""
     path = existing_path(path)
     if path.is_dir():
         return _load_folder(path, shardings)
@@ -98,10 +119,28 @@ def _load(path, shardings, *, image_shape, patch_size):
         source=str(path),
         shardings=shardings,
     )
-    return model, params, None
+    return Loaded(model, params, config_of(model, noise_of(path), dataset_of(path)), None)
 
 
-def noise_of(path) -> tuple[str, float] | None:
+def config_of(model: TarFlow, noise: tuple[str, float] | None, dataset: str | None) -> ConfigDict:
+    """The config of a model that was not trained here: what is known of it, in the same sections.
+
+    Its attention is that of any device.
+    """
+    names = {field.name for field in dataclasses.fields(model)} - {'parent', 'name'}
+    attributes = {name: getattr(model, name) for name in sorted(names)}
+    sections: dict[str, Any] = {
+        'model': attributes | {'attention': 'auto'},
+        'train': {'ema_decay': 0.0},
+    }
+    if noise is not None:
+        sections['noise'] = dict(zip(('type', 'std'), noise, strict=True))
+    if dataset is not None:
+        sections['data'] = {'name': dataset}
+    return ConfigDict(sections)
+
+
+def noise_of(path) -> TypeAndStd | None:
     """The noise on the images that the model at `path` learned: type and standard deviation.
 
     As in the noise section of a config, 0 for uniform noise. The name of a published file rounds it
@@ -114,7 +153,7 @@ def noise_of(path) -> tuple[str, float] | None:
             return None
         return type_and_std(config.noise.type, config.noise.std)
     name = Name.parse(path)
-    return None if name is None else (name.noise_type, name.noise_std)
+    return None if name is None else TypeAndStd(name.noise_type, name.noise_std)
 
 
 def warn_of_other_noise(config, path) -> None:
@@ -141,7 +180,7 @@ def dataset_of(path) -> str | None:
     return None if name is None else name.dataset
 
 
-def _load_folder(path: Path, shardings):
+def _load_folder(path: Path, shardings) -> Loaded:
     workdir = workdir_of(path)
     config = read_config(workdir)
     config.model.attention = 'auto'  # that of these devices, not of those it was trained on
@@ -155,12 +194,12 @@ def _load_folder(path: Path, shardings):
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, read_only=True)))
         if is_step(path):
             step = int(path.name)
-            return model, _restore(checkpoints, path, abstract)[item], step
+            return Loaded(model, _restore(checkpoints, path, abstract)[item], config, step)
         newest = checkpoints.restore_newest(abstract)
     if newest is None:
         raise InputError(f'{workdir} has no checkpoint yet: train there first.')
     step, items = newest
-    return model, items[item], step
+    return Loaded(model, items[item], config, step)
 
 
 def _restore(checkpoints: Checkpoints, path: Path, abstract):

@@ -65,6 +65,16 @@ def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
     )
 
 
+def class_names(name: str, data_dir: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Returns the names of a data set's classes in their order; () if it has none, or is absent."""
+    folder = prepared_folders(data_folder(data_dir)).get(name)
+    try:
+        text = (folder / 'label.labels.txt').read_text(encoding='utf-8') if folder else ''
+    except OSError:
+        return ()
+    return tuple(text.splitlines())
+
+
 def prepared_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """Returns the newest version's folder of every data set below `root`, by name."""
     folders: dict[str, pathlib.Path] = {}

@@ -73,7 +73,7 @@ def decode(source: bytes | str | os.PathLike[str]) -> Image.Image:
         if image.format in ('JPEG', 'MPO'):
             _check_scans(cast(IO[bytes], image.fp))
         image.load()
-        return _rgb(_upright(image))
+        return upright_rgb(image)
 
 
 def _check_scans(file: IO[bytes]) -> None:
@@ -108,6 +108,11 @@ def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Returns a picture as `decode` does: 8-bit RGB, upright, transparency over white."""
+    return _rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -58,7 +58,7 @@ def split(rows, num_parts: int):
 
 
 def map_parts(function, model, *batch):
-    """`function(*batch)`, each array [B, ...], whose result [B, ...] is computed row by row.
+    """`function(*batch)`, each array [B, ...], whose results [B, ...] are computed row by row.
 
     The parts are those of `count_parts`.
     """
@@ -68,7 +68,7 @@ def map_parts(function, model, *batch):
         return function(*batch)
     parts = [split(rows, num_parts) for rows in batch]
     results = jax.lax.map(lambda part: function(*part), parts)
-    return results.swapaxes(0, 1).reshape(num_images, *results.shape[2:])
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(num_images, *x.shape[2:]), results)
 
 
 def _is_of_cpus(mesh: AbstractMesh) -> bool:

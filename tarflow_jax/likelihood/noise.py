@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +56,19 @@ _ADD = {'gaussian': _add_gaussian, 'uniform': _add_uniform}
 NOISE_TYPES = tuple(_ADD)
 
 
-def type_and_std(noise_type: str, std: float) -> tuple[str, float]:
+class TypeAndStd(NamedTuple):
+    """What a model's noise was: 'gaussian' or 'uniform', and its standard deviation.
+
+    In pixels, which span a range of 2; 0 for uniform noise.
+    """
+
+    type: str
+    std: float
+
+
+def type_and_std(noise_type: str, std: float) -> TypeAndStd:
     """The type and the standard deviation, which is 0 for uniform noise whatever a config has."""
-    return noise_type, 0.0 if noise_type == 'uniform' else std
+    return TypeAndStd(noise_type, 0.0 if noise_type == 'uniform' else std)
 
 
 def agree_rounded(a: tuple[str, float], b: tuple[str, float]) -> bool:

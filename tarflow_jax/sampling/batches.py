@@ -176,7 +176,7 @@ def sample_batch(model: TarFlow, params, calibration, seed, index, labels, attem
     """
     arguments = dict(settings)
     denoise_std = arguments.pop('denoise_std')
-    noise = draw_noise(model.image_shape, seed, index, attempts)
+    noise = draw_noise(model.image_shape, jax.random.key(seed), index, attempts)
     images = sample(model, params, noise, labels, calibration=calibration, **arguments)
     if denoise_std:
         images = denoise(model, params, images, labels, noise_std=denoise_std)
@@ -184,11 +184,11 @@ def sample_batch(model: TarFlow, params, calibration, seed, index, labels, attem
 
 
 @jax.named_scope('noise')
-def draw_noise(image_shape, seed, index, attempts):
-    """Standard normal noise [B, H, W, C], each a function of the seed and its numbers [B] alone."""
+def draw_noise(image_shape, key, index, attempts):
+    """Standard normal noise [B, H, W, C], each a function of the key and its numbers [B] alone."""
 
     def draw(index, attempt):
-        first_key = jax.random.fold_in(jax.random.key(seed), index)
+        first_key = jax.random.fold_in(key, index)
         other_key = jax.random.fold_in(first_key, attempt)
         return jax.random.normal(jnp.where(attempt == 0, first_key, other_key), image_shape)
 

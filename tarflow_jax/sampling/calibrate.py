@@ -314,7 +314,7 @@ def _seconds(run) -> float:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _draw_latents(model, params, index, prior_temperature):
-    noise = draw_noise(model.image_shape, SEED, index, jnp.zeros_like(index))
+    noise = draw_noise(model.image_shape, jax.random.key(SEED), index, jnp.zeros_like(index))
     return model.patchify(scale_noise(model, params, noise, prior_temperature))
 
 

@@ -1,0 +1,164 @@
+"""What people have at hand, images, labels and seeds of any kind, as the arrays of a model."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.flow.inputs import as_batch, as_labels
+from tarflow_jax.values import INT32_MAX, Whole, refuse, shown
+
+SEED = Whole(0, INT32_MAX)
+
+
+def image_batch(images: Any, image_shape: tuple[int, int, int], name: str = 'images') -> jax.Array:
+    """Images as float32 [B, H, W, C], pixels in [-1, 1].
+
+    Args:
+      images: an array or a picture of Pillow, or a list of them: floats in [-1, 1], which stay as
+        they are, or uint8, whose levels 0 to 255 are spread over [-1, 1]. A single image becomes a
+        batch of one, and grey images may lack the axis of the channel. Pictures of Pillow become
+        grey or RGB, and those of another size are scaled and cropped as a prepared folder is.
+      image_shape: (H, W, C) of the result.
+      name: the name of the images in messages.
+
+    Raises:
+      InputError: images of another shape or of other numbers.
+    """
+    array = _with_axes(_stacked(images, image_shape, name), image_shape)
+    if array.dtype == np.uint8:
+        array = array.astype(np.float32) / 127.5 - 1
+    return as_batch(name, array, image_shape)
+
+
+def level_batch(
+    images: Any, image_shape: tuple[int, int, int], num_levels: int, name: str = 'images'
+) -> np.ndarray:
+    """Images of whole levels as uint8 [B, H, W, C]; see `image_batch` for what they can be.
+
+    Raises:
+      InputError: they are not uint8, of another shape, or have a level of `num_levels` or above.
+    """
+    array = _with_axes(_stacked(images, image_shape, name), image_shape)
+    if array.dtype != np.uint8:
+        raise InputError(
+            f'{name} must be uint8, the levels whose code length is meant; got {array.dtype}.'
+        )
+    as_batch(name, array.astype(np.float32), image_shape)  # checks the shape
+    levels = np.asarray(array)
+    if levels.size and levels.max() >= num_levels:
+        raise InputError(
+            f'{name} have levels up to {levels.max()}; with num_levels={num_levels} they must lie '
+            f'in 0..{num_levels - 1}.'
+        )
+    return levels
+
+
+def label_batch(
+    labels: Any,
+    batch: int,
+    num_classes: int,
+    class_names: Callable[[], Sequence[str]] = tuple,
+) -> jax.Array:
+    """Labels as int32 [batch].
+
+    Args:
+      labels: a number or a name of a class, for all images, or a list or an array with one for
+        each; -1, or None for all, is no label.
+      batch: the number of images.
+      num_classes: labels are below it; 0 for a model without classes.
+      class_names: gives the names in the order of the numbers; called if there is one among labels.
+
+    Raises:
+      InputError: there is no such class, or there are more labels or fewer than images.
+    """
+    if isinstance(labels, str | int | np.integer) and not isinstance(labels, bool):
+        labels = [labels] * batch
+    if isinstance(labels, list | tuple | np.ndarray) and any(isinstance(v, str) for v in labels):
+        names = list(class_names())
+        labels = [_number(label, names) if isinstance(label, str) else label for label in labels]
+    return as_labels(labels, batch, num_classes)
+
+
+def random_key(key: Any) -> jax.Array:
+    """A key of `jax.random.key`: one as it is, also of the older kind, or that of a seed.
+
+    Raises:
+      InputError: it is neither a key nor a whole number from 0 on.
+    """
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.ndim:
+            refuse('key', 'must be a single key', key)
+        return key
+    if isinstance(key, jax.Array | np.ndarray) and key.shape == (2,) and key.dtype == np.uint32:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    return jax.random.key(SEED.check('key, or seed,', key))
+
+
+def _stacked(images, image_shape, name) -> Any:
+    """One array of all images, of whatever type and number of axes."""
+    if isinstance(images, jax.Array | np.ndarray):
+        return images
+    if _is_picture(images):
+        return _pixels(images, image_shape)[None]
+    if isinstance(images, list | tuple) and any(_is_picture(image) for image in images):
+        images = [
+            _pixels(image, image_shape) if _is_picture(image) else np.asarray(image)
+            for image in images
+        ]
+    try:
+        array = np.asarray(images)
+    except (TypeError, ValueError):  # of unequal shapes
+        shapes = sorted({np.shape(image) for image in images})
+        raise InputError(f'{name} must have one shape; got {shapes[:5]}.') from None
+    if array.dtype.kind not in 'biufcV':
+        refuse(name, 'must be images: arrays, pictures of Pillow, or lists of them', images)
+    return array
+
+
+def _with_axes(array, image_shape: tuple[int, int, int]):
+    """The same with the axes of batch and channel, if one is missing for sure."""
+    if image_shape[2] == 1 and array.shape[-2:] == image_shape[:2] and array.ndim in (2, 3):
+        array = array[..., None]
+    return array[None] if array.shape == image_shape else array
+
+
+def _is_picture(image) -> bool:
+    """Whether it is an image of Pillow, which need not be imported to tell."""
+    return any(base.__module__ == 'PIL.Image' for base in type(image).__mro__)
+
+
+def _pixels(picture, image_shape: tuple[int, int, int]) -> np.ndarray:
+    from tarflow_jax.data.images import resize_and_crop, upright_rgb
+
+    height, width, channels = image_shape
+    if channels not in (1, 3):
+        raise InputError(f'pictures have 1 channel or 3, the images of the model {channels}.')
+    picture = upright_rgb(picture)
+    if picture.size != (width, height):
+        if height != width:
+            raise InputError(
+                f'a picture of {picture.size[0]}x{picture.size[1]} pixels is scaled and cropped '
+                f'for models of squares only; this one takes {width}x{height}.'
+            )
+        picture = resize_and_crop(picture, height)
+    array = np.asarray(picture)
+    if channels == 3:
+        return array
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(array).convert('L'))[..., None]
+
+
+def _number(name: str, names: list[str]) -> int:
+    if name in names:
+        return names.index(name)
+    if not names:
+        raise InputError(f'the names of the classes are not known; give numbers, not {name!r}.')
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f'; did you mean {nearest[0]!r}?' if nearest else '.'
+    raise InputError(f'there is no class {name!r}{hint} There are {shown(", ".join(names))}.')

@@ -1,0 +1,237 @@
+"""In-painting: images whose known pixels are given, drawn from the model's posterior.
+
+A flow is one to one, so the posterior over latents is the posterior over images, and a Markov chain
+can walk through either. Ours walks through images: there, the unknown pixels are the only unknowns,
+the known ones fit at every step, and a step of Langevin's costs a pass and its gradient, where in
+latents it would cost the sequential inverse. Each step is accepted or rejected by the exact density
+(Metropolis and Hastings), so the posterior is what the chain leaves unchanged, however many steps
+it makes.
+
+A chain walks slowly from one kind of image to another. It therefore begins near where it should
+end: at one of many samples of the model, drawn as their known pixels resemble the given ones. The
+more of these candidates, the better the kinds of completed images are in proportion.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.flow.inputs import as_batch, as_labels
+from tarflow_jax.flow.parts import for_gradients, map_parts
+from tarflow_jax.flow.tarflow import TarFlow, check_params
+from tarflow_jax.sampling.denoise import NOISE_STD, denoise
+from tarflow_jax.sampling.sample import sample
+from tarflow_jax.values import Whole
+
+CANDIDATES = Whole(1)
+STEPS = Whole(1)
+TARGET_ACCEPTANCE = 0.574  # Langevin steps are then the most efficient (Roberts and Rosenthal)
+_CANDIDATES_AT_A_TIME = 100
+_SMALLEST_SPREAD = 0.05  # of known pixels, where there is little noise or none
+_FIRST_STEP = 0.08  # of pixels; adapted in the first half of the chain
+_ANY_LABEL = 0.1  # share of the labels that are proposed whatever the candidates have
+
+
+class Inpainting(NamedTuple):
+    """Completed images, and how they were found.
+
+    Attributes:
+      images: float32 [B, H, W, C], the known pixels as they were given.
+      labels: int32 [B], those given or, where they were unknown, those found; -1 without classes.
+      acceptance: the share of Langevin steps that were accepted [B], in the second half of the
+        chain; about 0.57 is best, below 0.1 the chain hardly moved.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    acceptance: jax.Array
+
+
+class _Place(NamedTuple):
+    """Where the chains are.
+
+    Attributes:
+      x: images [B, H, W, C].
+      labels: int32 [B].
+      log_prob: log p(x | labels) [B].
+      score: its gradient for x [B, H, W, C], 0 at known pixels.
+    """
+
+    x: jax.Array
+    labels: jax.Array
+    log_prob: jax.Array
+    score: jax.Array
+
+
+def inpaint(
+    model: TarFlow,
+    params,
+    images,
+    mask,
+    labels=None,
+    *,
+    key,
+    noise_std: float,
+    num_candidates: int = 4000,
+    num_steps: int = 100,
+) -> Inpainting:
+    """Draws the unknown pixels of images given the known ones.
+
+    Args:
+      model: the flow.
+      params: its parameters.
+      images: float [B, H, W, C], pixels in [-1, 1]; unknown ones may be anything finite.
+      mask: bool [H, W], [H, W, C] or [B, H, W, C], True where a pixel is known.
+      labels: int [B], -1 for an unknown label, which is then found along with the pixels; None if
+        all are unknown.
+      key: a key of `jax.random.key`.
+      noise_std: the noise that the model was trained with. It is added to the known pixels, and a
+        score step removes it from the completed images, see `denoise`.
+      num_candidates: samples of the model among which each chain's start is drawn. They serve all
+        images of a call, and cost most of its time where a model is large: hundreds do there.
+      num_steps: steps of each chain.
+
+    Raises:
+      InputError: the model cannot serve the shapes, the labels or the mask.
+    """
+    check_params(model, params)
+    images = as_batch('images', images, model.image_shape)
+    known = as_mask(mask, images.shape)
+    labels = as_labels(labels, len(images), model.num_classes)
+    noise_std = NOISE_STD.check('noise_std', noise_std)
+    num_candidates = CANDIDATES.check('num_candidates', num_candidates)
+    num_steps = STEPS.check('num_steps', num_steps)
+    keys = jax.random.split(key, 4)
+    noisy = images + noise_std * jax.random.normal(keys[0], images.shape)
+    candidates, of_class = _draw_candidates(model, params, keys[1], labels, num_candidates)
+    spread = max(2 * noise_std, _SMALLEST_SPREAD)
+    x, first_labels, logits = _begin(
+        keys[2], noisy, known, labels, candidates, of_class, spread, max(model.num_classes, 1)
+    )
+    redraws_labels = bool(model.num_classes) and bool((labels < 0).any())
+    x, labels, acceptance = _walk(
+        *(model, params, keys[3], x, known, first_labels, labels < 0, logits),
+        *(num_steps, redraws_labels),
+    )
+    completed = denoise(model, params, x, labels, noise_std=noise_std) if noise_std else x
+    return Inpainting(jnp.where(known, images, completed), labels, acceptance)
+
+
+def as_mask(mask, shape: tuple[int, ...]) -> jax.Array:
+    """A mask of known pixels as bool [B, H, W, C]; InputError for another type or shape."""
+    mask = np.asarray(mask)
+    shapes = (shape[1:3], shape[1:], shape[:3], shape)
+    if mask.dtype != bool or mask.shape not in shapes:
+        raise InputError(
+            f'mask must be True where a pixel is known and False elsewhere, of shape {shape[1:3]} '
+            f'or {shape}; got {mask.dtype} {mask.shape}.'
+        )
+    if mask.shape in (shape[1:3], shape[:3]):
+        mask = mask[..., None]
+    return jnp.broadcast_to(mask if mask.ndim == 4 else mask[None], shape)
+
+
+def _draw_candidates(model, params, key, labels, number: int):
+    """Samples [M, H, W, C] and their labels [M]: of all classes, or of those that are given."""
+    is_open = bool((labels < 0).any())
+    classes = np.arange(model.num_classes) if is_open else np.unique(np.asarray(labels))
+    number = max(number, len(classes))
+    of_class = np.resize(classes, number) if len(classes) else np.full(number, -1)
+    noise = jax.random.normal(key, (number, *model.image_shape))
+    parts = [slice(i, i + _CANDIDATES_AT_A_TIME) for i in range(0, number, _CANDIDATES_AT_A_TIME)]
+    candidates = [sample(model, params, noise[part], of_class[part]) for part in parts]
+    return jnp.concatenate(candidates), jnp.asarray(of_class, jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=7)
+def _begin(key, noisy, known, labels, candidates, of_class, spread, num_classes):
+    """Starts [B, H, W, C] with labels [B], and log-probabilities of labels to propose [B, classes].
+
+    A candidate is as likely as noise of standard deviation `spread` makes its known pixels the
+    given ones.
+    """
+    rows, weights = noisy.reshape(len(noisy), -1), known.reshape(len(noisy), -1)
+    weights = weights.astype(jnp.float32)
+    columns = candidates.reshape(len(candidates), -1).T
+    distance = (
+        (weights * rows**2).sum(axis=1)[:, None]
+        - 2 * (weights * rows) @ columns
+        + weights @ columns**2
+    )
+    fits = (labels[:, None] < 0) | (labels[:, None] == of_class[None])
+    log_weights = jnp.where(fits, -distance / (2 * spread**2), -jnp.inf)
+    chosen = jax.random.categorical(key, log_weights)
+    shares = jax.nn.softmax(log_weights) @ jax.nn.one_hot(of_class, num_classes)
+    logits = jnp.log((1 - _ANY_LABEL) * shares + _ANY_LABEL / num_classes)
+    return jnp.where(known, noisy, candidates[chosen]), of_class[chosen], logits
+
+
+@functools.partial(jax.jit, static_argnums=(0, 8, 9))
+@jax.named_scope('inpaint')
+def _walk(model, params, key, x, known, labels, is_open, logits, num_steps, redraws_labels):
+    """The last images and labels of the chains, and the share of steps that were accepted [B]."""
+    model = for_gradients(model)
+
+    def at(x, labels) -> _Place:
+        def total_log_prob(x, labels):
+            log_prob = model.apply({'params': params}, x, labels, method='log_prob')
+            return log_prob.sum(), log_prob
+
+        value_and_grad = jax.grad(total_log_prob, has_aux=True)
+        score, log_prob = map_parts(value_and_grad, model, x, labels)
+        return _Place(x, labels, log_prob, jnp.where(known, 0, score))
+
+    def step(carry, inputs):
+        place, size = carry
+        key, rate = inputs
+        keys = jax.random.split(key, 4)
+        place, accepted = _langevin_step(at, keys[:2], place, size, known)
+        if redraws_labels:
+            place = _label_step(at, keys[2:], place, is_open, logits)
+        return (place, size * jnp.exp(rate * (accepted - TARGET_ACCEPTANCE))), accepted
+
+    number = jnp.arange(num_steps)
+    rates = jnp.where(number < num_steps // 2, (number + 1.0) ** -0.5, 0)  # of adaptation
+    carry = at(x, labels), jnp.full(len(x), _FIRST_STEP)
+    (place, _), accepted = jax.lax.scan(step, carry, (jax.random.split(key, num_steps), rates))
+    return place.x, place.labels, accepted[num_steps // 2 :].mean(axis=0)
+
+
+def _langevin_step(at, keys, place: _Place, size, known):
+    """x + size^2 / 2 * score + size * noise, accepted by Metropolis and Hastings' rule."""
+    size = size[:, None, None, None]
+    noise = jnp.where(known, 0, jax.random.normal(keys[0], place.x.shape))
+    there = at(place.x + size**2 / 2 * place.score + size * noise, place.labels)
+    noise_back = jnp.where(known, 0, place.x - there.x - size**2 / 2 * there.score) / size
+    log_ratio = _sum((noise**2 - noise_back**2) / 2) + there.log_prob - place.log_prob
+    return _accept(keys[1], log_ratio, place, there)
+
+
+def _label_step(at, keys, place: _Place, is_open, logits):
+    """Another label where it is unknown, proposed as often as candidates like the image have it."""
+    proposed = jax.random.categorical(keys[0], logits)
+    there = at(place.x, jnp.where(is_open, proposed, place.labels))
+
+    def log_share(labels):
+        return jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+
+    log_ratio = there.log_prob - place.log_prob + log_share(place.labels) - log_share(there.labels)
+    return _accept(keys[1], log_ratio, place, there)[0]
+
+
+def _accept(key, log_ratio, place: _Place, there: _Place):
+    """There with probability min(1, exp(log_ratio)); and whether so, as float [B]."""
+    accepted = jnp.log(jax.random.uniform(key, log_ratio.shape)) < log_ratio
+
+    def choose(new, old):
+        return jnp.where(accepted.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, there, place), accepted.astype(jnp.float32)
+
+
+def _sum(x):
+    return x.sum(axis=(1, 2, 3))

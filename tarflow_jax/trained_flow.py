@@ -1,0 +1,289 @@
+"""A trained flow as one object: what a notebook does with a model, each a method."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from tarflow_jax import inputs
+from tarflow_jax.errors import InputError
+from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.likelihood import classify, densities
+from tarflow_jax.likelihood.noise import Noise, TypeAndStd, type_and_std
+from tarflow_jax.parallel.mesh import make_mesh
+from tarflow_jax.sampling import calibration_file, inpaint, paths
+from tarflow_jax.sampling.batches import draw_noise
+from tarflow_jax.sampling.denoise import denoise
+from tarflow_jax.sampling.inpaint import Inpainting
+from tarflow_jax.sampling.sample import sample
+from tarflow_jax.values import Whole
+from tarflow_jax.workdir import workdir_of
+
+BATCH = 100  # samples at a time, unless the config has another number
+NUMBER = Whole(1)
+
+
+class TrainedFlow:
+    """A model with its parameters, and with what is known of its training.
+
+        flow = tarflow_jax.load('runs/digits')
+        images = flow.sample(0, 10, labels=range(10), guidance=1.0)
+        images = flow.denoise(images, labels=range(10))
+        flow.classify(images).argmax(axis=1)
+        model, params = flow
+
+    Images that a method takes are float in [-1, 1], uint8 in 0 to 255, pictures of Pillow, or lists
+    of these, see `inputs.image_batch`; images that it gives are float32 [B, H, W, C], not clipped.
+    Latents have the shape of images. Labels are a number for all images, or a list or an array of
+    one for each; -1, or None for all, is no label; names of classes will do where the prepared data
+    set has them. A key is one of `jax.random.key`, or the seed of one.
+
+    Each method calls the function of its name with `model` and `params`.
+
+    Attributes:
+      model: the `TarFlow`.
+      params: its float32 parameters.
+      config: the config it was trained with; of a published checkpoint, what is known of it.
+      noise: `type` ('gaussian' or 'uniform') and `std` of the noise on the images that it learned;
+        None if that is unknown.
+      step: the training step of its checkpoint; None of a published one.
+      path: where it was loaded from; None if it was not.
+    """
+
+    def __init__(
+        self,
+        model: TarFlow,
+        params,
+        config: ConfigDict,
+        step: int | None = None,
+        *,
+        path: Path | None = None,
+    ):
+        self.model = model
+        self.params = params
+        self.config = config
+        self.step = step
+        self.path = path
+        self.noise: TypeAndStd | None = None
+        if 'noise' in config:
+            self.noise = type_and_std(config.noise.type, config.noise.std)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.params))
+
+    def __getitem__(self, index):
+        return (self.model, self.params)[index]
+
+    def __repr__(self) -> str:
+        shape = 'x'.join(map(str, self.model.image_shape))
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        classes = f', {self.model.num_classes} classes' if self.model.num_classes else ''
+        noise = f', {self.noise.type} noise of {self.noise.std:g}' if self.noise else ''
+        step = '' if self.step is None else f', step {self.step}'
+        return f'TrainedFlow({shape} images{classes}, {count:,} parameters{noise}{step})'
+
+    def sample(
+        self,
+        key=0,
+        num: int | None = None,
+        labels=None,
+        *,
+        guidance: float = 0.0,
+        temperature: float = 1.0,
+        method: str = 'auto',
+        progress: bool = False,
+        **settings: Any,
+    ) -> jax.Array:
+        """Draws images.
+
+        Args:
+          key: a key, or a seed; with the same seed, `--mode=sample` draws these very images, as far
+            as it is not told to denoise them.
+          num: the number of images; by default that of the labels, or 16.
+          labels: by default all classes in turn; -1 for images without a label.
+          guidance: weight of the guidance, from 0; above 0, sampling costs twice as much.
+          temperature: standard deviation of the prior relative to the trained one.
+          method: 'sequential', 'parallel', or 'auto', which goes by the workdir's calibration if
+            there is one of these settings on this device (`--mode=calibrate`).
+          progress: whether to show a bar; needs the package rich.
+          **settings: `guide`, `anneal_guidance`, `attention_temperature` and `tolerance`, see
+            `tarflow_jax.sample`.
+
+        Returns:
+          images [num, H, W, C], with the noise that the model has learned along: see `denoise`.
+        """
+        num = NUMBER.check('num', self._count(labels) if num is None else num)
+        if labels is None:
+            labels = np.arange(num) % self.model.num_classes if self.model.num_classes else -1
+        labels = self._labels(labels, num)
+        settings |= dict(guidance=guidance, prior_temperature=temperature, method=method)
+        batch_size = min(num, self._batch_size())
+        settings['calibration'] = self._calibration(settings, num, batch_size)
+        key, images = inputs.random_key(key), []
+        for first in _counted(range(0, num, batch_size), progress):
+            index = jnp.arange(first, first + batch_size, dtype=jnp.int32)
+            noise = _noise(self.model.image_shape, key, index)
+            of_batch = labels[jnp.minimum(index, num - 1)]
+            images.append(sample(self.model, self.params, noise, of_batch, **settings))
+        return jnp.concatenate(images)[:num]
+
+    def forward(self, images, labels=None) -> tuple[jax.Array, jax.Array]:
+        """Maps images to latents [B, H, W, C] and log_det [B], in nats; see `paths.forward`."""
+        return paths.forward(self.model, self.params, *self._images_and_labels(images, labels))
+
+    def inverse(self, latents, labels=None) -> jax.Array:
+        """Maps latents [B, H, W, C] to images [B, H, W, C], which inverts `forward`."""
+        return self.journey(latents, labels)[-1]
+
+    def journey(self, latents, labels=None) -> jax.Array:
+        """The way from latents to images, [num_blocks + 1, B, H, W, C]; see `paths.journey`.
+
+        Of latents from `forward`, or of standard normal noise.
+        """
+        labels = self._labels(labels, len(latents))
+        return paths.journey(self.model, self.params, latents, labels)
+
+    def reconstruct(self, images, labels=None) -> jax.Array:
+        """Images to latents and back [B, H, W, C]: the same images but for rounding."""
+        return paths.reconstruct(self.model, self.params, *self._images_and_labels(images, labels))
+
+    def interpolate(self, first, last, steps: int = 8, labels=None) -> jax.Array:
+        """Images between `first` and `last`, [steps, B, H, W, C]; see `paths.interpolate`."""
+        first, labels = self._images_and_labels(first, labels)
+        last = inputs.image_batch(last, self.model.image_shape)
+        return paths.interpolate(self.model, self.params, first, last, steps, labels)
+
+    def denoise(self, images, labels=None, *, noise_std: float | None = None) -> jax.Array:
+        """Removes the noise from samples with one score step, [B, H, W, C]; see `denoise`.
+
+        Args:
+          images: as `sample` gives them.
+          labels: those that they were drawn with.
+          noise_std: by default the noise that the model was trained with.
+
+        Raises:
+          InputError: the model was trained with uniform noise, which no such step removes.
+        """
+        images, labels = self._images_and_labels(images, labels)
+        std = self._gaussian_std('noise_std') if noise_std is None else noise_std
+        return denoise(self.model, self.params, images, labels, noise_std=std)
+
+    def inpaint(self, images, mask, labels=None, *, key=0, **settings) -> Inpainting:
+        """Completes images of which some pixels are known; see `inpaint.inpaint`.
+
+            completed, labels, acceptance = flow.inpaint(images, mask)
+
+        Args:
+          images: the unknown pixels may be anything.
+          mask: bool [H, W], [H, W, C] or [B, H, W, C], True where a pixel is known.
+          labels: None or -1 where they are unknown; they are then found, too.
+          key: a key, or a seed.
+          **settings: `num_candidates` (4000), `num_steps` (100), and `noise_std`.
+
+        Returns:
+          images [B, H, W, C], labels [B], and the share of the chain's steps that were accepted
+          [B], which is about 0.57 where all is well.
+        """
+        images, labels = self._images_and_labels(images, labels)
+        settings.setdefault('noise_std', self.noise.std if self.noise else 0.0)
+        key = inputs.random_key(key)
+        return inpaint.inpaint(self.model, self.params, images, mask, labels, key=key, **settings)
+
+    def log_prob(self, images, labels=None) -> jax.Array:
+        """log p(images | labels) [B] in nats, summed over pixels; see `densities.log_prob`."""
+        return densities.log_prob(self.model, self.params, *self._images_and_labels(images, labels))
+
+    def bits_per_dim(
+        self, images, labels=None, *, num_levels: int = 256, num_draws: int = 8, seed: int = 0
+    ) -> np.ndarray:
+        """Bits per dimension [B] of uint8 images, exactly as `--mode=evaluate` scores them.
+
+        A code length of models that were trained with uniform noise only; see
+        `densities.bits_per_dim`.
+
+        Args:
+          images: uint8, levels in 0 to num_levels - 1, or pictures of Pillow.
+          labels: see the class.
+          num_levels: levels of a pixel; 17 of the digits, 256 of nearly everything else.
+          num_draws: draws of the noise for each image.
+          seed: seed of the noise.
+        """
+        if self.noise is None:
+            raise InputError('the noise that the model was trained with is unknown.')
+        levels = inputs.level_batch(images, self.model.image_shape, num_levels)
+        return densities.bits_per_dim(
+            *(self.model, self.params, levels, self._labels(labels, len(levels))),
+            noise=Noise(*self.noise, num_levels=num_levels),
+            num_draws=num_draws,
+            seed=seed,
+        )
+
+    def classify(self, images) -> jax.Array:
+        """log p(class | images) [B, num_classes] by Bayes' rule; see `class_log_probs`."""
+        images = inputs.image_batch(images, self.model.image_shape)
+        return classify.class_log_probs(self.model, self.params, images)
+
+    @functools.cached_property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes in the order of their numbers; () if they are not known.
+
+        They stand with the data set that the model learned, if that is prepared on this machine.
+        """
+        if 'data' not in self.config or not self.config.data.get('dir'):
+            return ()
+        from tarflow_jax.data.folder import class_names
+
+        return class_names(self.config.data.name, self.config.data.dir)
+
+    def _images_and_labels(self, images, labels):
+        images = inputs.image_batch(images, self.model.image_shape)
+        return images, self._labels(labels, len(images))
+
+    def _labels(self, labels, batch: int) -> jax.Array:
+        return inputs.label_batch(labels, batch, self.model.num_classes, lambda: self.class_names)
+
+    def _batch_size(self) -> int:
+        return self.config.sample.get('batch_size', BATCH) if 'sample' in self.config else BATCH
+
+    def _count(self, labels) -> int:
+        return len(labels) if hasattr(labels, '__len__') and not isinstance(labels, str) else 16
+
+    def _gaussian_std(self, name: str) -> float:
+        if self.noise is None or self.noise.type != 'gaussian':
+            known = 'unknown' if self.noise is None else self.noise.type
+            raise InputError(
+                f'{name} must be given: the noise that the model was trained with is {known}, and '
+                'only Gaussian noise has a score step that removes it.'
+            )
+        return self.noise.std
+
+    def _calibration(self, settings, num: int, batch_size: int):
+        """The calibration of the workdir, if it is of these settings on this device."""
+        if settings['method'] != 'auto' or self.path is None:
+            return None
+        workdir = workdir_of(self.path)
+        if not (workdir / calibration_file.FILE).is_file():
+            return None
+        mesh = make_mesh(devices=[next(iter(jax.tree.leaves(self.params)[0].devices()))])
+        counts = dict(num_samples=num, batch_size=batch_size)
+        sampling = {**(sample.__kwdefaults__ or {}), **settings, **counts}
+        return calibration_file.stored([workdir], self.model, self.params, mesh, sampling)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _noise(image_shape, key, index):
+    return draw_noise(image_shape, key, index, jnp.zeros_like(index))
+
+
+def _counted(numbers, progress: bool):
+    """The same numbers, with a bar on the screen while they are worked off."""
+    if not progress:
+        return numbers
+    from rich.progress import track
+
+    return track(numbers, 'Sampling', transient=True)
