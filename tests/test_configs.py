@@ -20,7 +20,8 @@ from tarflow_jax.values import Real, Whole
 
 FILES = sorted((ROOT / 'configs').glob('*.py'))
 SHARED = ('base', 'paper')
-EXPERIMENTS = [path.stem for path in FILES if path.stem not in SHARED]
+OF_PREPARED_IMAGES = 'images'  # see test_own_images.py
+EXPERIMENTS = [path.stem for path in FILES if path.stem not in (*SHARED, OF_PREPARED_IMAGES)]
 
 
 def keys_of(config, prefix=''):

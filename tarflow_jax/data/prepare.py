@@ -34,8 +34,11 @@ _EXPERIMENTS = {
     'photos/64': 'configs/photos.py',
     'photos/256': 'configs/photos.py:256',
 }
-_SMALL = 'configs/small.py'
-_SIDE_OF_ANY = 64  # to suggest where images come in any size
+_IMAGES = 'configs/images.py'
+_EXPECTATION = (
+    'Next, in about ten minutes on two CPU cores, colours and rough shapes (after the name, '
+    ',minutes=60 or, on a GPU, ,hours=8 is a larger model):'
+)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -95,23 +98,21 @@ def describe(name: str, folder: pathlib.Path, data_dir: str, seconds: float) -> 
     if (folder / FILE_NAME).exists():
         facts['left out'] = f'the files in {folder / FILE_NAME}'
     lines = [f'  {fact:10}  {value}' for fact, value in facts.items()]
-    command = _training_command(name, data_dir, shape, getattr(label, 'num_classes', 0))
-    return '\n'.join([f'{name} is prepared in {folder}', *lines, 'Next:', f'  {command}'])
+    return '\n'.join([f'{name} is prepared in {folder}', *lines, *_next(name, data_dir)])
 
 
-def _training_command(name: str, data_dir: str, shape: Sequence[int], num_classes: int) -> str:
-    """Returns the command of our experiment on this data set if there is one, or of a small one."""
-    workdir = f'--workdir=runs/{name.replace("/", "_")}'
+def _next(name: str, data_dir: str) -> list[str]:
+    """Returns what to expect of our experiment on this data set, and the command that trains it."""
+    is_default = data_dir == _default_data_dir()
+    options = [f'--workdir=runs/{name.replace("/", "_")}']
     if name in _EXPERIMENTS:
-        words = [f'--config={_EXPERIMENTS[name]}', workdir]
+        experiment, expectation = _EXPERIMENTS[name], 'Next:'
+        options += [] if is_default else [f'--config.data.dir={data_dir}']
     else:
-        sides = 'x'.join(str(side or _SIDE_OF_ANY) for side in shape)
-        words = [f'--config={_SMALL}:{sides}', workdir, f'--config.data.name={name}']
-        if num_classes > 1:
-            words.append(f'--config.model.num_classes={num_classes}')
-    if data_dir != _default_data_dir():
-        words.append(f'--config.data.dir={data_dir}')
-    return shlex.join(['python', '-m', 'tarflow_jax.main', *words])
+        experiment, expectation = f'{_IMAGES}:{name}', _EXPECTATION
+        experiment += '' if is_default else f',dir={data_dir}'
+    command = shlex.join(['python', '-m', 'tarflow_jax.main', f'--config={experiment}', *options])
+    return [expectation, f'  {command}']
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -121,7 +122,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     add = parser.add_argument
     add('name', metavar='NAME', help='config.data.name afterwards')
-    add('--folder', metavar='DIR', help='images as CLASS/FILE or SPLIT/CLASS/FILE')
+    add('--folder', metavar='DIR', help='images as FILE, CLASS/FILE or SPLIT/CLASS/FILE')
     add('--size', type=int, metavar='N', help='side of the images in pixels')
     add('--upscale', action='store_true', help='enlarge images that are smaller')
     share, num_cores = 'of a split that may be left out; 1 by default', len(os.sched_getaffinity(0))

@@ -11,8 +11,6 @@ import time
 import pytest
 from image_trees import CLASSES, damage, fill
 
-from configs import small
-from tarflow_jax.build import build
 from tarflow_jax.data import prepare
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
@@ -67,9 +65,8 @@ def test_a_folder_of_images(tmp_path):
     assert animals.num_classes == len(CLASSES)
     assert len(animals.split('train')) == 300
     assert shlex.split(out.splitlines()[-1]) == [
-        *('python', '-m', 'tarflow_jax.main', '--config=configs/small.py:16x16x3'),
-        *('--workdir=runs/animals', '--config.data.name=animals', '--config.model.num_classes=3'),
-        f'--config.data.dir={data_dir}',
+        *('python', '-m', 'tarflow_jax.main'),
+        *(f'--config=configs/images.py:animals,dir={data_dir}', '--workdir=runs/animals'),
     ]
 
 
@@ -82,21 +79,28 @@ def test_our_own_data_set(tmp_path, capsys):
     assert f'{NEXT}--config=configs/digits.py --workdir=runs/digits' in out
 
 
-def test_the_command_that_is_next_trains(tmp_path, capsys, monkeypatch):
-    """Images in one split; the folder for data is that of the environment."""
+def test_the_command_that_is_next_trains(tmp_path, capsys, runs):
+    """As it is printed, but one block for one step."""
     fill(tmp_path / 'images', 80)
+    options = (f'--folder={tmp_path}/images', '--size=16', '--workers=1')
+    prepare.main(['animals', *options, f'--data_dir={tmp_path}/data'])
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[-1] == '--workdir=runs/animals'
+    one_step = ('--config.train.num_epochs=0.1', '--config.optimizer.warmup_steps=0')
+    small = ('--config.model.num_blocks=1', '--config.model.layers_per_block=1')
+    result = runs.run(
+        tmp_path / 'run', words[3], *one_step, *small, '--config.sample.num_samples=4'
+    )
+    assert 'Trained to step 1' in result.out
+    assert ', 76 images of animals' in result.out
+
+
+def test_the_command_needs_no_folder_that_is_the_default(tmp_path, capsys, monkeypatch):
+    fill(tmp_path / 'images', 8)
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'data'))
     prepare.main(['animals', f'--folder={tmp_path}/images', '--size=16', '--workers=1'])
     words = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert words[3:] == [
-        *('--config=configs/small.py:16x16x3', '--workdir=runs/animals'),
-        *('--config.data.name=animals', '--config.model.num_classes=3'),
-    ]
-    config = small.get_config('16x16x3')
-    config.update_from_flattened_dict({'data.name': 'animals', 'model.num_classes': 3})
-    dataset = build(config).dataset
-    assert len(dataset.split(config.data.train_split)) == 76
-    assert len(dataset.split(config.data.test_split)) == 4
+    assert words[3:] == ['--config=configs/images.py:animals', '--workdir=runs/animals']
 
 
 def test_no_file_of_the_folder_is_executed(tmp_path, monkeypatch, capsys):
@@ -114,27 +118,6 @@ def test_our_experiments_are_those_of_our_data(name):
     stem, _, variant = prepare._EXPERIMENTS[name].partition('.py')
     module = importlib.import_module(stem.replace('/', '.'))
     assert module.get_config(*variant.split(':')[1:]).data.name == name
-
-
-@pytest.mark.parametrize(
-    ('shape', 'patch_size'),
-    {
-        '64x64x3': 4,
-        '256x256x3': 16,
-        '28x28x1': 2,
-        '48x48x3': 3,
-        '33x66x3': 11,
-        '37x37x3': 37,
-    }.items(),
-)
-def test_patches_divide_the_image_into_few_tokens(shape, patch_size):
-    assert small.get_config(shape).model.patch_size == patch_size
-
-
-@pytest.mark.parametrize('shape', ['64', 'axbxc', '8x8x1x1', ''])
-def test_a_shape_that_is_none(shape):
-    with pytest.raises(ValueError, match=f"'{shape}' is no shape HEIGHTxWIDTHxCHANNELS"):
-        small.get_config(shape)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ EXTENSIONS = (
     *('.avif', '.bmp', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg'),
     *('.pgm', '.png', '.pnm', '.ppm', '.tif', '.tiff', '.webp'),
 )
+ONLY_CLASS = 'images'  # of a folder without class folders
 _SHOWN = 5
 
 
@@ -39,11 +40,12 @@ class ImageFile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImageTree:
-    """The images below `<root>/<class>/` or `<root>/<split>/<class>/`.
+    """The images below `<root>/<class>/` or `<root>/<split>/<class>/`, or without `<class>/`.
 
     Attributes:
         root: the absolute path.
         classes: names of the training split's class folders, sorted; a label is an index into it.
+            Without class folders the only class is 'images'.
         splits: the files of 'train', 'validation' and 'test', as far as they are there. Their order
             looks random and depends on their paths alone, so that every part mixes the classes.
         ignored: how many files have an extension of no image, by extension.
@@ -64,7 +66,7 @@ class ImageTree:
 
 
 def read_tree(folder: str | os.PathLike[str]) -> ImageTree:
-    """Lists the images of a class-folder tree, without opening any.
+    """Lists the images of a class-folder tree, or of a plain folder, without opening any.
 
     Files and folders whose names begin with a dot are passed over.
 
@@ -85,11 +87,11 @@ def read_tree(folder: str | os.PathLike[str]) -> ImageTree:
 def _read_tree(root: pathlib.Path) -> ImageTree:
     top = _Listing(root)
     class_folders = _class_folders_of_splits(top)
-    classes = tuple(listing.folder.name for listing in class_folders['train'])
-    ignored = collections.Counter(top.ignored)
+    classes = tuple(listing.class_name for listing in class_folders['train'])
+    ignored = collections.Counter([] if top in class_folders['train'] else top.ignored)
     splits = {}
     for split, listings in class_folders.items():
-        if unknown := [x.folder.name for x in listings if x.folder.name not in classes]:
+        if unknown := [x.class_name for x in listings if x.class_name not in classes]:
             raise InputError(
                 f'the {split} split has classes that the training split lacks: {_names(unknown)}. '
                 'Every class must have training images.'
@@ -105,6 +107,7 @@ class _Listing:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
+        self.class_name = folder.name
         self.folders: list[str] = []
         self.images: list[tuple[str, int, int]] = []  # name, size, time of change
         self.ignored: list[str] = []
@@ -124,17 +127,21 @@ class _Listing:
             self.ignored.append(extension)
 
     def class_folders(self) -> list['_Listing']:
-        """Lists the class folders in this one."""
+        """Lists the class folders in this one; without any, its images are the only class."""
+        if self.images and not self.folders:
+            self.class_name = ONLY_CLASS
+            return [self]
         if self.images:
             raise InputError(
                 f"'{self.folder}' has {len(self.images):,} images directly in it "
-                f"('{self.images[0][0]}', say); they belong in one folder for each class. If there "
-                f"are no classes, put all into a single one: '{self.folder / 'images'}'."
+                f"('{self.images[0][0]}', say), beside folders; they belong in one folder for each "
+                'class. If there are no classes, put all images into one folder.'
             )
         if not self.folders:
             raise InputError(
-                f"'{self.folder}' is empty: it has no class folders. Images are expected as "
-                'CLASS/FILE or SPLIT/CLASS/FILE, with splits named train, val and test.'
+                f"'{self.folder}' is empty: it has no images and no class folders. Images are "
+                'expected as FILE, CLASS/FILE or SPLIT/CLASS/FILE, with splits named train, val '
+                'and test.'
             )
         for name in self.folders:
             if not name.isprintable() or name != name.strip():
@@ -185,17 +192,18 @@ def _files(
                 f'({_names(listing.folders)}); images must lie directly in it. Is the folder that '
                 'was given one level too high?'
             )
-        name = listing.folder.name
+        name = listing.class_name
         label = classes.index(name)
-        parent = listing.folder.relative_to(root).as_posix()
+        parent = listing.folder.relative_to(root)
         for file, size, modified_ns in listing.images:
             key = hashlib.sha256(os.fsencode(f'{name}/{file}')).digest()
-            keyed.append((key, ImageFile(f'{parent}/{file}', label, size, modified_ns)))
+            path = (parent / file).as_posix()
+            keyed.append((key, ImageFile(path, label, size, modified_ns)))
     return tuple(image for _, image in sorted(keyed))
 
 
 def _check_not_empty(root: pathlib.Path, split: str, listings: list[_Listing]) -> None:
-    empty = [x.folder.name for x in listings if not x.images and not x.folders]
+    empty = [x.class_name for x in listings if not x.images and not x.folders]
     if empty and (split == 'train' or len(empty) == len(listings)):
         raise InputError(
             f"'{root}' has classes without an image in the {split} split: {_names(empty)}. Delete "

@@ -78,6 +78,25 @@ def test_a_link_to_itself_is_one_to_nowhere(tmp_path):
     assert {file.path for file in read_tree(tmp_path).splits['train']} == {'a/1.png', 'a/2.png'}
 
 
+@pytest.mark.parametrize('split', ['', 'train/'])
+def test_without_class_folders_all_images_are_one_class(tmp_path, split):
+    touch(tmp_path, f'{split}1.png', f'{split}2.jpg', f'{split}notes.txt')
+    tree = read_tree(tmp_path)
+    assert tree.classes == ('images',)
+    assert sorted((file.path, file.label) for file in tree.splits['train']) == [
+        *((f'{split}1.png', 0), (f'{split}2.jpg', 0)),
+    ]
+    assert tree.ignored == {'.txt': 1}
+
+
+def test_splits_without_class_folders(tmp_path):
+    touch(tmp_path, 'train/1.png', 'val/2.png')
+    assert {split: len(files) for split, files in read_tree(tmp_path).splits.items()} == {
+        'train': 1,
+        'validation': 1,
+    }
+
+
 def test_a_folder_that_leads_back_ends(tmp_path):
     touch(tmp_path, 'a/1.png')
     (tmp_path / 'a' / 'up').symlink_to('..')
@@ -88,11 +107,12 @@ def test_a_folder_that_leads_back_ends(tmp_path):
 @pytest.mark.parametrize(
     ('paths', 'message'),
     [
-        ([], r'is empty: it has no class folders'),
-        (['notes.txt'], r'is empty: it has no class folders'),
-        (['1.png', '2.png'], r"has 2 images directly in it \('1.png'.*single one: '.*/images'"),
-        (['a/1.png', '2.png'], r'has 1 images directly in it'),
-        (['train/1.png'], r"train' has 1 images directly in it"),
+        ([], r'is empty: it has no images and no class folders'),
+        (['notes.txt'], r'is empty: it has no images and no class folders'),
+        (['a/1.png', '2.png'], r"has 1 images directly in it \('2.png', say\), beside folders"),
+        (['train/1.png', 'train/a/2.png'], r"train' has 1 images directly in it"),
+        (['1.png', 'val/2.png'], r'has 1 images directly in it'),
+        (['train/a/1.png', 'val/2.png'], r"classes that the training split lacks: 'images'"),
         (['a/1.png', 'b/1.png', 'val/1.png'], r"has 'val' beside 'a', 'b'.*leak into training"),
         (['a/1.png', 'Test/a/1.png'], r"has 'Test' beside 'a'.*leak into training"),
         (['test/a/1.png', 'val/a/1.png'], r"splits 'test', 'val': it needs a folder 'train'"),
