@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
 
     config.sample = ConfigDict()
     config.sample.num_samples = 64  # in samples/samples.npz, and in a grid during training
-    config.sample.labels = 'even'  # run evenly through the classes, or are drawn 'uniform'ly
+    config.sample.labels = 'even'  # run through all classes, or '3,3,7'; or 'uniform', at random
     config.sample.batch_size = 64  # samples at a time
     config.sample.guidance = 0.0  # weight of the guidance, 0 for none
     config.sample.guide = 'both'  # what is guided: 'both', 'scale' or 'shift'

@@ -16,6 +16,7 @@ from tarflow_jax.flow import TarFlow, patches
 from tarflow_jax.flow.attention import SPLASH_BLOCKS
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel.mesh import make_mesh
+from tarflow_jax.sampling.batches import Labels, label_cycle
 from tarflow_jax.sampling.guidance import Guidance
 
 KERNEL_PLATFORMS = {'splash': 'tpu', 'cudnn': 'gpu'}
@@ -95,7 +96,12 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
     removes_noise = settings.denoise and config.noise.type == 'gaussian'
     sampling = {key: value for key, value in settings.items() if key != 'denoise'}
     sampling['denoise_std'] = config.noise.std if removes_noise else 0.0
-    return Experiment(config, model, make_mesh(**config.mesh, devices=devices), sampling)
+    experiment = Experiment(config, model, make_mesh(**config.mesh, devices=devices), sampling)
+    sampling['labels'] = Labels().numbers(
+        *('sample.labels', settings.labels, lambda: experiment.dataset.class_names)
+    )
+    label_cycle(sampling['labels'], model.num_classes)  # checks it
+    return experiment
 
 
 def make_model(settings, device: jax.Device | None = None) -> TarFlow:

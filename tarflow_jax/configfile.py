@@ -1,5 +1,9 @@
-"""The flag --config: a file with a `get_config()`, whose mistakes are reported by their line."""
+"""The flag --config: an experiment's name or file, or a workdir's `config.json`.
 
+An experiment is a Python file with a `get_config()`, whose mistakes are reported by their line.
+"""
+
+import difflib
 import importlib.util
 import inspect
 import re
@@ -11,13 +15,28 @@ from types import ModuleType
 from absl import flags
 from ml_collections import ConfigDict
 
+import tarflow_jax
 from tarflow_jax.errors import InputError
 
 EVERY_KEY = 'Every key stands in configs/base.py.'
+SHARED = ('base', 'paper')  # files that experiments begin with
+_NAME = re.compile(r'\w+')
+
+
+def folder() -> Path:
+    """The folder of the experiments that come with the package: in a clone, `configs/`."""
+    package = Path(tarflow_jax.__file__).parent
+    installed = package / 'configs'
+    return installed if installed.is_dir() else package.with_name('configs')
+
+
+def names() -> list[str]:
+    """The names of the experiments that come with the package."""
+    return sorted(path.stem for path in folder().glob('*.py') if path.stem not in SHARED)
 
 
 class ConfigFile(flags.ArgumentParser):
-    """Parses FILE, or FILE:VARIANT for `get_config(VARIANT)`."""
+    """Parses NAME or FILE, with :VARIANT for `get_config(VARIANT)`, or `WORKDIR/config.json`."""
 
     def parse(self, argument: str) -> ConfigDict | None:
         """The config, locked; None for an empty path.
@@ -27,13 +46,11 @@ class ConfigFile(flags.ArgumentParser):
         """
         if not argument:
             return None
+        if argument.endswith('.json'):
+            return _of_workdir(Path(argument).expanduser()).lock()
         name, colon, variant = argument.partition(':')
-        file = Path(name).absolute()
-        if not file.is_file():
-            raise InputError(f'--config={argument}: there is no file {file}.')
-        if file.parent.name == 'configs' and str(file.parent.parent) not in sys.path:
-            # Lets an experiment say `from configs import base` wherever the command is run.
-            sys.path.insert(0, str(file.parent.parent))
+        file = _find(name, argument)
+        _make_importable(file.parent)
         try:
             module = _execute(file)
             config = _get_config(module, file, [variant] if colon else [])
@@ -48,6 +65,49 @@ class ConfigFile(flags.ArgumentParser):
                 'end with return config.'
             )
         return config.lock()
+
+
+def _find(name: str, argument: str) -> Path:
+    """The absolute path of an experiment's file, given by its path or by its name."""
+    file = Path(name).expanduser().absolute()
+    if file.is_file():
+        return file
+    shipped = folder() / f'{name}.py'
+    if _NAME.fullmatch(name) and shipped.is_file():
+        return shipped
+    stem = Path(name).stem
+    nearest = difflib.get_close_matches(stem, names(), n=1)
+    hint = f' Did you mean --config={nearest[0]}?' if nearest else ''
+    what = f'experiment {name!r}' if _NAME.fullmatch(name) else f'file {file}'
+    raise InputError(
+        f'--config={argument}: there is no {what}.{hint} These come with tarflow_jax: '
+        f'{", ".join(names())}. One of yours is given by its path, as in --config=mine.py.'
+    )
+
+
+def _make_importable(own: Path) -> None:
+    """Lets an experiment say `from configs import base`, wherever it and the command are."""
+    package = sys.modules.setdefault('configs', ModuleType('configs'))
+    paths = [*getattr(package, '__path__', ()), str(folder())]
+    if own.name == 'configs':
+        paths.insert(0, str(own))
+    package.__path__ = list(dict.fromkeys(paths))
+
+
+def _of_workdir(path: Path) -> ConfigDict:
+    """The config of a workdir's `config.json`; keys that it lacks have the values of base.py."""
+    from tarflow_jax.keys import KEYS, flatten  # here: they take seconds, which --help has not
+    from tarflow_jax.workdir import read_config
+
+    record = flatten(read_config(path.parent))
+    config = _execute(folder() / 'base.py').get_config()
+    for name, value in record.items():
+        if name in KEYS:
+            KEYS[name].check(name, value)
+            section, _, key = name.rpartition('.')
+            target = config[section] if section else config
+            target[key] = tuple(value) if isinstance(value, list) else value
+    return config
 
 
 def _execute(file: Path) -> ModuleType:

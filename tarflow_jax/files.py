@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -90,6 +91,18 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
     """Calls `write(file)` on a file of `open_atomically`."""
     with open_atomically(path) as file:
         write(file)
+
+
+def keep_as(path: str | os.PathLike, kept: str | os.PathLike) -> None:
+    """Gives a file a second name, atomically, by which its content stays when it is replaced."""
+    path, kept = Path(path), Path(kept)
+    unfinished = kept.with_name(f'.{kept.name}.{os.getpid()}.unfinished')
+    unfinished.unlink(missing_ok=True)
+    try:
+        os.link(path, unfinished)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, unfinished)
+    os.replace(unfinished, kept)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

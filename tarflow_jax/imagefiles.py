@@ -6,17 +6,18 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from tarflow_jax.files import open_atomically, write_atomically
 
 _VISIBLE_SIDE = 64  # pixels; images with a shorter side are enlarged in a grid
 _SEPARATOR = 2  # pixels of grey between neighbours in a grid
 _GREY = 128
+_HEADING = 18  # pixels of height
 
 
 def to_uint8(images: Any) -> np.ndarray:
@@ -30,12 +31,14 @@ def to_uint8(images: Any) -> np.ndarray:
     return np.rint((np.clip(values, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def image_grid(images: np.ndarray) -> np.ndarray:
+def image_grid(images: np.ndarray, captions: Sequence[str] = ()) -> np.ndarray:
     """Lays images side by side, row by row, in one image that is nearly a square.
 
     Args:
       images: uint8 [B, H, W, C] with C of 1 or 3. Those with a side of less than 64 pixels are
         enlarged by a whole factor, each pixel to a square.
+      captions: words for the first images, which those that follow share again and again: each
+        stands over a column of its own, or several.
 
     Returns:
       uint8 [height, width, 3], or [height, width] for images of one channel. Places left over in
@@ -48,6 +51,8 @@ def image_grid(images: np.ndarray) -> np.ndarray:
     images = _enlarge(images)
     count, height, width, channels = images.shape
     columns = min(count, math.ceil(math.sqrt(count * height / width)))
+    if captions:
+        columns = math.ceil(columns / len(captions)) * len(captions)
     rows = math.ceil(count / columns)
     cell_height, cell_width = height + _SEPARATOR, width + _SEPARATOR
     grid = np.full((rows * cell_height, columns * cell_width, channels), _GREY, np.uint8)
@@ -55,7 +60,22 @@ def image_grid(images: np.ndarray) -> np.ndarray:
         top, left = index // columns * cell_height, index % columns * cell_width
         grid[top : top + height, left : left + width] = image
     grid = grid[: rows * cell_height - _SEPARATOR, : columns * cell_width - _SEPARATOR]
-    return grid[..., 0] if channels == 1 else grid
+    grid = grid[..., 0] if channels == 1 else grid
+    if captions:
+        words = [captions[column % len(captions)] for column in range(columns)]
+        grid = np.concatenate([_headings(words, cell_width, grid), grid])
+    return grid
+
+
+def _headings(words: Sequence[str], cell_width: int, grid: np.ndarray) -> np.ndarray:
+    """A strip of words, one over the middle of each column, as wide as the grid."""
+    strip = Image.fromarray(np.full((_HEADING, *grid.shape[1:]), _GREY, np.uint8))
+    draw = ImageDraw.Draw(strip)
+    font = ImageFont.load_default(_HEADING - 4)
+    for column, word in enumerate(words):
+        middle = column * cell_width + (cell_width - _SEPARATOR) / 2, _HEADING / 2
+        draw.text(middle, word, fill='white', font=font, anchor='mm')
+    return np.asarray(strip)
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -10,7 +10,7 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.flow.attention import IMPLEMENTATIONS
 from tarflow_jax.flow.tarflow import ATTRIBUTES
 from tarflow_jax.likelihood.noise import NOISE_TYPES, Noise
-from tarflow_jax.sampling.batches import LABELS
+from tarflow_jax.sampling.batches import LABELS, Labels
 from tarflow_jax.sampling.denoise import NOISE_STD
 from tarflow_jax.sampling.guidance import ATTENTION_TEMPERATURE, GUIDE, WEIGHT
 from tarflow_jax.sampling.sample import METHOD, PRIOR_TEMPERATURE, TOLERANCE
@@ -67,7 +67,7 @@ KEYS = {
     'mesh.fsdp': DEVICES,
     'mesh.tensor': DEVICES,
     'sample.num_samples': SAMPLES,
-    'sample.labels': Choice(LABELS),
+    'sample.labels': Labels(),
     'sample.batch_size': BATCH,
     'sample.guidance': WEIGHT,
     'sample.guide': GUIDE,

@@ -14,6 +14,11 @@ def format_duration(seconds: float) -> str:
     return f'{seconds}s'
 
 
+def format_count(number: int, noun: str) -> str:
+    """A number of things: '1 file', '1,234 files'."""
+    return f'{number:,} {noun}' if number == 1 else f'{number:,} {noun}s'
+
+
 def format_bytes(num_bytes: float) -> str:
     """A size as a person says it: '512 bytes', '12.3 MB', '1.2 TB'."""
     if num_bytes < 1000:

@@ -7,10 +7,12 @@ thread receives it, too, and ends the process itself where the main thread does 
 import contextlib
 import functools
 import os
+import select
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import jax
@@ -22,7 +24,9 @@ from tarflow_jax.parallel import cluster, distributed
 from tarflow_jax.terminal import SIGNALS
 
 PATIENCE_SECONDS = 20  # for the main thread to come round: clouds kill after 30
-_IMPATIENCE_SECONDS = 2  # the same where there is nothing to save
+_IMPATIENCE_SECONDS = 0.5  # the same where there is nothing to save
+_SILENT_SECONDS = 1  # after which a Ctrl-C is answered, at least
+_LOOK_SECONDS = 0.05  # between two looks at what a waiting thread waits for
 
 RESUMES = 'The same command resumes.'
 RESTARTS = 'The same command starts again.'
@@ -52,7 +56,8 @@ class Stop:
     at the same point.
 
     A context manager of the main thread. Within it, a process whose main thread has not read
-    `signal` within `PATIENCE_SECONDS` of its arrival ends itself with the signal's status.
+    `signal` within `PATIENCE_SECONDS` of its arrival ends itself with the signal's status; at a
+    second Ctrl-C sooner, and a first one is answered with a line after a second.
 
     Attributes:
       received: the signal that this process has received.
@@ -62,7 +67,7 @@ class Stop:
         self.received: signal.Signals | None = None
         self._noted: signal.Signals | None = None
         self._heard = threading.Event()  # the main thread knows
-        self._patience = PATIENCE_SECONDS
+        self._patience: float = PATIENCE_SECONDS
         self._at_once = ''  # the message, where a signal ends the work at once
         self._before = {}
 
@@ -138,8 +143,29 @@ class Stop:
     def _watch(self):
         with self._wakeup:
             while received := self._wakeup.recv(1):
-                if received[0] in self._before and not self._heard.wait(self._patience):
-                    _end(signal.Signals(received[0]))
+                if received[0] in self._before:
+                    self._wait_for_main_thread(signal.Signals(received[0]))
+
+    def _wait_for_main_thread(self, number) -> None:
+        """Returns once the main thread knows of a signal; ends the process if that takes long."""
+        start, is_answered = time.monotonic(), number != signal.SIGINT
+        while not self._heard.wait(_LOOK_SECONDS):
+            seconds = time.monotonic() - start
+            if seconds > self._patience or self._comes_again():
+                _end(number)
+            if seconds > _SILENT_SECONDS and not is_answered:
+                is_answered = True
+                print(
+                    'Stopping at the end of what runs on the device, in '
+                    f'{self._patience:g} seconds at the latest. Ctrl-C again ends it at once.',
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def _comes_again(self) -> bool:
+        """Whether a Ctrl-C has come since the last one."""
+        has_come, _, _ = select.select([self._wakeup], [], [], 0)
+        return bool(has_come) and self._wakeup.recv(1) == bytes([signal.SIGINT])
 
 
 def _end(number: signal.Signals) -> None:

@@ -5,6 +5,7 @@ Imports nothing that takes time, so that all of it holds before anything else do
 
 import contextlib
 import io
+import logging as python_logging
 import os
 import signal
 import sys
@@ -25,6 +26,22 @@ def prepare() -> None:
             signal.signal(number, _leave)
     _open_missing_streams()
     sys.stdout, sys.stderr = (_patient(stream) for stream in (sys.stdout, sys.stderr))
+
+
+def plain_warnings() -> None:
+    """Lets what is logged appear as `warning: TEXT`; what is less than a warning does not."""
+    from absl import logging  # takes time
+
+    logging.set_verbosity(logging.WARNING)
+    logging.use_absl_handler()
+    logging.get_absl_handler().setFormatter(_Words())
+
+
+class _Words(python_logging.Formatter):
+    """The level of a record, and what it says."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        return f'{record.levelname.lower()}: {super().format(record)}'
 
 
 def _leave(number: int, _) -> None:

@@ -242,7 +242,7 @@ class Runs:
 @functools.cache
 def _forkserver():
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['tarflow_jax.main'])
+    context.set_forkserver_preload(['tarflow_jax.modes'])
     forkserver.ensure_running()  # with the environment of this moment
     return context
 
@@ -260,15 +260,16 @@ def _print_into(folder):
 
 def _call(folder, function, process, arguments):
     _print_into(folder)
-    from tarflow_jax import main
+    from tarflow_jax import command_line, main, modes
     from tarflow_jax.parallel import cluster
 
-    def call(_):
-        cluster.connect(*main.place_flags())
+    def call():
+        cluster.connect(*command_line.place_flags())
         print(function(process))
+        return 0
 
     sys.argv = ['tarflow_jax/main.py', '--mode=convert', '--workdir=none', *arguments]
-    main.main = call
+    modes.run = call
     _as_python_ends(main.run)
 
 

@@ -101,6 +101,24 @@ def test_what_is_no_batch_of_images_is_refused_with_its_shape(images):
         image_grid(images)
 
 
+@pytest.mark.parametrize('channels', [1, 3])
+def test_captions_stand_over_columns_of_their_own(channels):
+    """Each word's column holds every so-many-th image, and the words are above the same grid."""
+    images = random_images(20, 64, 64, channels)
+    plain, headed = image_grid(images[:18]), image_grid(images[:18], ['cat', 'dog', 'wild'])
+    height = headed.shape[0] - 3 * 66 + 2
+    assert headed.shape[1] == 6 * 66 - 2
+    grid, headings = headed[height:], headed[:height]
+    for index in range(18):
+        top, left = index // 6 * 66, index % 6 * 66
+        cell = grid[top : top + 64, left : left + 64].reshape(64, 64, channels)
+        np.testing.assert_array_equal(cell, images[index])
+        words = [headings[:, left : left + 64], headings[:, index % 3 * 66 : index % 3 * 66 + 64]]
+        np.testing.assert_array_equal(*words)
+        assert (words[0] != 128).any()
+    assert plain.shape != headed.shape
+
+
 @pytest.mark.parametrize('shape', [(5, 7), (5, 7, 1), (5, 7, 3), (1, 1)])
 def test_a_png_has_the_pixels(tmp_path, shape):
     image = random_images(*shape)

@@ -21,17 +21,19 @@ UNCONDITIONAL = [
     '--config.model.head_dim=64',
     '--config.model.num_classes=0',
 ]
-EXAMPLE = 'python -m tarflow_jax.main --config=configs/digits.py --workdir=runs/digits'
+EXAMPLE = 'python -m tarflow_jax.main --config=digits --workdir=runs/digits'
 
 
 def test_samples(runs, whole, tmp_path):
     flags = ['--config.sample.num_samples=25', '--config.sample.denoise=true']
     result = runs.run(tmp_path, '--mode=sample', f'--checkpoint={whole[0]}', *flags)
     assert result.err == ''
-    assert result.out.startswith('25 samples in ')
-    assert result.out.endswith(f': {tmp_path}/samples/samples.npz, samples.png\n')
+    assert '25 samples in ' in result.out
+    written = f'{tmp_path}/samples/samples.npz, samples.png; kept as samples_denoise-True.*, too'
+    assert f': {written}\nNext:\n' in result.out
     assert [str(path) for path in files_in(tmp_path)] == [
-        *('samples/samples.npz', 'samples/samples.png')
+        *('samples/samples.npz', 'samples/samples.png'),
+        *('samples/samples_denoise-True.npz', 'samples/samples_denoise-True.png'),
     ]
     with np.load(tmp_path / 'samples' / 'samples.npz') as arrays:
         assert sorted(arrays) == ['arr_0', 'arr_1']
@@ -151,7 +153,10 @@ def test_a_published_checkpoint_becomes_a_workdir_and_comes_back(runs, golden_di
     workdir = tmp_path / 'run'
     convert = ['--mode=convert', '--config=']
     result = runs.run(workdir, *convert, f'--checkpoint={published}')
-    assert result.out.startswith(f'{workdir}: converted from {published}. Sample it with')
+    assert result.out == (
+        f'{workdir}: converted from {published}.\nNext:\n'
+        f'  python -m tarflow_jax.main --workdir={workdir} --mode=sample\n'
+    )
     assert result.err == ''
 
     result = runs.run(tmp_path / 'back', *convert, f'--checkpoint={workdir}')
@@ -188,7 +193,7 @@ REFUSED = {
     'extra': ["'extra' is not a flag; a setting is --config.section.key=value."],
     '--mode=draw': [
         '--mode=draw',
-        'one of <train|sample|calibrate|evaluate|prepare_fid|convert|plan|report>',
+        'one of <train|sample|evaluate|calibrate|prepare_fid|convert|plan|info>',
     ],
     '--workdir=gs://bucket/run': ['gs://bucket/run is an address', 'give a local path'],
     '--workdir=/dev/null': ['/dev/null cannot be written to', 'give a --workdir'],
@@ -395,7 +400,7 @@ BATH_SIZE = "there is no config key 'bath_size'; did you mean 'batch_size'?"
     [
         (case[0], case[1:])
         for case in [
-            (None, 'there is no file'),
+            (None, 'there is no file', 'These come with tarflow_jax: afhq256, digits,'),
             (
                 'def get_config(:',
                 'SyntaxError: invalid syntax (experiment.py, line 1). See line 1 of',

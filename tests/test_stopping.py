@@ -106,6 +106,21 @@ def test_a_process_that_does_not_come_round_is_ended():
     assert ended.stderr.startswith('error: stopped by SIGTERM. What was running did not end')
 
 
+def test_a_ctrl_c_is_answered_and_a_second_one_ends_it():
+    script = STUCK.replace('0.2', '20').replace('SIGTERM', 'SIGINT')
+    command = [sys.executable, '-c', script]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        answer = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=10)
+    assert answer == (
+        'Stopping at the end of what runs on the device, in 20 seconds at the latest. Ctrl-C again '
+        'ends it at once.\n'
+    )
+    assert rest.startswith('error: stopped by SIGINT. What was running did not end soon')
+    assert process.returncode == 130
+
+
 def test_work_with_nothing_to_save_ends_at_once():
     """At a signal that comes within it, or came before."""
     with Stop() as stop:

@@ -52,6 +52,7 @@ class Dataset:
         num_levels: pixels are the integers below it; 256 unless the set's metadata has another.
         splits: the splits and their sizes.
         open_split: opens a split or slice that is known to be one of these.
+        class_names: the names of the classes; none where the set has none.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Dataset:
     num_levels: int
     splits: tfds.core.SplitDict
     open_split: Callable[[str], Split]
+    class_names: tuple[str, ...] = ()
     _opened: dict[str, Split] = dataclasses.field(default_factory=dict)
 
     def split(self, spec: str) -> Split:

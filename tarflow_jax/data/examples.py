@@ -32,6 +32,7 @@ class ExampleReader:
     Attributes:
         image_shape: (H, W, C) of every image.
         num_classes: labels are the integers below it; 0 where examples have no label.
+        class_names: the names of the classes, if they have any.
 
     Raises:
         InputError: there is no image of uint8, or one of any size and no `image_size`.
@@ -42,6 +43,7 @@ class ExampleReader:
         label = features.get('label')
         is_class = isinstance(label, tfds.features.ClassLabel)
         self.num_classes: int = (label.num_classes or 0) if is_class else 0
+        self.class_names: tuple[str, ...] = tuple(label.names or ()) if is_class else ()
         self.image_shape: tuple[int, int, int] = feature.shape
         is_file = isinstance(feature, tfds.features.Image)
         self._image: Callable[..., np.ndarray] = functools.partial(

@@ -9,32 +9,32 @@ becomes `config.data.name`. A command that was interrupted resumes when it is gi
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import tensorflow_datasets as tfds
-from absl import logging
-from tqdm import tqdm
 
 from tarflow_jax.data import catalog
 from tarflow_jax.data.folder import damaged_files, quiet_tfds
 from tarflow_jax.data.image_folder.preparation import prepare_image_folder
 from tarflow_jax.data.image_folder.unreadable import FILE_NAME
 from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.progress import Progress, counting
 from tarflow_jax.quantities import format_bytes, format_duration
+from tarflow_jax.terminal import plain_warnings
 
-_SECONDS_BETWEEN_LINES = 10  # of progress that goes into a file
 _EXPERIMENTS = {
-    'digits': 'configs/digits.py',
-    'photos/64': 'configs/photos.py',
-    'photos/256': 'configs/photos.py:256',
+    'digits': 'digits',
+    'photos/64': 'photos',
+    'photos/256': 'photos:256',
 }
-_IMAGES = 'configs/images.py'
+_IMAGES = 'images'
 _EXPECTATION = (
     'Next, in about ten minutes on two CPU cores, colours and rough shapes (after the name, '
     ',minutes=60 or, on a GPU, ,hours=8 is a larger model):'
@@ -53,34 +53,45 @@ def main(arguments: Sequence[str]) -> None:
     if options.folder is None:
         folder = catalog.prepare(options.name, options.data_dir, options.manual_dir)
     else:
-        folder = prepare_image_folder(
-            options.name,
-            options.folder,
-            options.data_dir,
-            size=options.size,
-            upscale=options.upscale,
-            max_unreadable=options.max_unreadable,
-            workers=options.workers,
-            say=tqdm.write,
-            progress=_progress_bars(),
-        )
+        with _Stages() as stages:
+            folder = prepare_image_folder(
+                options.name,
+                options.folder,
+                options.data_dir,
+                size=options.size,
+                upscale=options.upscale,
+                max_unreadable=options.max_unreadable,
+                workers=options.workers,
+                say=stages.say,
+                progress=stages.follow,
+            )
     seconds = time.perf_counter() - start
     print(describe(options.name, folder, options.data_dir, seconds))
 
 
-def _progress_bars() -> Callable[[str, int, int], None]:
-    """Returns a function that draws a bar for each stage, or its lines if it goes into a file."""
-    interval = 0.1 if sys.stdout.isatty() else _SECONDS_BETWEEN_LINES
-    bars: dict[str, tqdm] = {}
+class _Stages(contextlib.ExitStack):
+    """Shows how far each stage of a preparation is, one after the other."""
 
-    def progress(stage: str, done: int, total: int) -> None:
-        if stage not in bars:
-            bars[stage] = tqdm(total=total, desc=stage, file=sys.stdout, mininterval=interval)
-        bars[stage].update(done - bars[stage].n)
+    _stage = ''
+    _progress: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """Shows a line of text."""
+        if self._progress:
+            self._progress.say(text)
+        else:
+            print(text, flush=True)
+
+    def follow(self, stage: str, done: int, total: int) -> None:
+        """Shows that so many images of a stage are done."""
+        if stage != self._stage:
+            self.close()  # of the stage before
+            self._stage, self._progress = stage, self.enter_context(counting(stage, total))
+        if self._progress:
+            self._progress.update(done)
         if done == total:
-            bars[stage].close()
-
-    return progress
+            self.close()
+            self._progress = None
 
 
 def describe(name: str, folder: pathlib.Path, data_dir: str, seconds: float) -> str:
@@ -156,7 +167,7 @@ def _default_data_dir() -> str:
 
 def run() -> None:
     """Runs `main`, with errors that a person can correct printed without a traceback."""
-    logging.set_verbosity(logging.WARNING)
+    plain_warnings()
     try:
         main(sys.argv[1:])
         return

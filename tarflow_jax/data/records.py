@@ -53,6 +53,7 @@ def open_records(
         num_levels=num_levels,
         splits=info.splits,
         open_split=open_split,
+        class_names=reader.class_names,
     )
 
 

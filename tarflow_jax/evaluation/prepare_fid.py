@@ -18,6 +18,8 @@ from tarflow_jax.evaluation.features import Features
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.files import make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
+from tarflow_jax.parallel.mesh import shared_batch_size
+from tarflow_jax.progress import counting
 from tarflow_jax.stopping import RESTARTS, Stop
 
 
@@ -128,15 +130,17 @@ class DataReference:
             make_writable(self.path.parent, 'another config.data.dir, or evaluate.reference')
             remove_unfinished(self.path.parent)
             print(f'Making reference statistics of {images}, this once.', flush=True)
-        reference = quality.measure_split(
-            self._split,
-            self._dataset.num_levels,
-            self._features,
-            self._mesh,
-            batch_size=self._batch_size,
-            flip=self._flip,
-            before_batch=before_batch,
-        )
+        size = shared_batch_size(self._batch_size, len(self._split), self._mesh)
+        with counting('images', len(self._split), enabled=distributed.is_main()) as progress:
+            reference = quality.measure_split(
+                self._split,
+                self._dataset.num_levels,
+                self._features,
+                self._mesh,
+                batch_size=self._batch_size,
+                flip=self._flip,
+                before_batch=progress.before_batch(size, before_batch),
+            )
         metadata = {**wanted, 'version': tarflow_jax.__version__}
         if distributed.is_main():
             reference = dataclasses.replace(reference, metadata=metadata)

@@ -1,6 +1,5 @@
 """The part of an evaluation that draws samples, or takes given ones, and measures them."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,11 @@ from tarflow_jax.files import make_writable, sha256_of
 from tarflow_jax.likelihood.scores import scored_batches
 from tarflow_jax.parallel import arrays, distributed
 from tarflow_jax.parallel.mesh import shared_batch_size
-from tarflow_jax.quantities import format_duration
+from tarflow_jax.progress import counting
 from tarflow_jax.sampling.batches import sample_batches, spread_labels
 from tarflow_jax.sampling.parallel import Calibration
 from tarflow_jax.stopping import RESUMES, Stop
 
-REPORT_SHARE = 0.1  # of the samples, between two lines of progress
 _COPIED = 1024  # samples at a time
 
 
@@ -223,7 +221,6 @@ class SampleScores:
         for start in range(0, first, batch_size):
             self._stop.check()
             yield self._read_batch(drawn, start, min(start + batch_size, first), batch_size)
-        pace = _Pace(first, total)
         quantization = self._settings.quantization
         batches = sample_batches(
             *(self._model, self._params, self._mesh),
@@ -232,12 +229,14 @@ class SampleScores:
             calibration=self._calibration,
             **self._sampling,
         )
+        progress = counting('samples', total, first, enabled=distributed.is_main())
         try:
-            for batch in batches:
-                images = to_levels(batch.images, quantization)
-                drawn.add(arrays.fetch(images)[batch.mask], batch.num_redrawn)
-                yield quality.Batch(images, batch.index, batch.mask)
-                pace.show(drawn.count)
+            with progress:
+                for batch in batches:
+                    images = to_levels(batch.images, quantization)
+                    drawn.add(arrays.fetch(images)[batch.mask], batch.num_redrawn)
+                    progress.update(min(drawn.count, total))
+                    yield quality.Batch(images, batch.index, batch.mask)
         finally:
             drawn.write()
 
@@ -285,21 +284,3 @@ class SampleScores:
             for family, reference in self._references.items()
         }
         return {'samples': {**source, 'num_samples': self._num_samples, 'references': references}}
-
-
-class _Pace:
-    """Prints now and then how many samples are drawn."""
-
-    def __init__(self, first: int, total: int):
-        self._first = first
-        self._total = total
-        self._start = time.perf_counter()
-        self._next = first + total * REPORT_SHARE
-
-    def show(self, done: int) -> None:
-        if not self._next <= done < self._total or not distributed.is_main():
-            return
-        self._next = done + self._total * REPORT_SHARE
-        seconds = time.perf_counter() - self._start
-        left = format_duration(seconds / (done - self._first) * (self._total - done))
-        print(f'{done:,} of {self._total:,} samples; about {left} more', flush=True)

@@ -7,6 +7,9 @@ from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.metrics import OF_SPLITS, split_names
 from tarflow_jax.likelihood.scores import in_float32
+from tarflow_jax.parallel import distributed
+from tarflow_jax.parallel.mesh import shared_batch_size
+from tarflow_jax.progress import counting
 from tarflow_jax.stopping import Stop
 
 
@@ -72,17 +75,21 @@ class SplitScores:
         experiment, settings = self._experiment, self._experiment.config.evaluate
         scores: dict[str, float] = {}
         for function in dict.fromkeys(OF_SPLITS[name] for name in self.names):
-            scores |= function(
-                in_float32(experiment.model),
-                self._params,
-                self._splits[split_name],
-                experiment.noise,
-                experiment.mesh,
-                batch_size=settings.batch_size,
-                num_draws=settings.num_draws,
-                seed=settings.seed,
-                before_batch=self._stop.check,
-            )
+            split = self._splits[split_name]
+            size = shared_batch_size(settings.batch_size, len(split), experiment.mesh)
+            noun = f'images of {split_name}'
+            with counting(noun, len(split), enabled=distributed.is_main()) as progress:
+                scores |= function(
+                    in_float32(experiment.model),
+                    self._params,
+                    split,
+                    experiment.noise,
+                    experiment.mesh,
+                    batch_size=settings.batch_size,
+                    num_draws=settings.num_draws,
+                    seed=settings.seed,
+                    before_batch=progress.before_batch(size, self._stop.check),
+                )
         return scores
 
     def finish(self) -> None:

@@ -15,20 +15,8 @@ from jax._src.clusters import ClusterEnv  # who is who under a launcher; it has 
 
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.parallel.hub import Hub
+from tarflow_jax.parallel.launchers import launched
 from tarflow_jax.parallel.member import GRACE_SECONDS, Member, ignore_late_signals, open_tunnel
-
-MODES = ('auto', 'on', 'off')
-
-# The environment of a launcher of several processes, which `auto` looks for: a variable, and what
-# its value says. A laptop has none of them, nor has a batch script of Slurm outside of `srun`.
-LAUNCHERS = (
-    ('SLURM_STEP_NUM_TASKS', lambda value: int(value) > 1),  # srun --ntasks=2
-    ('OMPI_COMM_WORLD_SIZE', lambda value: int(value) > 1),  # mpirun -n 2
-    ('TPU_WORKER_HOSTNAMES', lambda value: ',' in value),  # a pod slice of TPUs
-    ('TPU_PROCESS_ADDRESSES', lambda value: ',' in value),
-    ('MEGASCALE_COORDINATOR_ADDRESS', bool),  # several slices
-    ('JAX_COORDINATOR_ADDRESS', bool),
-)
 
 _NAMES = ('coordinator', 'number of processes', 'number of this process')
 _WITHOUT_PROXY = 'no_grpc_proxy'  # of gRPC, which prefers it to `no_proxy`
@@ -67,7 +55,7 @@ def connect(
 
     Args:
       mode: 'off' for a process on its own; 'on' for one of several; 'auto' for one of several if
-        `coordinator` is given or the environment is that of a launcher (`LAUNCHERS`).
+        `coordinator` is given or the environment is that of a launcher (`launchers.LAUNCHERS`).
       coordinator: HOST:PORT at which process 0 listens. It, `num_processes` and `process_id` are
         given all three, or are all found in the launcher's environment.
       num_processes: how many processes there are.
@@ -106,16 +94,6 @@ def is_one_of_several() -> bool:
 
 def _any_given(given: dict) -> bool:
     return any(value is not None for value in given.values())
-
-
-def launched() -> bool:
-    """Whether a launcher says, in the environment, that this is one process of several."""
-    for name, says_several in LAUNCHERS:
-        value = os.environ.get(name, '')
-        with contextlib.suppress(ValueError):
-            if value and says_several(value):
-                return True
-    return False
 
 
 def check(given: dict) -> tuple[str, int, int]:

@@ -1,19 +1,24 @@
 """Samples as files: an array of all of them, and a picture of the first."""
 
-import functools
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from tarflow_jax import capacity, imagefiles
 from tarflow_jax.errors import RunError
-from tarflow_jax.files import make_writable, remove_unfinished
+from tarflow_jax.files import keep_as, make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
+from tarflow_jax.parallel.mesh import shared_batch_size
+from tarflow_jax.progress import counting
 from tarflow_jax.sampling.batches import (
     MAX_DRAWS,
     REMEDIES,
+    captions,
     host_images,
     sample_batches,
     spread_labels,
@@ -21,9 +26,10 @@ from tarflow_jax.sampling.batches import (
 from tarflow_jax.stopping import RESTARTS, Stop
 
 GRID_SAMPLES = 100  # at most, in a picture
+_CHANGE_NO_SAMPLE = ('num_samples', 'batch_size', 'method', 'tolerance')
 
 
-def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> None:
+def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling, name: str = '') -> None:
     """Draws samples into `samples.npz`, with labels if there are classes, and `samples.png`.
 
     Every process draws its share; the main one writes.
@@ -35,6 +41,7 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
       folder: the folder for the files, made if it is missing.
       stop: receives the signals.
       sampling: arguments of `sample_batches`.
+      name: keeps both as `samples_<name>`, too, where the next samples do not replace them.
 
     Raises:
       InputError: the samples do not fit the memory or the disk, or the folder cannot be written to.
@@ -51,11 +58,13 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
             folder=folder,
         )
     images, is_finite = [], []
-    with rules.activation_sharding(mesh):
+    batch_size = shared_batch_size(sampling['batch_size'], sampling['num_samples'], mesh)
+    progress = counting('samples', sampling['num_samples'], enabled=distributed.is_main())
+    with rules.activation_sharding(mesh), progress:
         batches = sample_batches(
             *(model, params, mesh),
             must_be_finite=False,
-            before_batch=functools.partial(stop.check, RESTARTS),
+            before_batch=progress.before_batch(batch_size, lambda: stop.check(RESTARTS)),
             **sampling,
         )
         for batch in host_images(batches):
@@ -68,7 +77,28 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling) -> No
     labels = spread_labels(sampling['labels'], len(images), model.num_classes, sampling['seed'])
     arrays = {'arr_0': images} if labels is None else {'arr_0': images, 'arr_1': labels}
     imagefiles.write_npz(folder / 'samples.npz', **arrays)
-    imagefiles.write_png(folder / 'samples.png', imagefiles.image_grid(images[:GRID_SAMPLES]))
+    imagefiles.write_png(folder / 'samples.png', grid(images, sampling, model.num_classes))
+    for suffix in ('npz', 'png') if name else ():
+        keep_as(folder / f'samples.{suffix}', folder / f'samples_{name}.{suffix}')
+
+
+def grid(images: np.ndarray, sampling, num_classes: int) -> np.ndarray:
+    """A picture of the first samples, uint8 [N, H, W, C], in columns by label if labels repeat."""
+    words = captions(sampling['labels'], num_classes)
+    return imagefiles.image_grid(images[:GRID_SAMPLES], words if len(words) <= len(images) else ())
+
+
+def name_of(settings: Mapping[str, Any]) -> str:
+    """A name for samples of other settings than the config's: 'guidance1_labels-3-3-7'.
+
+    How many there are, and how they are computed, is left out: that changes no sample.
+    """
+    words = []
+    for key, value in sorted(settings.items()):
+        if key not in _CHANGE_NO_SAMPLE:
+            text = f'-{value}' if isinstance(value, str | bool) else f'{value:g}'
+            words.append(key + re.sub(r'[^\w.+-]+', '-', text))
+    return '_'.join(words)
 
 
 def check_finite(is_finite: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from tarflow_jax.data import pipeline
 from tarflow_jax.errors import RunError
 from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished
 from tarflow_jax.parallel import arrays, distributed, rules
+from tarflow_jax.progress import Progress
 from tarflow_jax.stopping import Stop
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.health import MAX_SKIPPED_IN_A_ROW, TOLERANCE
@@ -24,7 +25,6 @@ from tarflow_jax.training.milestones import Milestones, grid_of
 from tarflow_jax.training.pace import Pace
 from tarflow_jax.training.profile import profiled
 from tarflow_jax.training.program import count_steps, make_program
-from tarflow_jax.training.progress import Progress
 from tarflow_jax.training.resume import first_state, forget_losses, restarted
 from tarflow_jax.training.state import TrainState
 from tarflow_jax.workdir import (

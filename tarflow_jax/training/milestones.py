@@ -10,12 +10,12 @@ from tarflow_jax import imagefiles
 from tarflow_jax.build import Experiment
 from tarflow_jax.likelihood.scores import in_float32, score_split
 from tarflow_jax.parallel import distributed
+from tarflow_jax.progress import Progress
+from tarflow_jax.sampling import write
 from tarflow_jax.sampling.batches import host_images, sample_batches
-from tarflow_jax.sampling.write import GRID_SAMPLES
 from tarflow_jax.stopping import Stop, Stopped
 from tarflow_jax.training.checkpoint import SCORES, Checkpoints
 from tarflow_jax.training.metrics_writer import MetricsWriter
-from tarflow_jax.training.progress import Progress
 from tarflow_jax.training.state import TrainState
 
 
@@ -101,7 +101,7 @@ class Milestones:
     def _sample(self, step, state: TrainState, writer) -> None:
         experiment = self._experiment
         sampling: dict[str, Any] = {**experiment.sampling, 'before_batch': self._stop.check}
-        sampling['num_samples'] = min(sampling['num_samples'], GRID_SAMPLES)
+        sampling['num_samples'] = min(sampling['num_samples'], write.GRID_SAMPLES)
         sampling['max_draws'] = 1  # a grid shows the samples as they come
         batches = sample_batches(
             experiment.model, state.sampling_params, experiment.mesh, **sampling
@@ -109,7 +109,7 @@ class Milestones:
         images = np.concatenate([imagefiles.to_uint8(batch) for batch in host_images(batches)])
         if not distributed.is_main():
             return
-        grid = imagefiles.image_grid(images)
+        grid = write.grid(images, sampling, experiment.model.num_classes)
         writer.image(step, 'samples', grid)
         imagefiles.write_png(self._picture(step), grid)
 

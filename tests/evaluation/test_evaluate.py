@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 from golden.inception import recipe
-from runs import TIMEOUT, files_in, wait_for
+from runs import TIMEOUT, files_in
 
 from tarflow_jax.evaluation import inception_weights, prepare_fid, references
 from tarflow_jax.formats import torchfile
@@ -307,6 +307,7 @@ def test_an_evaluation_keeps_the_one_before(runs, whole, tmp_path):
     assert json.loads(line) == before
 
 
+TWENTIETH_BATCH = 'call', 'evaluation/drawn.py add', 20
 STOPPED = 'error: stopped by {}. The same command resumes.\n'
 
 
@@ -336,11 +337,8 @@ def test_an_interrupted_evaluation_resumes_and_gives_the_same(runs, whole, tmp_p
     scores = {key: value for key, value in expected.items() if '/' in key}
     assert read(workdir).items() >= scores.items()
 
-    running = runs.start(workdir, *flags)
-    wait_for(lambda: 'of 3,000 samples; about' in running.out)
-    running.signal(signal.SIGINT)
-    result = running.wait()
-    assert (result.status, result.err) == (130, STOPPED.format('SIGINT'))
+    result = runs.run(workdir, *flags, status=130, at=(*TWENTIETH_BATCH, signal.SIGINT))
+    assert result.err == STOPPED.format('SIGINT')
     (folder,) = (workdir / 'samples').iterdir()
     count = sum(len(np.load(part)) for part in folder.glob('*.npy'))
     assert 0 < count < 3000
@@ -429,11 +427,8 @@ def test_a_signal_to_the_second_of_two_stops_both(runs, whole, tmp_path):
         *('--mode=evaluate', f'--checkpoint={whole[0]}', HAAR),
         *('--config.evaluate.num_samples=3000', '--config.evaluate.save_samples=False'),
     ]
-    main, second = running = runs.start_many(2, tmp_path, *flags)
-    wait_for(lambda: 'of 3,000 samples; about' in main.out)
-    second.signal(signal.SIGTERM)
-    results = [run.wait() for run in running]
-    assert [result.status for result in results] == [143, 143]
+    at = {1: (*TWENTIETH_BATCH, signal.SIGTERM)}
+    results = runs.run_many(2, tmp_path, *flags, status=143, at=at)
     assert all('stopped by SIGTERM. The same command resumes.' in result.err for result in results)
     assert not unfinished_in(tmp_path)
     result = runs.run(tmp_path, *flags)

@@ -7,7 +7,7 @@ import pytest
 from runs import free_port
 
 from tarflow_jax.errors import InputError, RunError
-from tarflow_jax.parallel import cluster, distributed
+from tarflow_jax.parallel import cluster, distributed, launchers
 
 HERE = '127.0.0.1:8476'
 REFUSED = {
@@ -25,7 +25,7 @@ REFUSED = {
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for name, _ in cluster.LAUNCHERS:
+    for name, _ in launchers.LAUNCHERS:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -56,11 +56,11 @@ def test_one_process_stays_on_its_own():
     ],
 )
 def test_a_launcher_is_noticed(monkeypatch, name, of_one, of_several):
-    assert not cluster.launched()
+    assert not launchers.launched()
     monkeypatch.setenv(name, of_one)
-    assert not cluster.launched()
+    assert not launchers.launched()
     monkeypatch.setenv(name, of_several)
-    assert cluster.launched()
+    assert launchers.launched()
 
 
 def test_a_coordinator_that_does_not_answer():

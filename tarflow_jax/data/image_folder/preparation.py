@@ -36,7 +36,7 @@ from tarflow_jax.data.image_folder.unreadable import (
 from tarflow_jax.data.image_folder.workfolder import WorkFolder
 from tarflow_jax.data.workers import map_unordered
 from tarflow_jax.errors import InputError
-from tarflow_jax.quantities import format_bytes
+from tarflow_jax.quantities import format_bytes, format_count
 from tarflow_jax.values import Real, Whole
 
 VERSION = '1.0.0'
@@ -46,6 +46,7 @@ _NAME = re.compile('[a-z][a-z0-9_]*')
 # A killed preparation loses record files that are half written; a reader holds all of them open.
 _IMAGES_A_RECORD_FILE = 256
 _MOST_RECORD_FILES = 256
+_UNEQUAL = 2  # from this ratio of the largest class to the smallest on, they are mentioned
 
 
 def prepare_image_folder(
@@ -93,6 +94,8 @@ def prepare_image_folder(
     tree = read_tree(folder)
     counts = ', '.join(f'{len(files):,} {split}' for split, files in tree.splits.items())
     say(f'{len(tree.classes):,} classes; image files: {counts}.')
+    for line in remarks(tree):
+        say(line)
     if tree.ignored:
         kinds = (f'{count:,} {kind or "without any"}' for kind, count in tree.ignored.items())
         say(f'Passed over, by their extension: {", ".join(kinds)}.')
@@ -105,6 +108,22 @@ def prepare_image_folder(
         preparation.begin_or_resume()
         preparation.finish(preparation.write_records())
     return work.target
+
+
+def remarks(tree: ImageTree) -> Iterator[str]:
+    """What a person may not expect of a tree: classes of other sizes, a single split."""
+    counts = collections.Counter(file.label for file in tree.splits['train'])
+    ranking = counts.most_common()
+    (most, largest), (least, smallest) = ranking[0], ranking[-1]
+    if largest >= _UNEQUAL * smallest:
+        names = tree.classes[least], tree.classes[most]
+        yield f'Images of a class: {smallest:,} ({names[0]}) to {largest:,} ({names[1]}).'
+    if len(tree.splits) == 1:
+        yield (
+            'There is no folder val or test: all images are the split train, of which slices can '
+            "be kept for tests (--config.data.train_split='train[5%:]' "
+            "--config.data.test_split='train[:5%]')."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +155,17 @@ class _Preparation:
         """Raises InputError if images are too small, or too many files are not images."""
         unreadable: list[Unreadable] = []
         small: list[tuple[int, str]] = []
-        done = 0
+        done = num_transparent = 0
         for headers in map_unordered(read_headers, self._tasks(), self.workers):
             unreadable += headers.unreadable
             small += headers.small
             done += headers.num_files
+            num_transparent += headers.num_transparent
             self.progress('headers', done, self.num_files)
         self._check_share(unreadable)
+        if num_transparent:
+            images = format_count(num_transparent, 'image')
+            self.say(f'Laid over white where they are transparent: {images} with an alpha channel.')
         if small and not self.upscale:
             side, path = min(small)
             raise InputError(
@@ -238,8 +261,8 @@ class _Preparation:
         if unreadable := [file for report in reports for file in report.unreadable]:
             write_list(unreadable, self.work.records)
             self.say(
-                f'Left out {len(unreadable):,} files that cannot be read ({examples(unreadable)}); '
-                f'all are named in {self.work.target / FILE_NAME}.'
+                f'Left out {format_count(len(unreadable), "file")} that cannot be read '
+                f'({examples(unreadable)}); named in {self.work.target / FILE_NAME}.'
             )
         self.work.finish()
 

@@ -45,16 +45,22 @@ class RecordReport(NamedTuple):
 
 
 class Headers(NamedTuple):
-    """The shorter sides and paths of images that are too small, and files that are not images."""
+    """The shorter sides and paths of images that are too small, and files that are not images.
+
+    `num_transparent` of the others may have transparent pixels.
+    """
 
     num_files: int
+    num_transparent: int
     small: list[tuple[int, str]]
     unreadable: list[Unreadable]
 
 
 def read_headers(task: RecordTask) -> Headers:
     """Opens the image files of a task without decoding them."""
-    headers = Headers(len(task.files), [], [])
+    num_transparent = 0
+    small: list[tuple[int, str]] = []
+    unreadable: list[Unreadable] = []
     for file in task.files:
         try:
             with (
@@ -62,11 +68,12 @@ def read_headers(task: RecordTask) -> Headers:
                 open_image(task.root / file.path) as image,
             ):
                 side = min(image.size)
+                num_transparent += image.has_transparency_data
             if side < task.size:
-                headers.small.append((side, file.path))
+                small.append((side, file.path))
         except (OSError, ValueError) as error:
-            headers.unreadable.append(Unreadable.because(task.split, file.path, error))
-    return headers
+            unreadable.append(Unreadable.because(task.split, file.path, error))
+    return Headers(len(task.files), num_transparent, small, unreadable)
 
 
 def features(size: int, label: tfds.features.ClassLabel) -> tfds.features.FeaturesDict:

@@ -106,6 +106,23 @@ def test_what_is_no_image_is_named_and_what_is_of_another_kind_counted(prepared)
     assert any('Left out 2 files' in line and 'train/dog/text.jpg' in line for line in said)
 
 
+def test_what_a_person_may_not_expect_is_said(prepared, tmp_path):
+    _, said = prepared
+    transparent = (NUM_TRAIN + NUM_VALIDATION) // len(KINDS)  # of kind rgba
+    line = (
+        f'Laid over white where they are transparent: {transparent} images with an alpha channel.'
+    )
+    assert line in said
+    for name, count in ('cat', 4), ('dog', 1):
+        for i in range(count):
+            write_image(tmp_path / 'images' / name / f'png_{i}.png', 'png')
+    lines: list[str] = []
+    prepare_image_folder('pets', tmp_path / 'images', tmp_path / 'data', size=8, say=lines.append)
+    assert lines[1] == 'Images of a class: 1 (dog) to 4 (cat).'
+    assert lines[2].startswith('There is no folder val or test: all images are the split train')
+    assert not [line for line in said if line.startswith(('Images of a class', 'There is no'))]
+
+
 def test_nothing_else_is_left(prepared):
     folder, _ = prepared
     assert {path.name for path in folder.parent.iterdir()} == {'1.0.0', '.prepare.lock'}

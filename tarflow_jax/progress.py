@@ -1,6 +1,7 @@
-"""What a person sees while a model trains: a bar on a terminal, plain lines anywhere else."""
+"""What a person sees while something takes long: a bar on a terminal, lines anywhere else."""
 
 import contextlib
+import itertools
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from tarflow_jax.quantities import format_duration
 
+PATIENCE = 10.0  # seconds of work of which nobody needs to hear
 _GAP = 2  # spaces between the parts of a line
 _SHORTEST_BAR = 6
 _FIRST_TO_GO = ('elapsed', 'images_per_second', 'skipped_steps', 'left')  # on a narrow terminal
@@ -35,6 +37,8 @@ class Progress:
     Args:
       total_steps: the step at which the run is over.
       first_step: the step from which a run resumes.
+      noun: what is counted.
+      patience: seconds before the first line; what is done sooner shows none, and its bar goes.
       stream: the stream to write to; by default what sys.stdout is now.
       clock: seconds that only ever grow.
       enabled: False shows nothing, for all processes but the main one.
@@ -44,12 +48,15 @@ class Progress:
         self,
         total_steps: int,
         first_step: int = 0,
+        *,
+        noun: str = 'step',
+        patience: float = 0.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
         enabled: bool = True,
     ) -> None:
         stream = sys.stdout if stream is None else stream
-        self._status = _Status(total_steps, first_step, clock)
+        self._status = _Status(total_steps, first_step, clock, noun, patience)
         display = _Bar if _is_terminal(stream) else _Lines
         self._display: _Bar | _Lines | _Nothing
         self._display = display(self._status, stream) if enabled else _Nothing()
@@ -71,6 +78,16 @@ class Progress:
         self._status.update(step, values or {})
         self._display.updated()
 
+    def before_batch(self, size: int, check: Callable[[], object]) -> Callable[[], None]:
+        """Returns a function to call before each batch of `size` things; it calls `check`, too."""
+        numbers = itertools.count(self._status.step, size)
+
+        def call() -> None:
+            check()
+            self.update(min(next(numbers), self._status.total_steps))
+
+        return call
+
     def say(self, text: str) -> None:
         """Shows a line of text, as it is, above the bar."""
         self._display.say(text)
@@ -78,6 +95,11 @@ class Progress:
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
         """Says what an evaluation gave: `step 500  test 0.1230 nats/dim  3.4500 bits/dim`."""
         self.say(format_evaluation(step, values))
+
+
+def counting(noun: str, total: int, first: int = 0, enabled: bool = True) -> Progress:
+    """Returns what shows how many of `total` things are done, where that takes a while."""
+    return Progress(total, first, noun=noun, patience=PATIENCE, enabled=enabled)
 
 
 def format_evaluation(step: int, values: Mapping[str, Any]) -> str:
@@ -100,8 +122,17 @@ def _is_terminal(stream: TextIO) -> bool:
 class _Status:
     """How far the run is, in numbers and in words."""
 
-    def __init__(self, total_steps: int, first_step: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        first_step: int,
+        clock: Callable[[], float],
+        noun: str,
+        patience: float,
+    ) -> None:
         self.total_steps = total_steps
+        self.patience = patience
+        self._noun = noun
         self.step = first_step
         self._clock = clock
         self._started = clock()
@@ -128,7 +159,7 @@ class _Status:
     def parts(self) -> dict[str, str]:
         """The parts of a line, in order, by name."""
         total = str(self.total_steps)
-        parts = {'step': f'step {self.step:>{len(total)}}/{total}'}
+        parts = {'step': f'{self._noun} {self.step:>{len(total)}}/{total}'}
         if self._first_update is None:
             parts['loss'] = 'starting'
         if 'loss' in self._values:
@@ -181,17 +212,18 @@ class _Lines:
         self._status = status
         self._stream = stream
         self._shown_step = status.step
-        self._next_line = 0.0
+        self._next_line = status.patience
 
     def start(self) -> None:
         pass
 
     def stop(self) -> None:
-        if self._status.step != self._shown_step:
+        if self._status.step != self._shown_step and not self._status.patience:
             self._show()
 
     def updated(self) -> None:
-        if self._status.elapsed >= self._next_line or self._status.finished:
+        is_last = self._status.finished and not self._status.patience
+        if self._status.elapsed >= self._next_line or is_last:
             self._show()
 
     def say(self, text: str) -> None:
@@ -217,6 +249,7 @@ class _Bar:
         self._live = Live(
             get_renderable=self._draw,
             console=self._console,
+            transient=status.patience > 0,
             # A stream that leads elsewhere (2>errors.log) must still lead there.
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=sys.stderr.isatty(),

@@ -14,12 +14,12 @@ import termios
 
 import pytest
 
-from tarflow_jax.training.progress import Progress, format_evaluation
+from tarflow_jax.progress import Progress, format_evaluation
 
 TRAIN = """
 import logging
 logging.basicConfig(format='%(message)s')  # keeps today's stderr, as log handlers do
-from tarflow_jax.training.progress import Progress
+from tarflow_jax.progress import Progress
 
 with Progress(total_steps=2000) as progress:
     progress.say('said [bold]as it is[/bold]')
@@ -33,8 +33,15 @@ with Progress(total_steps=2000) as progress:
 logging.warning('logged afterwards')
 """
 
+COUNT = """
+from tarflow_jax.progress import counting
+with counting('samples', 50) as progress:
+    progress.update(40)
+print('done')
+"""
+
 FAIL = """
-from tarflow_jax.training.progress import Progress
+from tarflow_jax.progress import Progress
 with Progress(total_steps=2000) as progress:
     progress.update(100, {'loss': -0.25})
     raise RuntimeError('broken')
@@ -42,7 +49,7 @@ with Progress(total_steps=2000) as progress:
 
 WAIT_FOR_CTRL_C = """
 import signal
-from tarflow_jax.training.progress import Progress
+from tarflow_jax.progress import Progress
 try:
     with Progress(total_steps=2000) as progress:
         progress.update(100, {'loss': -0.25})
@@ -274,3 +281,24 @@ def test_the_other_processes_show_nothing():
         progress.update(100, {'loss': 0.5})
         progress.evaluation(100, {'test/nats_per_dim': 0.1})
     assert stream.getvalue() == ''
+
+
+def test_what_is_done_soon_leaves_no_line_and_what_takes_long_counts_batches():
+    stream, clock, calls = io.StringIO(), Clock(), []
+    with Progress(50, noun='samples', patience=10.0, stream=stream, clock=clock) as progress:
+        before_batch = progress.before_batch(20, lambda: calls.append(clock.now))
+        for _ in range(3):  # of 20, 20 and 10
+            before_batch()
+            clock.now += 8
+        assert stream.getvalue() == 'samples 40/50  4s left\n'
+    assert calls == [0, 8, 16]
+    assert stream.getvalue().count('\n') == 1
+
+
+def test_the_bar_of_a_part_goes_when_the_part_is_over():
+    output, _ = run_in_terminal(COUNT)
+    bar, _, after = output.rpartition('samples 40/50')
+    assert bar.startswith('\x1b[?25l')  # hides the cursor
+    erased, _, rest = after.rpartition('\x1b[2K')
+    assert erased
+    assert rest.splitlines() == ['done']

@@ -1,0 +1,194 @@
+"""The flags of the command line, and what is wrong with them in a sentence or two."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from tarflow_jax import configfile, usage
+from tarflow_jax.commands import command
+from tarflow_jax.configfile import ConfigFile
+from tarflow_jax.errors import InputError
+
+CONFIG_FILE = 'config.json'  # of a workdir
+CONFIG = config_flags.DEFINE_config_file('config', help_string='an experiment: digits, or its file')
+flags.FLAGS['config'].parser = ConfigFile()
+WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run')
+MODE = flags.DEFINE_enum('mode', 'train', list(usage.MODES), 'what to do')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'a workdir, one of its checkpoints/<step>, or a published .pth'
+)
+TOPOLOGY = flags.DEFINE_string(
+    'topology', 'cpu', 'hardware to plan for: v5e:8x8, v5p:4x4x4, 2xv5e:8x8; several with commas'
+)
+SEARCH_BATCH = flags.DEFINE_bool(
+    'search_batch', True, 'whether a plan finds the largest batch that fits, in a few compilations'
+)
+QUICK = flags.DEFINE_bool(
+    'quick', False, 'whether a plan compiles with little care: minutes become seconds'
+)
+ALLOW_CHANGES = flags.DEFINE_bool(
+    'allow_changes', False, 'whether a training may resume with another data set, noise or seed'
+)
+DISTRIBUTED = flags.DEFINE_enum(
+    'distributed', 'auto', ('auto', 'on', 'off'), 'whether this is one process of several'
+)
+COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT where process 0 listens')
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'how many there are')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'which one this is, from 0')
+COORDINATOR_TIMEOUT = flags.DEFINE_integer(
+    'coordinator_timeout', 300, 'seconds to wait for the other processes'
+)
+
+_CONFIG_FLAG = re.compile('--?config(=|$)')
+_OVERRIDE = re.compile(r'--?(no)?config\.')
+_PLACE_FLAG = re.compile('--?(distributed|coordinator|num_processes|process_id|mode)=')
+_LONGEST_MESSAGE = 500  # of absl, which repeats whole values
+
+# Flags that only some modes read.
+_OF_MODES = {
+    'allow_changes': ('train',),
+    'topology': ('plan',),
+    'search_batch': ('plan',),
+    'quick': ('plan',),
+}
+_WITHOUT_CONFIG = ('convert',)
+_WITHOUT_WORKDIR = ('prepare_fid', 'info')
+_OF_TRAINED = ('sample', 'evaluate', 'calibrate', 'info')  # modes for what --checkpoint names
+
+
+def parse(argv: list[str]) -> None:
+    """Parses the flags; the config of a workdir stands in for a `--config` that is not given.
+
+    Raises:
+      InputError: a mistake in a flag, a key or a config file.
+    """
+    if sum(bool(_CONFIG_FLAG.match(argument)) for argument in argv) > 1:
+        raise InputError('--config is given twice: which of the files is meant?')
+    try:
+        # Who the others are comes first, so that they hear of mistakes in the rest.
+        flags.FLAGS([argv[0], *filter(_PLACE_FLAG.match, argv)])
+        argv = _with_config(argv)
+        sys.argv[:] = argv  # where the config's flag looks for those of its keys
+        remaining = flags.FLAGS(argv)
+    except Exception as error:  # of absl, of ml_collections, or of the config file
+        raise InputError(_explain(error)) from error
+    if len(remaining) > 1:
+        raise InputError(
+            f'{remaining[1]!r} is not a flag; a setting is --config.section.key=value.'
+        )
+    _check_given(bool(CONFIG.value))
+    for name, modes in _OF_MODES.items():
+        flag = flags.FLAGS[name]
+        if flag.value != flag.default and MODE.value not in modes:
+            raise InputError(
+                f'--{name} means nothing with --mode={MODE.value}; it is for '
+                f'--mode={" and --mode=".join(modes)}.'
+            )
+
+
+def place_flags():
+    """What the flags say of this process among others, for `parallel.cluster`."""
+    if not are_parsed():
+        return 'auto', None, None, None
+    return DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+
+
+def are_parsed() -> bool:
+    """Whether the flags of this process's place among others are known, at least."""
+    return flags.FLAGS.is_parsed()
+
+
+def list_of_flags() -> str:
+    """Every flag, its default, and what it is for."""
+    own = flags.FLAGS.get_flags_for_module(__name__)
+    lines = [f'  --{flag.name:20} {flag.help} ({flag.default_as_str})' for flag in own]
+    return '\n'.join(line.replace(' (None)', '') for line in lines)
+
+
+def config_words() -> str:
+    """Says which config was taken from a workdir, and what was changed; '' for an experiment's."""
+    path = config_flags.get_config_filename(flags.FLAGS['config']) if CONFIG.value else ''
+    if not path.endswith('.json'):
+        return ''
+    changes = [f'{name}={value}' for name, value in overrides().items()]
+    return f'Config: {path}' + (f', with {", ".join(changes)}' if changes else '')
+
+
+def config_flags_given() -> list[str]:
+    """The --config that a command needs once more, unless it is that of a workdir."""
+    path = config_flags.get_config_filename(flags.FLAGS['config']) if CONFIG.value else ''
+    return [] if not path or path.endswith('.json') else [f'--config={path}']
+
+
+def overrides() -> dict[str, Any]:
+    """The keys that were set on the command line, with their values."""
+    if not CONFIG.value:
+        return {}
+    return config_flags.get_override_values(flags.FLAGS['config'])
+
+
+def _with_config(argv: list[str]) -> list[str]:
+    """The arguments, with the config of the workdir that they are about if they name none."""
+    if any(map(_CONFIG_FLAG.match, argv)):
+        return argv
+    flags.FLAGS([argument for argument in argv if not _OVERRIDE.match(argument)])
+    if MODE.value in _WITHOUT_CONFIG:
+        return argv
+    workdir = _trained_workdir()
+    _check_given(workdir is not None)
+    return [argv[0], f'--config={workdir}/{CONFIG_FILE}', *argv[1:]]
+
+
+def _trained_workdir() -> Path | None:
+    """The workdir whose config is meant, by --workdir or --checkpoint; None if there is none.
+
+    Raises:
+      InputError: a mode needs what was trained, and nothing was trained there.
+    """
+    from tarflow_jax.workdir import existing_path, local_folder, read_config, source_of, workdir_of
+
+    checkpoint = CHECKPOINT.value if MODE.value in _OF_TRAINED else None
+    workdir = local_folder(WORKDIR.value) if WORKDIR.value else None
+    if workdir and (workdir / CONFIG_FILE).is_file():
+        return workdir
+    source = existing_path(checkpoint) if checkpoint else workdir
+    if MODE.value not in _OF_TRAINED or source is None:
+        return None
+    if checkpoint and not source.is_dir():
+        raise InputError(
+            f'--config must be given: {source} does not say everything. Or make a workdir of it, '
+            f'which needs none: {command("--mode=convert", f"--checkpoint={source}")} --workdir=DIR'
+        )
+    source = workdir_of(Path(source_of(source, None)))
+    read_config(source)  # says what is missing
+    return source
+
+
+def _check_given(has_config: bool) -> None:
+    """Raises InputError unless the flags are given that the mode needs."""
+    missing = [] if has_config or MODE.value in _WITHOUT_CONFIG else ['--config']
+    if not WORKDIR.value and MODE.value not in _WITHOUT_WORKDIR:
+        missing.append('--workdir')
+    if missing:
+        example = command('--config=digits', '--workdir=runs/digits')
+        raise InputError(f'{" and ".join(missing)} must be given, for example: {example}')
+
+
+def _explain(error: Exception) -> str:
+    """A mistake in the flags or in the config file, in a sentence or two."""
+    cause: BaseException | None = error
+    while cause is not None:  # absl wraps what the parser of --config says
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = str(error).strip()
+    if words := configfile.explain_key(text):
+        return words
+    if len(text) > _LONGEST_MESSAGE:
+        text = f'{text[:_LONGEST_MESSAGE]}...'
+    where = ' Every key stands in configs/base.py with its type.' if 'config' in text else ''
+    return configfile.sentence(text) + where

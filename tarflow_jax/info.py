@@ -1,0 +1,136 @@
+"""`--mode=info`: what an experiment or a workdir is, in words. Reads, and computes nothing."""
+
+import contextlib
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tarflow_jax import keys
+from tarflow_jax.flow import TarFlow
+from tarflow_jax.flow.conditioner import TransformerLayer
+from tarflow_jax.flow.patches import grid_shape
+from tarflow_jax.planning.flops import forward_flops, train_flops
+from tarflow_jax.quantities import format_bytes, format_count
+from tarflow_jax.training.checkpoint import BEST_METRIC, SCORES, Checkpoints, quiet_orbax
+
+FLOAT32, BFLOAT16 = 4, 2  # bytes
+
+
+def show(config, workdir: Path | None) -> None:
+    """Prints the summary of a config, and of the workdir if one is given.
+
+    Raises:
+      InputError: a value of the config is not one that its key may have.
+    """
+    jax.config.update('jax_platforms', 'cpu')  # an accelerator may be busy, and is not needed
+    quiet_orbax()
+    keys.check(config)
+    facts = of_model(config) | of_training(config)
+    if workdir:
+        facts |= of_workdir(workdir)
+    for name, text in facts.items():
+        print(f'{name:12} {text}'.replace('\n', f'\n{"":13}'))
+
+
+def of_model(config) -> dict[str, str]:
+    """The model, its parameters, and what an image costs."""
+    attributes: dict[str, Any] = {**config.model, 'attention': 'xla'}
+    model = TarFlow(**attributes)
+    height, width, channels = model.image_shape
+    tokens = math.prod(grid_shape(model.image_shape, model.patch_size))
+    features = math.prod(model.image_shape) // tokens
+    layers = format_count(model.layers_per_block, 'layer')
+    heads = format_count(model.width // model.head_dim, 'head')
+    hidden = TransformerLayer.mlp_expansion * model.width
+    scales = 'shifts only' if model.volume_preserving else 'shifts and scales'
+    classes = f', {model.num_classes} classes' if model.num_classes else ', no classes'
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.param_shapes()))
+    return {
+        'images': f'{height}x{width} pixels of {format_count(channels, "channel")}{classes}',
+        'tokens': f'{tokens} of {features} numbers, patches of {model.patch_size}x'
+        f'{model.patch_size} pixels',
+        'flow': f'{model.num_blocks} blocks in alternating order, each of {layers}: {scales}\n'
+        f'a layer: width {model.width}, {heads} of {model.head_dim}, MLP of {hidden}, in '
+        f'{model.dtype}',
+        'parameters': f'{count:,}, {format_bytes(FLOAT32 * count)}',
+        'memory': _memory(config, count),
+        'FLOPs': f'{forward_flops(model):.3g} an image forward, {train_flops(model):.3g} in a '
+        'training step',
+    }
+
+
+def _memory(config, count: int) -> str:
+    """What a training keeps of `count` parameters; activations are a plan's affair."""
+    first_moment = BFLOAT16 if config.optimizer.first_moment_dtype == 'bfloat16' else FLOAT32
+    average = FLOAT32 if config.train.ema_decay else 0
+    state = count * (FLOAT32 + first_moment + FLOAT32 + average)
+    parts = 'parameters, two moments' + (', a moving average' if average else '')
+    return (
+        f'{format_bytes(state)} in training ({parts}),\nbesides gradients and activations: '
+        '--mode=plan has them'
+    )
+
+
+def of_training(config) -> dict[str, str]:
+    """What is learned, and for how long."""
+    noise = f'{config.noise.std:g}' if config.noise.type == 'gaussian' else 'dequantisation'
+    average = f', moving average {config.train.ema_decay:g}' if config.train.ema_decay else ''
+    return {
+        'data': f'{config.data.name or "unnamed"}, {config.data.train_split} and '
+        f'{config.data.test_split}, in {config.data.dir}',
+        'noise': f'{config.noise.type} {noise}',
+        'training': f'{config.train.num_epochs:g} epochs in batches of {config.train.batch_size}, '
+        f'learning rate {config.optimizer.peak_learning_rate:g}{average}',
+        'sampling': f'guidance {config.sample.guidance:g}, '
+        f'{"with" if config.sample.denoise else "without"} denoising',
+    }
+
+
+def of_workdir(workdir: Path) -> dict[str, str]:
+    """How far a run is, and what is known of it."""
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        steps = checkpoints.steps()
+        best = checkpoints.best_step()
+        scores = {step: checkpoints.scores(step) or {} for step in steps}
+    return {
+        'workdir': str(workdir),
+        'checkpoints': '\n'.join(_checkpoint(step, scores[step], best) for step in steps) or 'none',
+        'evaluation': _evaluation(workdir / 'evaluation.json'),
+        'calibration': _calibration(workdir / 'calibration.npz'),
+    }
+
+
+def _checkpoint(step: int, scores: dict[str, float], best: int | None) -> str:
+    named = {name.removeprefix(SCORES): value for name, value in scores.items()}
+    words = [f'{value:.4f} {name.replace("_per_", "/")}' for name, value in named.items()]
+    where = f'  test {", ".join(words)}' if BEST_METRIC in scores else ''
+    return f'step {step}{where}{"  (best)" if step == best else ""}'
+
+
+def _evaluation(path: Path) -> str:
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+        scores = {k: v for k, v in report.items() if '/' in k and not k.endswith('_error')}
+        lines = [f'{name} {value:.4f}' for name, value in scores.items()]
+        return '\n'.join([f'of step {report.get("step")}, {report.get("date")}', *lines])
+    except FileNotFoundError:
+        return 'none yet (--mode=evaluate)'
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        return f'{path} cannot be read: {error}'
+
+
+def _calibration(path: Path) -> str:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            windows = [int(window) for window in arrays['windows']]
+            identity = json.loads(str(arrays['about']))['identity']
+    except FileNotFoundError:
+        return 'none (--mode=calibrate): samples are drawn token by token'
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        return f'{path} cannot be read: {error}'
+    return f'windows {windows} for {identity.get("device")}, {identity.get("batch_size")} at a time'

@@ -1,0 +1,198 @@
+"""What the program does: one call for each mode."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tarflow_jax import exchange, keys, loading
+from tarflow_jax.build import Experiment, build
+from tarflow_jax.command_line import (
+    ALLOW_CHANGES,
+    CHECKPOINT,
+    CONFIG,
+    COORDINATOR_TIMEOUT,
+    MODE,
+    QUICK,
+    SEARCH_BATCH,
+    TOPOLOGY,
+    WORKDIR,
+    config_flags_given,
+    config_words,
+    overrides,
+    place_flags,
+)
+from tarflow_jax.commands import command, next_commands
+from tarflow_jax.compile_cache import keep_compiled_programs
+from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation.evaluate import check as check_evaluation
+from tarflow_jax.evaluation.evaluate import evaluate
+from tarflow_jax.evaluation.prepare_fid import prepare_fid
+from tarflow_jax.files import make_writable
+from tarflow_jax.parallel import cluster, distributed
+from tarflow_jax.parallel.cores import use_cores
+from tarflow_jax.parallel.host_memory import keep_freed_memory
+from tarflow_jax.parallel.libtpu import quiet_without_tpu
+from tarflow_jax.planning import plan as planning
+from tarflow_jax.quantities import format_duration
+from tarflow_jax.sampling import calibration_file
+from tarflow_jax.sampling.write import name_of, write_samples
+from tarflow_jax.stopping import Stop
+from tarflow_jax.training import loop
+from tarflow_jax.training.checkpoint import quiet_orbax
+from tarflow_jax.training.program import rows_to_share_in_training
+from tarflow_jax.workdir import existing_path, is_step, local_folder, source_of, workdir_of
+
+
+def run() -> int:
+    """Does what the flags ask for; returns the exit status."""
+    keep_freed_memory()
+    keep_compiled_programs()
+    quiet_without_tpu()
+    quiet_orbax()
+    config, checkpoint = CONFIG.value, CHECKPOINT.value
+    workdir = local_folder(WORKDIR.value) if WORKDIR.value else Path()
+    if checkpoint:
+        existing_path(checkpoint)
+    with Stop() as stop:
+        with stop.at_once():
+            if MODE.value == 'convert':
+                return convert(config, workdir, checkpoint)
+            if MODE.value == 'plan':
+                say(config_words())
+                options = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
+                return planning.plan(config, workdir, TOPOLOGY.value, **options)
+            keys.check(config)
+            cluster.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
+            if not cluster.is_one_of_several():
+                use_cores(config.mesh, rows_to_share(config))
+        experiment = build(config)
+        say(config_words())
+        if MODE.value == 'train':
+            return train(experiment, workdir, checkpoint, stop)
+        if MODE.value == 'prepare_fid':
+            prepare_fid(experiment, stop)
+        if MODE.value == 'evaluate':
+            evaluate(experiment, workdir, checkpoint, stop)
+        if MODE.value == 'sample':
+            sample(experiment, workdir, checkpoint, stop)
+        if MODE.value == 'calibrate':
+            calibrate(experiment, workdir, checkpoint, stop)
+        return 0
+
+
+def rows_to_share(config) -> int:
+    """How many images the cores of a CPU share at a time."""
+    if MODE.value == 'train':
+        return rows_to_share_in_training(config)
+    if MODE.value not in ('sample', 'calibrate'):
+        return config.evaluate.batch_size
+    return min(config.sample.batch_size, config.sample.num_samples)
+
+
+def train(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> int:
+    """Trains in `workdir`, a new run from the parameters of a checkpoint if one is given."""
+    check_evaluation(experiment)
+    load_params = None
+    if checkpoint:
+
+        def load_params():
+            return loading.load_params(experiment, checkpoint)[0]
+
+    status = loop.train(
+        *(experiment, workdir, stop), load_params=load_params, allow_changes=ALLOW_CHANGES.value
+    )
+    if not status:
+        say(
+            next_commands(
+                command(f'--workdir={workdir}', '--mode=sample'),
+                command(f'--workdir={workdir}', '--mode=evaluate'),
+            )
+        )
+    return status
+
+
+def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
+    """Draws samples into `workdir/samples/`."""
+    start = time.perf_counter()
+    source = source_of(workdir, checkpoint)
+    params, _ = loading.load_params(experiment, source)
+    loading.warn_of_other_noise(experiment.config, source)
+    folder = workdir / 'samples'
+    model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
+    folders = [workdir, workdir_of(Path(source))]
+    calibration = calibration_file.stored(folders, model, params, mesh, sampling)
+    settings = {**sampling, 'calibration': calibration}
+    name = name_of_changes(source)
+    write_samples(model, params, mesh, folder, stop, settings, name)
+    seconds = format_duration(time.perf_counter() - start)
+    kept = f'; kept as samples_{name}.*, too' if name else ''
+    say(f'{sampling["num_samples"]} samples in {seconds}: {folder}/samples.npz, samples.png{kept}')
+    say(next_commands(*after_samples(experiment, workdir, checkpoint)))
+
+
+def name_of_changes(source: str | Path) -> str:
+    """A name for samples that are not those of the newest checkpoint as the config says."""
+    changes = {key.removeprefix('sample.'): value for key, value in overrides().items()}
+    name = name_of({key: value for key, value in changes.items() if '.' not in key})
+    step = f'step{Path(source).name}' if is_step(Path(source)) else ''
+    return '_'.join(filter(None, [step, name]))
+
+
+def after_samples(experiment: Experiment, workdir: Path, checkpoint: str | None) -> list[str]:
+    """Commands to go on with after samples: guided ones, if these are not, and scores."""
+    known = any((folder / 'config.json').exists() for folder in (workdir, Path(checkpoint or '')))
+    about = [*([] if known else config_flags_given()), f'--workdir={workdir}']
+    about += [f'--checkpoint={checkpoint}'] if checkpoint else []
+    guided = experiment.model.num_classes and not experiment.sampling['guidance']
+    guide = [command(*about, '--mode=sample', '--config.sample.guidance=1')] if guided else []
+    return [*guide, command(*about, '--mode=evaluate')]
+
+
+def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
+    """Measures how samples are drawn fastest, and keeps that in the workdir."""
+    start = time.perf_counter()
+    source = source_of(workdir, checkpoint)
+    model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
+    params, _ = loading.load_params(experiment, source)
+    if distributed.is_main():
+        make_writable(workdir)
+    calibration_file.calibrate_and_write(workdir, model, params, mesh, sampling, stop.check)
+    seconds = format_duration(time.perf_counter() - start)
+    say(f'Calibrated in {seconds}: --mode=sample and --mode=evaluate of {workdir} use it.')
+    say(next_commands(command(f'--workdir={workdir}', '--mode=sample')))
+
+
+def convert(config, workdir: Path, checkpoint: str | None) -> int:
+    """A published checkpoint into a workdir of ours, or a model of ours into a published file.
+
+    A config is needed only where the name of a published checkpoint does not say everything.
+    """
+    if not checkpoint:
+        raise InputError(
+            '--mode=convert needs --checkpoint: a published .pth, which becomes the workdir, or a '
+            'workdir of ours, which is written as a .pth into the folder --workdir.'
+        )
+    if config:
+        keys.check(config)
+    # What the checkpoint does not say, a config does.
+    settings: dict[str, Any] = {}
+    if config and not loading.dataset_of(checkpoint):
+        settings['dataset'] = config.data.name or None
+    if config and loading.noise_of(checkpoint) is None:
+        settings['noise'] = config.noise.type, config.noise.std
+    if Path(checkpoint).expanduser().is_dir():
+        path = exchange.to_published(checkpoint, workdir, **settings)
+        print(f'{path}: as the published code reads it')
+        return 0
+    if config:
+        settings |= dict(image_shape=config.model.image_shape, patch_size=config.model.patch_size)
+    exchange.to_workdir(checkpoint, workdir, **settings)
+    print(f'{workdir}: converted from {checkpoint}.')
+    print(next_commands(command(f'--workdir={workdir}', '--mode=sample')))
+    return 0
+
+
+def say(text: str) -> None:
+    """Prints a text, of the main process, if there is any."""
+    if text and distributed.is_main():
+        print(text, flush=True)

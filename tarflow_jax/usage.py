@@ -1,0 +1,58 @@
+"""The first screen: what the program is, its modes, examples, and where the keys stand."""
+
+import os
+from pathlib import Path
+
+from tarflow_jax import configfile
+from tarflow_jax.commands import command
+
+MODES = {
+    'train': 'learn a data set; the same command resumes (the default)',
+    'sample': 'draw images into samples/',
+    'evaluate': 'bits per dimension, classification, FID, into evaluation.json',
+    'calibrate': 'measure how samples are drawn fastest on this machine',
+    'prepare_fid': 'statistics of the training images, which FID needs',
+    'convert': 'a published checkpoint into a workdir, or back',
+    'plan': 'memory and time on other hardware (--topology=v5e:8x8)',
+    'info': 'what a workdir or an experiment is; changes nothing',
+}
+
+
+def screen() -> str:
+    """The text of --help, of at most 80 columns."""
+    modes = [f'  {mode:12} {words}' for mode, words in MODES.items()]
+    examples = [
+        command('--config=digits', '--workdir=runs/digits'),
+        command('--workdir=runs/digits', '--mode=sample'),
+        command('--config=afhq256:one_gpu', '--mode=info'),
+    ]
+    keys = configfile.folder() / 'base.py'
+    return '\n'.join(
+        [
+            'TarFlow in JAX: train, sample and score images with a normalizing flow.',
+            '',
+            f'  {command()} --config=EXPERIMENT --workdir=FOLDER [--mode=MODE]',
+            '      [--checkpoint=PATH] [--config.section.key=value ...]',
+            '',
+            'Modes:',
+            *modes,
+            '',
+            'Examples:',
+            *(f'  {line}' for line in examples),
+            '',
+            'EXPERIMENT is a name or a Python file. A workdir that was trained has its own.',
+            *_wrapped(configfile.names()),
+            f'Keys: {os.path.relpath(keys) if keys.is_relative_to(Path.cwd()) else keys}',
+            'Data: python -m tarflow_jax.data.prepare --help',
+            f'Several hosts, and all flags: {command("--helpfull")}',
+        ]
+    )
+
+
+def _wrapped(names: list[str], width: int = 80) -> list[str]:
+    lines = ['Names:']
+    for name in names:
+        if len(lines[-1]) + 2 + len(name) > width:
+            lines.append('      ')
+        lines[-1] += f' {name}'
+    return lines
