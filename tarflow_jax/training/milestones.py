@@ -124,7 +124,7 @@ def grid_of(split, experiment: Experiment) -> np.ndarray:
       split: of the experiment's data set.
       experiment: see `build.Experiment`.
     """
-    most = min(experiment.sampling['num_samples'], GRID_SAMPLES)
+    most = min(experiment.sampling['num_samples'], write.GRID_SAMPLES)
     index = np.unique(np.linspace(0, len(split) - 1, most).astype(int))
     levels = split.__getitems__(index)['image']
     pixels = 2 * levels / (experiment.dataset.num_levels - 1) - 1
