@@ -40,11 +40,18 @@ def build(name: str) -> None:
         resources={'metadata': {'path': str(FOLDER)}},
     )
     client.execute()
-    for output in (output for cell in notebook.cells for output in cell.get('outputs', ())):
-        if output.output_type == 'stream':
-            output.text = output.text.replace(f'{FOLDER.resolve()}/', '')
+    for cell in notebook.cells:
+        if cell.cell_type == 'code':
+            cell.outputs = [_of_no_machine(o) for o in cell.outputs if o.get('name') != 'stderr']
     notebook.metadata['language_info'] = {'name': 'python'}  # without the version
     nbformat.write(notebook, FOLDER / f'{name}.ipynb')
+
+
+def _of_no_machine(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """An output that names files by where they are from here."""
+    if output.output_type == 'stream':
+        output.text = output.text.replace(f'{FOLDER.resolve()}/', '')
+    return output
 
 
 if __name__ == '__main__':
