@@ -6,9 +6,9 @@
 
 NAME is a data set that was prepared, or an .npz file. Shape, classes and number of images are read
 from it; NAME,dir=FOLDER finds it in another folder of data sets. Minutes are those of two CPU
-cores, ten without a word. Hours are those of one GPU, taken to do 100 TFLOP/s: none was at hand.
-More time is a larger model that sees more images, each at most a thousand times: a training on few
-images ends sooner.
+cores, ten without a word. Hours are those of one GPU, taken to do 100 TFLOP/s: a guess, where the
+AFHQ model does 260 on an H100. More time is a larger model that sees more images, each at most a
+thousand times: a training on few images ends sooner.
 
 A set without a split for tests has a twentieth of its training images kept for them. Images are
 learned mirrored, too; where left and right differ, --config.data.random_flip=False.

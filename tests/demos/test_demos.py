@@ -1,0 +1,62 @@
+"""The notebooks: each runs from top to bottom, and is kept as its script says, with outputs."""
+
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from demos import build
+
+FOLDER = Path(build.__file__).parent
+PUBLISHED = 'small_model_2_64_3_2_0.10.pth'
+LARGEST = 1.5e6  # bytes of a notebook
+
+# Small settings, in place of those of the cell at the top.
+SETTINGS = {
+    'digits': dict(EPOCHS=3, BLOCKS=1, SAMPLES_A_CLASS=1),
+    'likelihood': dict(EPOCHS=0.1, BLOCKS=1, SIZE=8, IMAGES=16, CANDIDATES=10),
+    'published_model': dict(CHECKPOINT=PUBLISHED, IMAGES=2, GUIDANCES=(0, 1), TEMPERATURES=(0.5,)),
+    'scale': dict(EPOCHS=0.5, BLOCKS=1, PLANNED='digits', TOPOLOGY='v5e:2x2'),
+    'your_images': dict(SIZE=16, MINUTES=0.01, CROPS=80),
+}
+
+
+def script(name, settings):
+    """The source of a notebook with other settings, each of which it must have once."""
+    source = (FOLDER / f'{name}.py').read_text()
+    for key, value in settings.items():
+        source, count = re.subn(rf'(?m)^{key} = [^#\n]*', f'{key} = {value!r} ', source)
+        assert count == 1, key
+    return source
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_it_runs_from_top_to_bottom(name, tmp_path, whole, golden_dir, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(golden_dir / 'cond.pth', PUBLISHED)
+    if name == 'likelihood':
+        Path('runs').mkdir()
+        Path('runs/digits').symlink_to(whole[0])
+    path = FOLDER / f'{name}.py'
+    exec(compile(script(name, SETTINGS[name]), path, 'exec'), {'__name__': '__main__'})
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_it_is_kept_as_the_script_says_with_outputs(name):
+    path = FOLDER / f'{name}.ipynb'
+    assert path.stat().st_size < LARGEST
+    kept, expected = nbformat.read(path, as_version=4), build.read_script(name)
+    assert [cell.source for cell in kept.cells] == [cell.source for cell in expected.cells]
+    codes = [cell for cell in kept.cells if cell.cell_type == 'code']
+    assert [cell.execution_count for cell in codes] == list(range(1, len(codes) + 1))
+    kinds = {output.output_type for cell in codes for output in cell.outputs}
+    assert kinds <= {'stream', 'execute_result', 'display_data'}
+
+
+def test_no_notebook_is_forgotten():
+    scripts = {path.stem for path in FOLDER.glob('*.py')} - {'build'}
+    assert scripts == set(build.NAMES) == set(SETTINGS)
+    named = re.findall(r'\((\w+)\.ipynb\)', (FOLDER / 'README.md').read_text())
+    assert tuple(named) == build.NAMES
