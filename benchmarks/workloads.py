@@ -46,6 +46,8 @@ class Workload:
         for key in dataclasses.fields(self):
             if key.name in config.model:
                 config.model[key.name] = getattr(self, key.name)
+        if self.dtype == 'bfloat16':
+            config.model.unroll = 'blocks'
         config.train.batch_size = self.batch_size
         config.noise.std = NOISE_STD
         return config

@@ -3,8 +3,7 @@
     import tarflow_jax
 
     flow = tarflow_jax.load('runs/digits')
-    images = flow.sample(0, 10, guidance=1.0)
-    images = flow.denoise(images, range(10))
+    images = flow.sample(0, 10, guidance=1.0, denoise=True)
     bits = flow.bits_per_dim(levels, num_levels=17)
 
 The object takes images, labels and seeds as people have them, see `TrainedFlow`. Each of its
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from tarflow_jax.flow import TarFlow
     from tarflow_jax.likelihood.classify import class_log_probs
     from tarflow_jax.likelihood.densities import bits_per_dim, log_prob
-    from tarflow_jax.loading import load
+    from tarflow_jax.loading import from_pretrained, load
     from tarflow_jax.sampling import denoise, sample
     from tarflow_jax.sampling.inpaint import inpaint
     from tarflow_jax.sampling.paths import forward, interpolate, inverse, journey, reconstruct
@@ -41,6 +40,7 @@ __all__ = [
     'class_log_probs',
     'denoise',
     'forward',
+    'from_pretrained',
     'inpaint',
     'interpolate',
     'inverse',
@@ -60,6 +60,7 @@ _HOMES = {
     'class_log_probs': 'tarflow_jax.likelihood.classify',
     'denoise': 'tarflow_jax.sampling',
     'forward': 'tarflow_jax.sampling.paths',
+    'from_pretrained': 'tarflow_jax.loading',
     'inpaint': 'tarflow_jax.sampling.inpaint',
     'interpolate': 'tarflow_jax.sampling.paths',
     'inverse': 'tarflow_jax.sampling.paths',

@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tarflow_jax import keys
-from tarflow_jax.data.sources import Dataset, open_dataset
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow import TarFlow, patches
 from tarflow_jax.flow.attention import SPLASH_BLOCKS
@@ -18,6 +17,9 @@ from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling.batches import Labels, label_cycle
 from tarflow_jax.sampling.guidance import Guidance
+
+if TYPE_CHECKING:
+    from tarflow_jax.data.sources import Dataset
 
 KERNEL_PLATFORMS = {'splash': 'tpu', 'cudnn': 'gpu'}
 
@@ -39,12 +41,14 @@ class Experiment:
     sampling: Mapping[str, Any]
 
     @functools.cached_property
-    def dataset(self) -> Dataset:
+    def dataset(self) -> 'Dataset':
         """The data set, opened when it is first needed: a sampler does without.
 
         Raises:
           InputError: it is unknown, or its images or labels are not those of the model.
         """
+        from tarflow_jax.data.sources import open_dataset  # a model is loaded without TFDS
+
         model, (height, width, _) = self.model, self.model.image_shape
         dataset = open_dataset(
             self.config.data.name,

@@ -57,7 +57,8 @@ _OF_MODES = {
 }
 _WITHOUT_CONFIG = ('convert',)
 _WITHOUT_WORKDIR = ('prepare_fid', 'info')
-_OF_TRAINED = ('sample', 'evaluate', 'calibrate', 'info')  # modes for what --checkpoint names
+# Modes for what --checkpoint names.
+_OF_TRAINED = ('sample', 'evaluate', 'calibrate', 'report', 'info')
 
 
 def parse(argv: list[str]) -> None:

@@ -16,7 +16,7 @@ from tarflow_jax.likelihood.noise import Noise, agree_rounded, type_and_std
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
 from tarflow_jax.training.checkpoint import Checkpoints
-from tarflow_jax.workdir import CONFIG_FILE, CONVERTED_FROM, workdir_lock
+from tarflow_jax.workdir import CONFIG_FILE, CONVERTED_FROM, config_of, workdir_lock
 
 
 def to_workdir(
@@ -58,7 +58,7 @@ def to_workdir(
     noise = _choose_noise(source, noise)
     model, params = loading.load(source, image_shape=image_shape, patch_size=patch_size)
     config = {
-        **loading.config_of(model, noise, dataset or loading.dataset_of(source) or '').to_dict(),
+        **config_of(model, noise, dataset or loading.dataset_of(source) or '').to_dict(),
         CONVERTED_FROM: {'file': source.name, 'sha256': sha256_of(source)},
     }
     with _new_workdir(workdir) as unfinished:

@@ -130,6 +130,9 @@ _NEEDED = {
 _NEEDED_IF_THERE = {'noise': ('type', 'std'), 'data': ('name',)}
 
 
+CLASS_NAMES = 'class_names'  # in the config.json of a model that was handed on
+
+
 def check_record(record) -> None:
     """Raises InputError, saying what is wrong, unless a `config.json` has the form of a config.
 
@@ -143,6 +146,7 @@ def check_record(record) -> None:
         if section in record or needed:
             needed = needed or _NEEDED_IF_THERE.get(section, ())
             _check_section(section, record.get(section, {}), needed)
+    Texts().check(CLASS_NAMES, record.get(CLASS_NAMES, ()))
 
 
 def _check_section(section: str, values, needed: tuple[str, ...]) -> None:

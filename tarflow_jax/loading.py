@@ -1,7 +1,6 @@
 """A trained model from wherever it is: a workdir, one of its checkpoints, a published file."""
 
 import contextlib
-import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +18,10 @@ from tarflow_jax.parallel import memory, rules
 from tarflow_jax.parallel.distributed import is_main
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import Name
+from tarflow_jax.sharing import huggingface, pretrained
 from tarflow_jax.trained_flow import TrainedFlow
-from tarflow_jax.training.checkpoint import Checkpoints, Damaged, Vanished, quiet_orbax
 from tarflow_jax.values import ImageShape, Location, Whole
-from tarflow_jax.workdir import existing_path, is_step, read_config, workdir_of
+from tarflow_jax.workdir import config_of, existing_path, is_step, read_config, workdir_of
 
 
 class Loaded(NamedTuple):
@@ -44,8 +43,9 @@ def load(path, *, image_shape=None, patch_size=None) -> TrainedFlow:
         model, params = flow
 
     Args:
-      path: a workdir (its newest checkpoint is taken), a folder `workdir/checkpoints/<step>`, or a
-        state dict of apple/ml-tarflow (`.pth`). Where a moving average was kept, that is loaded.
+      path: a workdir (its newest checkpoint is taken), a folder `workdir/checkpoints/<step>`, a
+        state dict of apple/ml-tarflow (`.pth`), or what `from_pretrained` takes. Where a moving
+        average was kept, that is loaded.
       patch_size: needed for a state dict only, and only if its name is not one that the published
         code gives (`afhq_model_8_768_8_8_0.07.pth`), which contains it.
       image_shape: (H, W, C), likewise, and only if images are not square or have other than one
@@ -62,6 +62,8 @@ def load(path, *, image_shape=None, patch_size=None) -> TrainedFlow:
         image_shape = ImageShape().check('image_shape', image_shape)
     if patch_size is not None:
         patch_size = Whole(1).check('patch_size', patch_size)
+    if huggingface.is_name(path) and not Path(path).exists():
+        path = huggingface.fetch(path)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     loaded = _load(
         path,
@@ -73,6 +75,25 @@ def load(path, *, image_shape=None, patch_size=None) -> TrainedFlow:
         if given not in (None, getattr(loaded.model, name)):
             raise InputError(f'{name} is {getattr(loaded.model, name)} in {path}; got {given}.')
     return TrainedFlow(*loaded, path=Path(path).expanduser())
+
+
+def from_pretrained(folder_or_name, *, revision: str | None = None) -> TrainedFlow:
+    """Loads a model that `TrainedFlow.save_pretrained` wrote.
+
+    Args:
+      folder_or_name: a folder, or the name of a repository on Hugging Face's Hub, `owner/name`,
+        which is looked for in the cache of its library first, and downloaded if it is not there.
+      revision: a branch, a tag or a commit of the repository.
+
+    Raises:
+      InputError: there is no such folder or repository, its files are damaged, or it is a name and
+        the library of the Hub is not installed.
+    """
+    if huggingface.is_name(folder_or_name) and not Path(folder_or_name).exists():
+        return load(huggingface.fetch(folder_or_name, revision))
+    if revision is not None:
+        raise InputError(f'revision={revision} is of repositories; {folder_or_name} is none.')
+    return load(folder_or_name)
 
 
 def load_params(experiment: Experiment, path):
@@ -110,7 +131,8 @@ def _load(path, shardings, *, image_shape, patch_size) -> Loaded:
     """What is at `path`, its parameters laid out as `shardings(params)` says."""
     path = existing_path(path)
     if path.is_dir():
-        return _load_folder(path, shardings)
+        load = _load_pretrained if pretrained.is_pretrained(path) else _load_folder
+        return load(path, shardings)
     model, params = convert.from_state_dict(
         torchfile.read_state_dict(path),
         image_shape=image_shape,
@@ -120,24 +142,6 @@ def _load(path, shardings, *, image_shape, patch_size) -> Loaded:
         shardings=shardings,
     )
     return Loaded(model, params, config_of(model, noise_of(path), dataset_of(path)), None)
-
-
-def config_of(model: TarFlow, noise: tuple[str, float] | None, dataset: str | None) -> ConfigDict:
-    """The config of a model that was not trained here: what is known of it, in the same sections.
-
-    Its attention is that of any device.
-    """
-    names = {field.name for field in dataclasses.fields(model)} - {'parent', 'name'}
-    attributes = {name: getattr(model, name) for name in sorted(names)}
-    sections: dict[str, Any] = {
-        'model': attributes | {'attention': 'auto'},
-        'train': {'ema_decay': 0.0},
-    }
-    if noise is not None:
-        sections['noise'] = dict(zip(('type', 'std'), noise, strict=True))
-    if dataset is not None:
-        sections['data'] = {'name': dataset}
-    return ConfigDict(sections)
 
 
 def noise_of(path) -> TypeAndStd | None:
@@ -180,7 +184,17 @@ def dataset_of(path) -> str | None:
     return None if name is None else name.dataset
 
 
+def _load_pretrained(folder: Path, shardings) -> Loaded:
+    config = read_config(folder)
+    model = make_model(config.model)
+    shapes = model.param_shapes()
+    memory.check_fits({'parameters': rules.with_shardings(shapes, shardings(shapes))})
+    return Loaded(model, pretrained.read_params(folder, model, shardings), config, None)
+
+
 def _load_folder(path: Path, shardings) -> Loaded:
+    from tarflow_jax.training.checkpoint import Checkpoints, quiet_orbax  # with Orbax: only here
+
     workdir = workdir_of(path)
     config = read_config(workdir)
     config.model.attention = 'auto'  # that of these devices, not of those it was trained on
@@ -202,7 +216,9 @@ def _load_folder(path: Path, shardings) -> Loaded:
     return Loaded(model, items[item], config, step)
 
 
-def _restore(checkpoints: Checkpoints, path: Path, abstract):
+def _restore(checkpoints, path: Path, abstract):
+    from tarflow_jax.training.checkpoint import Damaged, Vanished
+
     try:
         return checkpoints.restore(int(path.name), abstract)
     except Vanished as reason:

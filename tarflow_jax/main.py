@@ -101,41 +101,41 @@ def _show_info() -> int:
 def _end(error: BaseException) -> NoReturn:
     """Ends this process, and all others of its run, with the status and the words of an error."""
     status, message, stack = _reasons(error)
-    words = f'{stack}error: {message}'
     if _is_alone():
-        _say_last(words)
+        _say_last(stack, message)
     else:
         from tarflow_jax import command_line
         from tarflow_jax.parallel import cluster
 
         cluster.claim_end(status)
-        _say_last(words)
+        _say_last(stack, message)
         cluster.leave(status, message)
-        if command_line.are_parsed() and command_line.MODE.value not in ('convert', 'plan'):
+        of_one_process = ('convert', 'plan', 'report')
+        if command_line.are_parsed() and command_line.MODE.value not in of_one_process:
             cluster.leave_before_connecting(status, message, *command_line.place_flags())
     os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another
 
 
-def _say_last(words: str) -> None:
-    print(words, file=sys.stderr)
+def _say_last(stack: str, message: object) -> None:
+    print(f'{stack}error: {message}', file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
 
 
-def _reasons(error: BaseException) -> tuple[int, str, str]:
+def _reasons(error: BaseException) -> tuple[int, object, str]:
     """The exit status of an error, what is said of it, and the stack where nobody foresaw it."""
     from tarflow_jax.errors import InputError, RunError
 
     if isinstance(error, InputError):
-        return 2, str(error), ''
+        return 2, error, ''
     if isinstance(error, RunError):
-        return 1, str(error), ''
+        return 1, error, ''
     if isinstance(error, OSError):  # of a full disk, while samples or scores are written
         return 1, f'{error}. Fix the cause and run the same command.', ''
     if isinstance(error, KeyboardInterrupt):
         return 130, 'interrupted. The same command starts again.', ''
     if not isinstance(error, Exception):  # Stopped, which knows its status
-        return getattr(error, 'status', 1), str(error), ''
+        return getattr(error, 'status', 1), error, ''
     return 1, f'{type(error).__name__}: {error}', traceback.format_exc()
 
 

@@ -34,6 +34,7 @@ from tarflow_jax.parallel.host_memory import keep_freed_memory
 from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.planning import plan as planning
 from tarflow_jax.quantities import format_duration
+from tarflow_jax.report.write import report
 from tarflow_jax.sampling import calibration_file
 from tarflow_jax.sampling.write import name_of, write_samples
 from tarflow_jax.stopping import Stop
@@ -62,6 +63,10 @@ def run() -> int:
                 options = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
                 return planning.plan(config, workdir, TOPOLOGY.value, **options)
             keys.check(config)
+            if MODE.value == 'report':
+                say(config_words())
+                report(config, workdir, checkpoint)
+                return 0
             cluster.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
             if not cluster.is_one_of_several():
                 use_cores(config.mesh, rows_to_share(config))

@@ -57,7 +57,7 @@ class Stop:
 
     A context manager of the main thread. Within it, a process whose main thread has not read
     `signal` within `PATIENCE_SECONDS` of its arrival ends itself with the signal's status; at a
-    second Ctrl-C sooner, and a first one is answered with a line after a second.
+    second Ctrl-C sooner, and on a terminal a first one is answered with a line after a second.
 
     Attributes:
       received: the signal that this process has received.
@@ -148,7 +148,8 @@ class Stop:
 
     def _wait_for_main_thread(self, number) -> None:
         """Returns once the main thread knows of a signal; ends the process if that takes long."""
-        start, is_answered = time.monotonic(), number != signal.SIGINT
+        start = time.monotonic()
+        is_answered = number != signal.SIGINT or not os.isatty(2)  # nobody waits for an answer
         while not self._heard.wait(_LOOK_SECONDS):
             seconds = time.monotonic() - start
             if seconds > self._patience or self._comes_again():

@@ -13,16 +13,17 @@ from ml_collections import ConfigDict
 from tarflow_jax import inputs
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.keys import CLASS_NAMES
 from tarflow_jax.likelihood import classify, densities
 from tarflow_jax.likelihood.noise import Noise, TypeAndStd, type_and_std
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling import calibration_file, inpaint, paths
 from tarflow_jax.sampling.batches import draw_noise
-from tarflow_jax.sampling.denoise import denoise
+from tarflow_jax.sampling.denoise import denoise as score_step
 from tarflow_jax.sampling.inpaint import Inpainting
 from tarflow_jax.sampling.sample import sample
-from tarflow_jax.values import Whole
-from tarflow_jax.workdir import workdir_of
+from tarflow_jax.values import Location, Whole
+from tarflow_jax.workdir import config_of, workdir_of
 
 BATCH = 100  # samples at a time, unless the config has another number
 NUMBER = Whole(1)
@@ -32,8 +33,7 @@ class TrainedFlow:
     """A model with its parameters, and with what is known of its training.
 
         flow = tarflow_jax.load('runs/digits')
-        images = flow.sample(0, 10, labels=range(10), guidance=1.0)
-        images = flow.denoise(images, labels=range(10))
+        images = flow.sample(0, 10, guidance=1.0, denoise=True)
         flow.classify(images).argmax(axis=1)
         model, params = flow
 
@@ -96,27 +96,29 @@ class TrainedFlow:
         guidance: float = 0.0,
         temperature: float = 1.0,
         method: str = 'auto',
+        denoise: bool = False,
         progress: bool = False,
         **settings: Any,
     ) -> jax.Array:
         """Draws images.
 
         Args:
-          key: a key, or a seed; with the same seed, `--mode=sample` draws these very images, as far
-            as it is not told to denoise them.
+          key: a key, or a seed; of the same seed, `--mode=sample` draws these very images.
           num: the number of images; by default that of the labels, or 16.
           labels: by default all classes in turn; -1 for images without a label.
           guidance: weight of the guidance, from 0; above 0, sampling costs twice as much.
           temperature: standard deviation of the prior relative to the trained one.
           method: 'sequential', 'parallel', or 'auto', which goes by the workdir's calibration if
             there is one of these settings on this device (`--mode=calibrate`).
-          progress: whether to show a bar; needs the package rich.
+          denoise: whether to remove the noise that the model has learned along; see `denoise`.
+          progress: whether to show a bar.
           **settings: `guide`, `anneal_guidance`, `attention_temperature` and `tolerance`, see
             `tarflow_jax.sample`.
 
         Returns:
-          images [num, H, W, C], with the noise that the model has learned along: see `denoise`.
+          images [num, H, W, C].
         """
+        noise_std = self._gaussian_std('noise_std') if denoise else 0.0
         num = NUMBER.check('num', self._count(labels) if num is None else num)
         if labels is None:
             labels = np.arange(num) % self.model.num_classes if self.model.num_classes else -1
@@ -129,7 +131,10 @@ class TrainedFlow:
             index = jnp.arange(first, first + batch_size, dtype=jnp.int32)
             noise = _noise(self.model.image_shape, key, index)
             of_batch = labels[jnp.minimum(index, num - 1)]
-            images.append(sample(self.model, self.params, noise, of_batch, **settings))
+            drawn = sample(self.model, self.params, noise, of_batch, **settings)
+            if denoise:
+                drawn = score_step(self.model, self.params, drawn, of_batch, noise_std=noise_std)
+            images.append(drawn)
         return jnp.concatenate(images)[:num]
 
     def forward(self, images, labels=None) -> tuple[jax.Array, jax.Array]:
@@ -171,7 +176,7 @@ class TrainedFlow:
         """
         images, labels = self._images_and_labels(images, labels)
         std = self._gaussian_std('noise_std') if noise_std is None else noise_std
-        return denoise(self.model, self.params, images, labels, noise_std=std)
+        return score_step(self.model, self.params, images, labels, noise_std=std)
 
     def inpaint(self, images, mask, labels=None, *, key=0, **settings) -> Inpainting:
         """Completes images of which some pixels are known; see `inpaint.inpaint`.
@@ -234,11 +239,48 @@ class TrainedFlow:
 
         They stand with the data set that the model learned, if that is prepared on this machine.
         """
+        if CLASS_NAMES in self.config:
+            return tuple(self.config[CLASS_NAMES])
         if 'data' not in self.config or not self.config.data.get('dir'):
             return ()
         from tarflow_jax.data.folder import class_names
 
         return class_names(self.config.data.name, self.config.data.dir)
+
+    def save_pretrained(self, folder, *, title: str = '') -> Path:
+        """Writes the model as a folder to hand on, which `load` and `from_pretrained` take.
+
+        It holds `model.safetensors`, `config.json`, and a card, `README.md`, with the scores of the
+        workdir's evaluation, if that is of these parameters. Each file appears complete or not at
+        all. To publish it: `hf upload OWNER/NAME FOLDER`.
+
+        Args:
+          folder: is made if it is missing; the three files are replaced if they are there.
+          title: the heading of the card; by default the folder's name.
+
+        Returns:
+          The folder.
+
+        Raises:
+          InputError: the folder is a workdir, or cannot be written to.
+        """
+        from tarflow_jax.sharing import card, pretrained
+
+        folder = Location().check('folder', folder)
+        dataset = self.config.data.get('name', '') if 'data' in self.config else ''
+        config = config_of(self.model, self.noise, dataset)
+        if self.class_names:
+            config[CLASS_NAMES] = list(self.class_names)
+        text = card.write_card(
+            title or folder.absolute().name,
+            self.model,
+            self.params,
+            dataset=dataset,
+            noise=self.noise,
+            step=self.step,
+            workdir=self.path and workdir_of(self.path),
+        )
+        return pretrained.write(folder, self.params, config, text)
 
     def _images_and_labels(self, images, labels):
         images = inputs.image_batch(images, self.model.image_shape)

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -16,10 +16,11 @@ from ml_collections import ConfigDict
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_json
 from tarflow_jax.flow import TarFlow
-from tarflow_jax.keys import FREE_MODEL_KEYS, KEYS, check_record, flatten
+from tarflow_jax.keys import CLASS_NAMES, FREE_MODEL_KEYS, KEYS, check_record, flatten
 from tarflow_jax.values import Location
 
 CONFIG_FILE = 'config.json'
+EVALUATION_FILE = 'evaluation.json'
 CONVERTED_FROM = 'converted_from'  # in a config.json: the published file, and its SHA-256
 MOST_BYTES = 1_000_000  # of a config.json
 
@@ -115,12 +116,30 @@ def read_config(workdir) -> ConfigDict:
         raise InputError(f'{path} cannot be read: {error.strerror}.') from error
     defaults = {f.name: f.default for f in dataclasses.fields(TarFlow)}
     record['model'] = {key: defaults[key] for key in FREE_MODEL_KEYS} | record['model']
-    sections = {*(name.partition('.')[0] for name in KEYS), CONVERTED_FROM}
+    sections = {*(name.partition('.')[0] for name in KEYS), CONVERTED_FROM, CLASS_NAMES}
     return ConfigDict({key: value for key, value in record.items() if key in sections})
 
 
 def _refuse_constant(name: str):
     raise InputError(f'{name} is not a value of JSON')
+
+
+def config_of(model: TarFlow, noise: tuple[str, float] | None, dataset: str | None) -> ConfigDict:
+    """The config of a model that was not trained here: what is known of it, in the same sections.
+
+    Its attention is that of any device.
+    """
+    names = {field.name for field in dataclasses.fields(model)} - {'parent', 'name'}
+    attributes = {name: getattr(model, name) for name in sorted(names)}
+    sections: dict[str, Any] = {
+        'model': attributes | {'attention': 'auto'},
+        'train': {'ema_decay': 0.0},
+    }
+    if noise is not None:
+        sections['noise'] = dict(zip(('type', 'std'), noise, strict=True))
+    if dataset is not None:
+        sections['data'] = {'name': dataset}
+    return ConfigDict(sections)
 
 
 def check_same_model(config, workdir) -> None:

@@ -1,4 +1,4 @@
-"""The README's table of the house: which rooms there are, and that imports lead downwards only."""
+"""The table of the house: which rooms there are, and that imports lead downwards only."""
 
 import ast
 import graphlib
@@ -14,7 +14,7 @@ FILES += sorted(file.relative_to(ROOT) for file in ROOT.glob('tarflow_jax/[a-z]*
 
 def table():
     """The rows of the table: the rooms of each, and the words about them."""
-    _, _, section = (ROOT / 'README.md').read_text().partition('## How the code is laid out')
+    _, _, section = (ROOT / 'docs' / 'code.md').read_text().partition('## The house')
     rows = re.findall(r'^\| (`.*?) \| (.*) \|$', section.partition('\n## ')[0], re.MULTILINE)
     return [(re.findall(r'`(\w+)/?`', rooms), words) for rooms, words in rows]
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import TIMEOUT, arrays_in, files_in
+from runs import ROOT, TIMEOUT, arrays_in, files_in
 
 import tarflow_jax
 from tarflow_jax import loading
@@ -67,6 +68,23 @@ def load_and_compare(*workdirs):
     for workdir in workdirs:
         tarflow_jax.load(workdir)
     assert state_of_the_process() == before
+
+
+def test_loading_imports_only_what_a_model_needs(whole):
+    """Not what reads data, trains, draws, or shares; Flax itself imports rich."""
+    code = """if True:
+        import sys, tarflow_jax
+        flow = tarflow_jax.load(sys.argv[1])
+        print(*sorted({name.partition('.')[0] for name in sys.modules}))
+    """
+    process = subprocess.run(
+        [sys.executable, '-c', code, whole[0]], capture_output=True, text=True, cwd=ROOT
+    )
+    imported = process.stdout.split()
+    assert 'orbax' in imported, process.stderr
+    others = 'PIL array_record grain huggingface_hub matplotlib optax requests safetensors scipy'
+    others += ' skimage sklearn tensorboardX tensorflow tensorflow_datasets torch tqdm'
+    assert {*others.split()} & {*imported} == set()
 
 
 def state_of_the_process():

@@ -193,7 +193,7 @@ REFUSED = {
     'extra': ["'extra' is not a flag; a setting is --config.section.key=value."],
     '--mode=draw': [
         '--mode=draw',
-        'one of <train|sample|evaluate|calibrate|prepare_fid|convert|plan|info>',
+        'one of <train|sample|evaluate|calibrate|prepare_fid|convert|plan|report|info>',
     ],
     '--workdir=gs://bucket/run': ['gs://bucket/run is an address', 'give a local path'],
     '--workdir=/dev/null': ['/dev/null cannot be written to', 'give a --workdir'],

@@ -1,5 +1,7 @@
 """Signals are remembered, agreed upon, and end a process that does not come round."""
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -108,16 +110,17 @@ def test_a_process_that_does_not_come_round_is_ended():
 
 def test_a_ctrl_c_is_answered_and_a_second_one_ends_it():
     script = STUCK.replace('0.2', '20').replace('SIGTERM', 'SIGINT')
-    command = [sys.executable, '-c', script]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        answer = process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=10)
-    assert answer == (
-        'Stopping at the end of what runs on the device, in 20 seconds at the latest. Ctrl-C again '
-        'ends it at once.\n'
-    )
-    assert rest.startswith('error: stopped by SIGINT. What was running did not end soon')
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, '-c', script], stderr=theirs) as process:
+        os.close(theirs)
+        with open(ours, newline='') as terminal:
+            assert terminal.readline() == (
+                'Stopping at the end of what runs on the device, in 20 seconds at the latest. '
+                'Ctrl-C again ends it at once.\r\n'
+            )
+            process.send_signal(signal.SIGINT)
+            last = terminal.readline()
+    assert last.startswith('error: stopped by SIGINT. What was running did not end soon')
     assert process.returncode == 130
 
 

@@ -57,9 +57,10 @@ def test_a_published_file_tells_what_its_name_does(golden_dir, tmp_path):
 
 
 def test_samples_of_a_seed_are_those_of_the_program(flow, runs, workdir):
-    runs.run(workdir, '--mode=sample', '--config.sample.seed=5', '--config.sample.batch_size=6')
+    flags = '--config.sample.seed=5', '--config.sample.batch_size=6', '--config.sample.denoise'
+    runs.run(workdir, '--mode=sample', *flags)
     expected = np.load(workdir / 'samples' / 'samples.npz')
-    images = to_uint8(flow.sample(5, 16))
+    images = to_uint8(flow.sample(5, 16, denoise=True))
     assert np.abs(images.astype(int) - expected['arr_0']).max() <= 1
     assert len(flow.sample(5)) == 16
 

@@ -36,8 +36,8 @@ _EXPERIMENTS = {
 }
 _IMAGES = 'images'
 _EXPECTATION = (
-    'Next, in about ten minutes on two CPU cores, colours and rough shapes (after the name, '
-    ',minutes=60 or, on a GPU, ,hours=8 is a larger model):'
+    'Next, about ten minutes on two CPU cores, for colours and rough shapes; a larger model is '
+    '{name},minutes=60 or, on a GPU, {name},hours=8:'
 )
 
 
@@ -120,7 +120,7 @@ def _next(name: str, data_dir: str) -> list[str]:
         experiment, expectation = _EXPERIMENTS[name], 'Next:'
         options += [] if is_default else [f'--config.data.dir={data_dir}']
     else:
-        experiment, expectation = f'{_IMAGES}:{name}', _EXPECTATION
+        experiment, expectation = f'{_IMAGES}:{name}', _EXPECTATION.format(name=name)
         experiment += '' if is_default else f',dir={data_dir}'
     command = shlex.join(['python', '-m', 'tarflow_jax.main', f'--config={experiment}', *options])
     return [expectation, f'  {command}']

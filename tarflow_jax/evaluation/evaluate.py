@@ -25,9 +25,8 @@ from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.calibration_file import stored
 from tarflow_jax.stopping import Stop
 from tarflow_jax.values import Choice
-from tarflow_jax.workdir import source_of, workdir_of
+from tarflow_jax.workdir import EVALUATION_FILE, source_of, workdir_of
 
-REPORT_FILE = 'evaluation.json'
 HISTORY_FILE = 'evaluations.jsonl'  # those before
 _UNFINISHED = 'unfinished'  # a key of the report: metrics still to come
 _DECISIVE = ('version', 'config_sha256', 'params_sha256')  # keys of what the scores depend on
@@ -111,13 +110,13 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
             remaining = [name for later in parts[number + 1 :] for name in later.names]
             unfinished = {_UNFINISHED: remaining} if remaining else {}
             # After each part: the next one may take hours, and be stopped.
-            write_json(workdir / REPORT_FILE, {**scores, **about, **unfinished})
+            write_json(workdir / EVALUATION_FILE, {**scores, **about, **unfinished})
             for name, value in values.items():
                 print(f'{name:32} {value:.4f}', flush=True)
     for part in parts:
         part.finish()
     if distributed.is_main():
-        print(f'in {format_duration(time.perf_counter() - start)}: {workdir / REPORT_FILE}')
+        print(f'in {format_duration(time.perf_counter() - start)}: {workdir / EVALUATION_FILE}')
 
 
 def _load(experiment: Experiment, source) -> tuple[Any, dict[str, Any]]:
@@ -140,7 +139,7 @@ def prepare_workdir(workdir: Path) -> None:
 
 def _read_last(workdir: Path) -> dict[str, Any] | None:
     """The last evaluation; None if there is none."""
-    path = workdir / REPORT_FILE
+    path = workdir / EVALUATION_FILE
     if not path.exists():
         return None
     try:
@@ -163,7 +162,7 @@ def _take_over(workdir: Path, about: dict[str, Any]) -> dict[str, float]:
             return {key: value for key, value in last.items() if '/' in key}
         logging.warning(
             'The scores of the interrupted evaluation in %s are computed again: %s changed.',
-            *(workdir / REPORT_FILE, ', '.join(changed)),
+            *(workdir / EVALUATION_FILE, ', '.join(changed)),
         )
     _append_once(workdir / HISTORY_FILE, json_text(last))
     return {}

@@ -12,10 +12,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as splash_kernel,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
 # Full float32 products: by default, TPUs and recent GPUs round the factors.
 PRECISION = jax.lax.Precision.HIGHEST
@@ -126,6 +122,13 @@ SPLASH_BLOCKS = (512, 256, 128)  # sides of square tiles; the first that divides
 
 
 def _splash_kernel(length, num_heads, interpret):
+    from jax.experimental.pallas.ops.tpu.splash_attention import (  # takes a tenth of jax's time
+        splash_attention_kernel as splash_kernel,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as splash_mask,
+    )
+
     side = next(side for side in SPLASH_BLOCKS if length % side == 0)
     tiles = splash_kernel.BlockSizes(
         block_q=side,

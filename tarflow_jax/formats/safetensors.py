@@ -1,13 +1,15 @@
-"""Reads the tensors of a `.safetensors` file with the format's own library."""
+"""Tensors in `.safetensors` files, by the format's own library."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.files import open_regular
+from tarflow_jax.files import open_atomically, open_regular
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -27,3 +29,9 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
             f'{path} is not a safetensors file that can be read: {error}. If it should be one, it '
             'is damaged: fetch it again.'
         ) from error
+
+
+def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes tensors by name, atomically; they must be contiguous in memory."""
+    with open_atomically(path) as file:
+        save_file(dict(tensors), file.name)

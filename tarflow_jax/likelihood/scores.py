@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from tarflow_jax.data import pipeline
 from tarflow_jax.flow.parts import map_parts
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.likelihood.noise import Noise
@@ -96,6 +95,8 @@ def scored_batches(split, mesh, batch_size: int, before_batch: Callable[[], obje
       'image' [B, H, W, C], 'label' [B] and 'index' [B], that of the row in the split, over the
       mesh; and 'mask' [B], NumPy, of which rows are examples.
     """
+    from tarflow_jax.data import pipeline  # a model is loaded without Grain
+
     batch_size = shared_batch_size(batch_size, len(split), mesh)
     rows = arrays.local_rows(mesh, batch_size)
     batches = pipeline.eval_batches(split, batch_size=batch_size, rows=rows)

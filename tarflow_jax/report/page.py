@@ -9,6 +9,7 @@ import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tarflow_jax import commands
 from tarflow_jax.pictures import Picture
 
 MOST_SVG = 600_000  # bytes of an SVG, above which a picture is a PNG
@@ -64,7 +65,7 @@ def missing(words: str, command: str = '') -> str:
 
 def command(workdir: Path, mode: str) -> str:
     """What a person types to get what is missing."""
-    return f'python -m tarflow_jax.main --workdir={workdir} --mode={mode}'
+    return commands.command(f'--workdir={workdir}', f'--mode={mode}')
 
 
 def facts(values: Iterable[tuple[str, str]]) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import tarflow_jax
-from tarflow_jax import pictures
+from tarflow_jax import configfile, pictures
 from tarflow_jax.errors import InputError
 from tarflow_jax.keys import flatten
 from tarflow_jax.report.page import (
@@ -115,23 +114,19 @@ def configuration(config) -> Section:
         for name, value in values.items()
         if value != base.get(name) and name not in _OWN_FOLDERS
     }
-    parts = []
-    if base:
-        rows = [(name, *both) for name, both in changed.items()]
-        parts.append(paragraph('What differs from configs/base.py:'))
-        parts.append(table(rows, ('key', 'here', 'in base')))
-    parts.append(details('Every key', table(values.items())))
+    rows = [(name, *both) for name, both in changed.items()]
+    parts = [
+        paragraph('What differs from configs/base.py:'),
+        table(rows, ('key', 'here', 'in base')),
+        details('Every key', table(values.items())),
+    ]
     return Section('Config', parts)
 
 
 def _base() -> dict[str, str]:
-    """The values of `configs/base.py`, which lies in the package or beside it; else nothing."""
-    package = Path(tarflow_jax.__file__).parent
-    for folder in (package, package.parent):
-        if (file := folder / 'configs' / 'base.py').is_file():
-            config = runpy.run_path(str(file))['get_config']()
-            return {name: _value(value) for name, value in flatten(config).items()}
-    return {}
+    """The values of `configs/base.py`."""
+    config = runpy.run_path(str(configfile.folder() / 'base.py'))['get_config']()
+    return {name: _value(value) for name, value in flatten(config).items()}
 
 
 def _value(value) -> str:

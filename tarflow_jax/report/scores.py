@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation.evaluate import REPORT_FILE
 from tarflow_jax.report.page import Section, columns, command, details, missing, paragraph, table
+from tarflow_jax.workdir import EVALUATION_FILE
 
 METRICS = {
     'nats_per_dim': 'negative log-likelihood, nats per dimension',
@@ -54,7 +54,7 @@ def read_scores(workdir: Path) -> dict[str, Any]:
     Raises:
       InputError: it is damaged.
     """
-    path = workdir / REPORT_FILE
+    path = workdir / EVALUATION_FILE
     if not path.exists():
         return {}
     try:

@@ -14,7 +14,6 @@ from absl import logging
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import json_text
-from tarflow_jax.imagefiles import write_npz
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.parallel.mesh import shared_batch_size
@@ -81,6 +80,8 @@ def table(reports: list[BlockReport], num_tokens: int) -> str:
 
 def write(path: Path, calibration: Calibration, identity: dict[str, Any], reports) -> None:
     """Writes a calibration with what it is of, see `identity_of`."""
+    from tarflow_jax.imagefiles import write_npz  # a model is loaded without Pillow
+
     about = {'identity': identity, 'blocks': [dataclasses.asdict(report) for report in reports]}
     values = {**vars(calibration), 'windows': np.array(calibration.windows, np.int32)}
     write_npz(path, **jax.device_get(values), about=np.array(json_text(about)))

@@ -59,7 +59,7 @@ def train(
 
     Args:
       experiment: see `build.Experiment`.
-      workdir: the folder of the run, see README.md for its files.
+      workdir: the folder of the run, see docs/command_line.md for its files.
       stop: receives the signals.
       load_params: a function that returns the first parameters of a new run; random without it.
       allow_changes: whether a run may resume with another data set, noise, seed and the like.

@@ -96,7 +96,10 @@ def test_the_command_needs_no_folder_that_is_the_default(tmp_path, capsys, monke
     fill(tmp_path / 'images', 8)
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'data'))
     prepare.main(['animals', f'--folder={tmp_path}/images', '--size=16', '--workers=1'])
-    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    *_, expectation, command = capsys.readouterr().out.splitlines()
+    assert 'ten minutes on two CPU cores' in expectation
+    assert 'animals,minutes=60 or, on a GPU, animals,hours=8' in expectation
+    words = shlex.split(command)
     assert words[3:] == ['--config=images:animals', '--workdir=runs/animals']
 
 

@@ -122,14 +122,19 @@ def test_what_a_run_says_in_a_pipe(whole):
     assert lines[1].startswith('step  1/24  loss ')
     assert any(line.startswith('step 24/24  loss ') for line in lines)
     last = metrics_in(workdir)[-1]
-    assert lines[-2] == (
+    assert lines[-5] == (
         f'step 24  test {last["test/nats_per_dim"]:.4f} nats/dim  '
         f'{last["test/bits_per_dim"]:.4f} bits/dim'
     )
-    assert lines[-1] == (
+    assert lines[-4] == (
         f'Trained to step 24, saved in {workdir}/checkpoints/24. The best checkpoint by the test '
         f'split is that of step 24. Samples are in {workdir}/samples.'
     )
+    assert lines[-3:] == [
+        'Next:',
+        f'  python -m tarflow_jax.main --workdir={workdir} --mode=sample',
+        f'  python -m tarflow_jax.main --workdir={workdir} --mode=evaluate',
+    ]
 
 
 def test_a_second_trainer_is_refused_and_ctrl_c_ends_the_first(runs, tmp_path):

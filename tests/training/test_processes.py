@@ -153,7 +153,8 @@ def test_two_sample_and_score_as_one(runs, one, tmp_path):
         for name in ('one', 'two')
     ]
     assert contents[0].keys() == {
-        *('evaluation.json', 'samples/samples.npz', 'samples/samples.png')
+        *('evaluation.json', 'samples/samples.npz', 'samples/samples.png'),
+        *(f'samples/samples_denoise-True_guidance1.{suffix}' for suffix in ('npz', 'png')),
     }
     evaluations = [json.loads(content.pop('evaluation.json')) for content in contents]
     assert all(evaluation.pop('date') for evaluation in evaluations)

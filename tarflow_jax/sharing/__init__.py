@@ -1,0 +1,1 @@
+"""Models as folders that people hand on: weights, config and a card."""

@@ -1,0 +1,147 @@
+"""The card of a model: what it is, how it is used, and how well it did, in Markdown."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tarflow_jax.flow import TarFlow
+from tarflow_jax.likelihood.noise import TypeAndStd
+from tarflow_jax.parallel.fingerprints import digest
+from tarflow_jax.workdir import EVALUATION_FILE
+
+_TEXT = """---
+library_name: tarflow_jax
+pipeline_tag: unconditional-image-generation
+tags:
+- normalizing-flow
+- tarflow
+- jax
+---
+
+# {title}
+
+A [TarFlow](https://arxiv.org/abs/2412.06329), a normalizing flow: it draws images of
+{height}x{width} pixels with {channels}, and computes the likelihood of given ones.
+
+```python
+import tarflow_jax
+
+flow = tarflow_jax.load(FOLDER)  # this one, or its name on the Hub, 'owner/name'
+images = flow.sample(0, 16{denoise})
+```
+
+| | |
+|---|---|
+{rows}
+
+## Scores
+
+{scores}
+"""
+
+
+def write_card(
+    title: str,
+    model: TarFlow,
+    params,
+    *,
+    dataset: str,
+    noise: TypeAndStd | None,
+    step: int | None,
+    workdir: Path | None,
+) -> str:
+    """Returns the text of a card.
+
+    Args:
+      title: its heading.
+      model: the flow.
+      params: its parameters.
+      dataset: the data set that it learned; '' if that is unknown.
+      noise: the noise that it was trained with; None if that is unknown.
+      step: its training step, if that is known.
+      workdir: the workdir that it comes from, whose evaluation is reported.
+    """
+    height, width, channels = model.image_shape
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    rows = {
+        'parameters': f'{count:,}, float32',
+        'architecture': f'{model.num_blocks} blocks of {model.layers_per_block} layers, width '
+        f'{model.width}, patches of {model.patch_size}x{model.patch_size} pixels',
+        'classes': f'{model.num_classes}' if model.num_classes else 'none',
+        'trained on': dataset or 'unknown',
+        'noise in training': _noise(noise),
+    }
+    if step:
+        rows['training steps'] = f'{step:,}'
+    removes_noise = noise is not None and noise.type == 'gaussian'
+    return _TEXT.format(
+        title=title,
+        height=height,
+        width=width,
+        channels='one channel' if channels == 1 else f'{channels} channels',
+        denoise=', denoise=True' if removes_noise else '',
+        rows='\n'.join(f'| {name} | {value} |' for name, value in rows.items()),
+        scores=scores(read_evaluation(workdir), digest(params)),
+    )
+
+
+def _noise(noise: TypeAndStd | None) -> str:
+    if noise is None:
+        return 'unknown'
+    is_uniform = noise.type == 'uniform'
+    return 'uniform' if is_uniform else f'Gaussian, standard deviation {noise.std:g}'
+
+
+def read_evaluation(workdir: Path | None) -> dict[str, Any]:
+    """The evaluation of a workdir; empty if there is none that can be read."""
+    if workdir is None:
+        return {}
+    try:
+        evaluation = json.loads((workdir / EVALUATION_FILE).read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return evaluation if isinstance(evaluation, dict) else {}
+
+
+def scores(evaluation: Mapping[str, Any], params_sha256: str) -> str:
+    """The scores of an evaluation as a table, and how they were measured.
+
+    Scores of other parameters are left out, whatever the workdir holds.
+    """
+    if not evaluation:
+        return 'It has not been evaluated.'
+    if evaluation.get('params_sha256') != params_sha256:
+        return 'The evaluation at hand is of other parameters; these have not been evaluated.'
+    values = {name: value for name, value in evaluation.items() if isinstance(value, float)}
+    rows = [
+        f'| {name} | {value:.4f}'
+        + (f' ± {values[f"{name}_error"]:.4f} |' if f'{name}_error' in values else ' |')
+        for name, value in values.items()
+        if not name.endswith('_error')
+    ]
+    return '\n'.join(['| | |', '|---|---|', *rows, '', *_measured(evaluation)])
+
+
+def _measured(evaluation: Mapping[str, Any]) -> list[str]:
+    """How the scores were measured, a sentence for splits and one for samples."""
+    sentences = []
+    if splits := evaluation.get('splits'):
+        numbers = ', '.join(f'{n:,} of {name}' for name, n in splits['num_images'].items())
+        noise = TypeAndStd(**splits['noise'])
+        sentences.append(
+            f'Splits: every image once ({numbers}), labels given, with noise ({_noise(noise)}), '
+            f'{splits["num_draws"]} draws, seed {splits["seed"]}, {splits["dtype"]}.'
+        )
+        if noise.type == 'gaussian':
+            sentences.append('Bits per dimension under Gaussian noise are no code length.')
+    if samples := evaluation.get('samples'):
+        sentences.append(
+            f'Samples: {samples["num_samples"]:,}, guidance {samples["guidance"]:g}, prior '
+            f'temperature {samples["prior_temperature"]:g}, noise of {samples["denoise_std"]:g} '
+            f'removed, seed {samples["seed"]}.'
+        )
+    sentences.append(f'By tarflow_jax {evaluation.get("version")}, {evaluation.get("date")}.')
+    return sentences
