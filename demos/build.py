@@ -14,7 +14,7 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
-NAMES = ('digits', 'published_model', 'likelihood', 'your_images')
+NAMES = ('digits', 'published_model', 'likelihood', 'your_images', 'scale')
 KERNEL = {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'}
 TIMEOUT = 1800  # seconds of a cell
 
