@@ -19,7 +19,7 @@ SETTINGS = {
     'likelihood': dict(EPOCHS=0.1, BLOCKS=1, SIZE=8, IMAGES=16, CANDIDATES=10),
     'published_model': dict(CHECKPOINT=PUBLISHED, IMAGES=2, GUIDANCES=(0, 1), TEMPERATURES=(0.5,)),
     'scale': dict(EPOCHS=0.5, BLOCKS=1, PLANNED='digits', TOPOLOGY='v5e:2x2'),
-    'your_images': dict(SIZE=16, MINUTES=0.01, CROPS=80),
+    'your_images': dict(SIZE=8, MINUTES=0.01, CROPS=12),
 }
 
 
