@@ -69,9 +69,8 @@ def draw(experiment: Experiment, params) -> Samples:
     settings: dict[str, Any] = dict(config.get('sample') or {})
     count = count_images(model)
     labels = spread_labels(count, model.num_classes)
-    noise = draw_noise(
-        model.image_shape, settings.get('seed', SEED), np.arange(count), np.zeros(count, np.int32)
-    )
+    key = jax.random.key(settings.get('seed', SEED))
+    noise = draw_noise(model.image_shape, key, np.arange(count), np.zeros(count, np.int32))
     prior = {'prior_temperature': settings.get('prior_temperature', 1.0)}
     stages = sample(model, params, noise, labels, return_sequence=True, **prior)
     std = config.noise.std if 'noise' in config and config.noise.type == 'gaussian' else 0.0

@@ -101,7 +101,7 @@ def test_labels_are_drawn_uniformly_each_by_its_number():
     np.testing.assert_allclose(np.bincount(labels) / 10_000, 1, atol=0.04)  # 5 standard deviations
     np.testing.assert_array_equal(spread_labels('uniform', 11, 3, seed=0), labels[:11])
     assert (spread_labels('uniform', 100, 3, seed=1) != labels[:100]).any()
-    with pytest.raises(InputError, match="one of even, uniform; got 'odd'"):
+    with pytest.raises(InputError, match="numbers such as 3,3,7; got 'odd'"):
         spread_labels('odd', 7, 3, seed=0)
 
 

@@ -165,7 +165,8 @@ def test_the_command_line(runs, whole, tmp_path):
     lines = result.out.splitlines()
     assert lines[0] == 'Samples are drawn; fitting each block.'
     assert lines[1].startswith('A window of 2 tokens: ')
-    assert lines[-1].startswith('Calibrated in ')
+    assert lines[-3].startswith('Calibrated in ')
+    assert lines[-1].endswith(f'--workdir={tmp_path} --mode=sample')
     assert (tmp_path / 'calibration.npz').exists()
     assert result.err == ''
     after = runs.run(tmp_path, '--mode=sample', *flags)
