@@ -34,7 +34,6 @@ from tarflow_jax.parallel.host_memory import keep_freed_memory
 from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.planning import plan as planning
 from tarflow_jax.quantities import format_duration
-from tarflow_jax.report.write import report
 from tarflow_jax.sampling import calibration_file
 from tarflow_jax.sampling.write import name_of, write_samples
 from tarflow_jax.stopping import Stop
@@ -64,6 +63,8 @@ def run() -> int:
                 return planning.plan(config, workdir, TOPOLOGY.value, **options)
             keys.check(config)
             if MODE.value == 'report':
+                from tarflow_jax.report.write import report  # the only mode that needs Matplotlib
+
                 say(config_words())
                 report(config, workdir, checkpoint)
                 return 0

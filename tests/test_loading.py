@@ -87,6 +87,13 @@ def test_loading_imports_only_what_a_model_needs(whole):
     assert {*others.split()} & {*imported} == set()
 
 
+def test_the_program_needs_no_extra():
+    """But for the mode and the functions that say so."""
+    extras = 'huggingface_hub jupytext libtpu matplotlib mkdocs tensorflow'.split()
+    code = f'import sys; sys.modules |= dict.fromkeys({extras}); import tarflow_jax.modes'
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+
+
 def state_of_the_process():
     names = (None, 'absl', 'asyncio', 'jax', 'orbax', 'tarflow_jax')
     loggers = [logging.getLogger(name) for name in names]
