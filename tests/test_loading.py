@@ -89,7 +89,7 @@ def test_loading_imports_only_what_a_model_needs(whole):
 
 def test_the_program_needs_no_extra():
     """But for the mode and the functions that say so."""
-    extras = 'huggingface_hub jupytext libtpu matplotlib mkdocs tensorflow'.split()
+    extras = ['huggingface_hub', 'jupytext', 'libtpu', 'matplotlib', 'mkdocs']
     code = f'import sys; sys.modules |= dict.fromkeys({extras}); import tarflow_jax.modes'
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 
