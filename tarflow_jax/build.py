@@ -15,8 +15,8 @@ from tarflow_jax.flow import TarFlow, patches
 from tarflow_jax.flow.attention import SPLASH_BLOCKS
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel.mesh import make_mesh
-from tarflow_jax.sampling.batches import Labels, label_cycle
 from tarflow_jax.sampling.guidance import Guidance
+from tarflow_jax.sampling.labels import Labels, label_cycle
 
 if TYPE_CHECKING:
     from tarflow_jax.data.sources import Dataset

@@ -1,6 +1,5 @@
 """What people have at hand, images, labels and seeds of any kind, as the arrays of a model."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,8 @@ import numpy as np
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow.inputs import as_batch, as_labels
-from tarflow_jax.values import INT32_MAX, Whole, refuse, shown
+from tarflow_jax.sampling.labels import class_number
+from tarflow_jax.values import INT32_MAX, Whole, refuse
 
 SEED = Whole(0, INT32_MAX)
 
@@ -80,7 +80,9 @@ def label_batch(
         labels = [labels] * batch
     if isinstance(labels, list | tuple | np.ndarray) and any(isinstance(v, str) for v in labels):
         names = list(class_names())
-        labels = [_number(label, names) if isinstance(label, str) else label for label in labels]
+        labels = [
+            class_number(label, names) if isinstance(label, str) else label for label in labels
+        ]
     return as_labels(labels, batch, num_classes)
 
 
@@ -152,13 +154,3 @@ def _pixels(picture, image_shape: tuple[int, int, int]) -> np.ndarray:
     from PIL import Image
 
     return np.asarray(Image.fromarray(array).convert('L'))[..., None]
-
-
-def _number(name: str, names: list[str]) -> int:
-    if name in names:
-        return names.index(name)
-    if not names:
-        raise InputError(f'the names of the classes are not known; give numbers, not {name!r}.')
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f'; did you mean {nearest[0]!r}?' if nearest else '.'
-    raise InputError(f'there is no class {name!r}{hint} There are {shown(", ".join(names))}.')

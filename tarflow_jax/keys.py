@@ -10,9 +10,9 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.flow.attention import IMPLEMENTATIONS
 from tarflow_jax.flow.tarflow import ATTRIBUTES
 from tarflow_jax.likelihood.noise import NOISE_TYPES, Noise
-from tarflow_jax.sampling.batches import LABELS, Labels
 from tarflow_jax.sampling.denoise import NOISE_STD
 from tarflow_jax.sampling.guidance import ATTENTION_TEMPERATURE, GUIDE, WEIGHT
+from tarflow_jax.sampling.labels import LABELS, Labels
 from tarflow_jax.sampling.sample import METHOD, PRIOR_TEMPERATURE, TOLERANCE
 from tarflow_jax.values import INT32_MAX, Choice, Flag, Location, Real, Text, Texts, Whole
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tarflow_jax import configfile, keys, values
-from tarflow_jax.sampling.batches import Labels
+from tarflow_jax.sampling.labels import Labels
 
 ROOT = Path(__file__).parents[2]
 _LINE = re.compile(r' +config\.([\w.]+) = (.*?)(?:  # (.*))?')

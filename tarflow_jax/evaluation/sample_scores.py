@@ -22,7 +22,8 @@ from tarflow_jax.likelihood.scores import scored_batches
 from tarflow_jax.parallel import arrays, distributed
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.progress import counting
-from tarflow_jax.sampling.batches import sample_batches, spread_labels
+from tarflow_jax.sampling.batches import sample_batches
+from tarflow_jax.sampling.labels import spread_labels
 from tarflow_jax.sampling.parallel import Calibration
 from tarflow_jax.stopping import RESUMES, Stop
 

@@ -20,8 +20,9 @@ from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.flow.tokens import TokenFlow, reorder
 from tarflow_jax.parallel import arrays, distributed, rules
 from tarflow_jax.parallel.mesh import shared_batch_size
-from tarflow_jax.sampling.batches import draw_noise, spread_labels
+from tarflow_jax.sampling.batches import draw_noise
 from tarflow_jax.sampling.guidance import Guidance
+from tarflow_jax.sampling.labels import spread_labels
 from tarflow_jax.sampling.parallel import Calibration, lagged, solve_in_windows
 from tarflow_jax.sampling.sample import scale_noise
 from tarflow_jax.sampling.sequential import GuidedStep, solve_in_order
@@ -104,7 +105,7 @@ def calibrate(
       mesh: the devices of all processes, each of which must call.
       batch_size: samples at a time, for which it is measured.
       tolerance: what an image may differ by from the sequential one, pixels in [-1, 1].
-      labels: 'even' or 'uniform', see `batches.spread_labels`.
+      labels: 'even' or 'uniform', see `labels.spread_labels`.
       prior_temperature: see `sample`.
       windows: tokens of each block's window, 1 for token by token, instead of the fastest.
       say: called with a line now and then, in the main process.

@@ -15,14 +15,8 @@ from tarflow_jax.files import keep_as, make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.progress import counting
-from tarflow_jax.sampling.batches import (
-    MAX_DRAWS,
-    REMEDIES,
-    captions,
-    host_images,
-    sample_batches,
-    spread_labels,
-)
+from tarflow_jax.sampling.batches import MAX_DRAWS, REMEDIES, host_images, sample_batches
+from tarflow_jax.sampling.labels import captions, spread_labels
 from tarflow_jax.stopping import RESTARTS, Stop
 
 GRID_SAMPLES = 100  # at most, in a picture

@@ -12,7 +12,7 @@ from runs import TIMEOUT, files_in
 
 from tarflow_jax.evaluation import inception_weights, prepare_fid, references
 from tarflow_jax.formats import torchfile
-from tarflow_jax.sampling.batches import spread_labels
+from tarflow_jax.sampling.labels import spread_labels
 
 HAAR = '--config.evaluate.metrics=haar_frechet,haar_precision,haar_recall'
 INCEPTION = '--config.evaluate.metrics=fid,sfid,inception_score,precision,recall'

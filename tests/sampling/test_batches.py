@@ -7,7 +7,8 @@ from tarflow_jax import denoise, sample
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.parallel.mesh import make_mesh
-from tarflow_jax.sampling.batches import host_images, sample_batches, spread_labels
+from tarflow_jax.sampling.batches import host_images, sample_batches
+from tarflow_jax.sampling.labels import spread_labels
 
 MODEL = TarFlow((4, 4, 1), 2, width=8, head_dim=4, num_blocks=2, layers_per_block=1, num_classes=3)
 NUM_SAMPLES = 10
