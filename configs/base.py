@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
     config.sample.denoise = True  # remove gaussian training noise by a score step
     config.sample.method = 'auto'  # as calibrated, else 'sequential'; or 'parallel'
     config.sample.tolerance = 1e-3  # of an image, by the parallel method; pixels span 2
+    config.sample.certify = False  # measure residuals; solve again what is above the tolerance
     config.sample.seed = 0  # of the samples' noise
 
     config.evaluate = ConfigDict()

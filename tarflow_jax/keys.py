@@ -77,6 +77,7 @@ KEYS = {
     'sample.denoise': Flag(),
     'sample.method': METHOD,
     'sample.tolerance': TOLERANCE,
+    'sample.certify': Flag(),
     'sample.seed': SEED,
     'evaluate.metrics': Texts(),
     'evaluate.splits': Texts(),

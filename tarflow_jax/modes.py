@@ -27,7 +27,6 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.evaluate import check as check_evaluation
 from tarflow_jax.evaluation.evaluate import evaluate
 from tarflow_jax.evaluation.prepare_fid import prepare_fid
-from tarflow_jax.files import make_writable
 from tarflow_jax.parallel import cluster, distributed
 from tarflow_jax.parallel.cores import use_cores
 from tarflow_jax.parallel.host_memory import keep_freed_memory
@@ -126,7 +125,9 @@ def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: 
     folder = workdir / 'samples'
     model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
     folders = [workdir, workdir_of(Path(source))]
-    calibration = calibration_file.stored(folders, model, params, mesh, sampling)
+    calibration = calibration_file.find_or_make(
+        *(workdir, folders, model, params, mesh, sampling, stop.check)
+    )
     settings = {**sampling, 'calibration': calibration}
     name = name_of_changes(source)
     write_samples(model, params, mesh, folder, stop, settings, name)
@@ -160,8 +161,6 @@ def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, sto
     source = source_of(workdir, checkpoint)
     model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
     params, _ = loading.load_params(experiment, source)
-    if distributed.is_main():
-        make_writable(workdir)
     calibration_file.calibrate_and_write(workdir, model, params, mesh, sampling, stop.check)
     seconds = format_duration(time.perf_counter() - start)
     say(f'Calibrated in {seconds}: --mode=sample and --mode=evaluate of {workdir} use it.')

@@ -151,6 +151,18 @@ class Runs:
             arguments = [flag for flag in arguments[1:] if flag != '--config=']
         return self._fork(_run, arguments, at, file_size, devices, mortal)
 
+    def run_script(self, source, path, cwd) -> Result:
+        """Runs the source of a script as `__main__` in a folder, in a process as those of `start`.
+
+        Args:
+          source: of the script.
+          path: that tracebacks name.
+          cwd: the folder in which it runs.
+        """
+        result = self._fork(_script, source, str(path), cwd).wait()
+        assert result.status == 0, result
+        return result
+
     def _fork(self, target, *arguments) -> Run:
         folder = self.folder / f'run{len(list(self.folder.glob("run*")))}'
         folder.mkdir()
@@ -273,6 +285,13 @@ def _call(folder, function, process, arguments):
     _as_python_ends(main.run)
 
 
+def _script(folder, source, path, cwd):
+    _print_into(folder)
+    os.chdir(cwd)
+    sys.path.insert(0, str(ROOT))
+    _as_python_ends(lambda: exec(compile(source, path, 'exec'), {'__name__': '__main__'}))
+
+
 def _run(folder, arguments, at, file_size, devices, mortal):
     _print_into(folder)
     terminal.prepare()
@@ -346,8 +365,11 @@ def runs(tmp_path_factory):
     config = folder / 'tiny.py'
     config.write_text(TINY)
     open_dataset('digits', folder / 'data')
+    base = tmp_path_factory.getbasetemp()
+    of_all_workers = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
     environment = {
-        'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
+        'JAX_COMPILATION_CACHE_DIR': str(of_all_workers / 'compiled'),
+        'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**30),  # which makes workers wait for each other
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_NUM_CPU_DEVICES': '1',  # however many cores there are
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # compiles in half the time

@@ -44,6 +44,19 @@ def test_samples(runs, whole, tmp_path):
     assert (tmp_path / 'samples' / 'samples.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_samples_with_a_certificate(runs, whole, tmp_path):
+    flags = ['--config.sample.method=parallel', '--config.sample.certify=True']
+    result = runs.run(tmp_path, '--mode=sample', f'--checkpoint={whole[0]}', *flags)
+    with np.load(tmp_path / 'samples' / 'samples.npz') as arrays:
+        residual = arrays['residual']
+    assert residual.shape == (16,)
+    assert (residual < 1.1e-3).all()
+    assert (
+        f'The largest residual is {residual.max():.1e} (tolerance 0.001); '
+        '0 of 16 samples were solved again token by token.\n' in result.out
+    )
+
+
 def test_samples_and_scores_of_a_published_model_without_classes(runs, golden_dir, tmp_path):
     flags = [f'--checkpoint={golden_dir}/uncond.pth', *UNCONDITIONAL]
     how = ['--config.sample.guidance=0.5', '--config.sample.attention_temperature=0.5']

@@ -63,6 +63,7 @@ class FlowBlock(nn.Module):
             variable_axes={'params': 0},
             split_rngs={'params': True},
             in_axes=nn.broadcast,
+            check_constancy_invariants=False,  # there are none; traces half as often
             length=self.num_layers,
             unroll=self.num_layers if self.unroll else 1,
         )(self.head_dim, self.dtype, self.attention)

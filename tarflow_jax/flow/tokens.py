@@ -180,6 +180,7 @@ class TokenFlow(nn.Module):
             variable_axes={'params': 0},
             split_rngs={'params': True},
             in_axes=nn.broadcast,
+            check_constancy_invariants=False,  # there are none; traces half as often
             length=self.num_blocks,
             unroll=1 if self.unroll == 'none' else self.num_blocks,
         )

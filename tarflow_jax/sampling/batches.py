@@ -32,12 +32,16 @@ class SampleBatch(NamedTuple):
       index: numbers of the samples [B], NumPy.
       mask: False for padding [B], NumPy.
       num_redrawn: noises drawn again, because a sample was not finite.
+      residual: of each sample [B], see `sample`, NumPy; None if it was not measured.
+      resolved: whether each sample was solved again token by token [B], NumPy; likewise None.
     """
 
     images: jax.Array
     index: np.ndarray
     mask: np.ndarray
     num_redrawn: int
+    residual: np.ndarray | None = None
+    resolved: np.ndarray | None = None
 
 
 def host_images(batches: Iterable[SampleBatch]) -> Iterator[np.ndarray]:
@@ -61,6 +65,7 @@ def sample_batches(
     first: int = 0,
     labels: str = 'even',
     denoise_std: float = 0.0,
+    certify: bool = False,
     max_draws: int = MAX_DRAWS,
     must_be_finite: bool = True,
     before_batch: Callable[[], object] = lambda: None,
@@ -79,6 +84,7 @@ def sample_batches(
       first: number of the first sample.
       labels: 'even', 'uniform' or '3,3,7', see `spread_labels`.
       denoise_std: noise that a score step removes from the samples, see `denoise`; 0 for no step.
+      certify: whether to measure residuals, and to solve again what is above the tolerance.
       max_draws: most draws of the noise of a sample that is not finite. Its label and the other
         samples stay the same.
       must_be_finite: whether a sample that is not finite after several draws is an error.
@@ -94,7 +100,7 @@ def sample_batches(
     all_labels = spread_labels(labels, num_rows, model.num_classes, seed)
     if all_labels is None:
         all_labels = np.full(num_rows, -1, np.int32)
-    static = tuple({**settings, 'denoise_std': denoise_std}.items())
+    static = tuple({**settings, 'denoise_std': denoise_std, 'certify': certify}.items())
 
     def program(index, labels, attempts):
         return sample_batch(model, params, calibration, seed, index, labels, attempts, static)
@@ -105,27 +111,37 @@ def sample_batches(
         index = np.arange(start, start + batch_size, dtype=np.int32)
         local = index[rows], all_labels[index][rows], np.zeros(len(rows), np.int32)
         placed = arrays.put_rows(local, mesh, batch_size, rows)
-        images, num_redrawn, all_finite = _redraw(program, placed, max_draws)
+        drawn, num_redrawn, all_finite = _redraw(program, placed, max_draws)
         if must_be_finite and not all_finite:
             raise RunError(
                 f'a sample is not finite after {max_draws} draws of its noise. {REMEDIES}'
             )
-        yield SampleBatch(images, index, index < num_samples, num_redrawn)
+        certificate = arrays.fetch((drawn.residual, drawn.resolved)) if certify else ()
+        yield SampleBatch(drawn.images, index, index < num_samples, num_redrawn, *certificate)
+
+
+class Drawn(NamedTuple):
+    """What `sample_batch` gives: images, and whether each is finite, its residual, and resolved."""
+
+    images: jax.Array
+    finite: jax.Array
+    residual: jax.Array
+    resolved: jax.Array
 
 
 def _redraw(program, placed, max_draws):
     """Samples, the number of noises drawn again, and whether all are finite (or not checked)."""
     index, labels, attempts = placed
-    images, finite = program(index, labels, attempts)
+    drawn = program(index, labels, attempts)
     num_redrawn = 0
     for _ in range(1, max_draws):
-        failed = int((~arrays.fetch(finite)).sum())
+        failed = int((~arrays.fetch(drawn.finite)).sum())
         if not failed:
             break
         num_redrawn += failed
-        attempts = _next_attempts(finite, attempts)
-        images, finite = _keep_finite(finite, images, *program(index, labels, attempts))
-    return images, num_redrawn, max_draws == 1 or arrays.fetch(finite).all()
+        attempts = _next_attempts(drawn.finite, attempts)
+        drawn = _keep_finite(drawn, program(index, labels, attempts))
+    return drawn, num_redrawn, max_draws == 1 or arrays.fetch(drawn.finite).all()
 
 
 @jax.jit
@@ -134,12 +150,17 @@ def _next_attempts(finite, attempts):
 
 
 @jax.jit
-def _keep_finite(finite, images, new_images, new_finite):
-    return jnp.where(finite[:, None, None, None], images, new_images), finite | new_finite
+def _keep_finite(drawn: Drawn, new: Drawn) -> Drawn:
+    def keep(old, new):
+        return jnp.where(drawn.finite.reshape(-1, *(1,) * (old.ndim - 1)), old, new)
+
+    return jax.tree.map(keep, drawn, new)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 7))
-def sample_batch(model: TarFlow, params, calibration, seed, index, labels, attempts, settings):
+def sample_batch(
+    model: TarFlow, params, calibration, seed, index, labels, attempts, settings
+) -> Drawn:
     """Samples a batch in one program, so that processes need not see each other's rows.
 
     Args:
@@ -150,18 +171,25 @@ def sample_batch(model: TarFlow, params, calibration, seed, index, labels, attem
       index: numbers of the samples, int32 [B].
       labels: int32 [B], -1 for no label.
       attempts: earlier draws of the noise of each sample, int32 [B].
-      settings: items of a dict with `denoise_std` and arguments of `sample`.
+      settings: items of a dict with `denoise_std`, `certify` and arguments of `sample`.
 
     Returns:
-      images [B, H, W, C], and whether each is finite [B].
+      images [B, H, W, C], whether each is finite [B], and, if certified, residual and resolved [B].
     """
     arguments = dict(settings)
-    denoise_std = arguments.pop('denoise_std')
+    denoise_std, certify = arguments.pop('denoise_std'), arguments.pop('certify')
     noise = draw_noise(model.image_shape, jax.random.key(seed), index, attempts)
-    images = sample(model, params, noise, labels, calibration=calibration, **arguments)
+    images = sample(
+        *(model, params, noise, labels),
+        calibration=calibration,
+        return_residual=certify,
+        return_resolved=certify,
+        **arguments,
+    )
+    images, *certificate = images if certify else (images, None, None)
     if denoise_std:
         images = denoise(model, params, images, labels, noise_std=denoise_std)
-    return images, jnp.isfinite(images).all(axis=(1, 2, 3))
+    return Drawn(images, jnp.isfinite(images).all(axis=(1, 2, 3)), *certificate)
 
 
 @jax.named_scope('noise')

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.files import json_text
+from tarflow_jax.files import json_text, make_writable
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.parallel.mesh import shared_batch_size
@@ -28,23 +28,51 @@ from tarflow_jax.sampling.parallel import Calibration
 
 FILE = 'calibration.npz'
 PICTURE = 'calibration.png'
+PAYS_FROM = 50  # batches of samples, several times what a calibration draws
+LARGEST_ON_CPU = 2  # samples at a time, above which windows were never faster there
 
 
-def calibrate_and_write(workdir: Path, model, params, mesh, sampling, before_block) -> None:
+def find_or_make(workdir: Path, folders, model, params, mesh, sampling, before_block):
+    """The calibration of one of the folders; else a new one, for `workdir`, where that pays.
+
+    It does where the method is 'auto' and many batches are to be drawn. Collective.
+
+    Returns:
+      a `Calibration`, or None, with which samples are drawn token by token.
+    """
+    if not _pays(mesh, sampling):
+        return stored(folders, model, params, mesh, sampling)
+    calibration = stored(folders, model, params, mesh, sampling, warns=False)
+    if calibration is None:
+        _say('There is no calibration for these samples on this device: making it, this once.')
+        calibration = calibrate_and_write(workdir, model, params, mesh, sampling, before_block)
+    return calibration
+
+
+def _pays(mesh, sampling) -> bool:
+    batch_size = batch_size_of(mesh, sampling)
+    can_be_faster = mesh.devices.flat[0].platform != 'cpu' or batch_size <= LARGEST_ON_CPU
+    are_many = sampling['num_samples'] >= PAYS_FROM * batch_size
+    return sampling['method'] == 'auto' and can_be_faster and are_many
+
+
+def _say(line: str) -> None:
+    if distributed.is_main():
+        print(line, flush=True)
+
+
+def calibrate_and_write(workdir: Path, model, params, mesh, sampling, before_block) -> Calibration:
     """Calibrates `sampling`, the arguments of `batches.sample_batches`, for a workdir's samples.
 
     Writes `calibration.npz` there, prints what was measured, and draws it if Matplotlib is there.
     """
+    if distributed.is_main():
+        make_writable(workdir)
     keys = ('labels', 'prior_temperature', 'tolerance', *GUIDANCE_KEYS)
-
-    def say(line):
-        if distributed.is_main():
-            print(line, flush=True)
-
     calibration, reports = calibrate(
         *(model, params, mesh),
         batch_size=batch_size_of(mesh, sampling),
-        say=say,
+        say=_say,
         before_block=before_block,
         **{key: sampling[key] for key in keys},
     )
@@ -59,6 +87,7 @@ def calibrate_and_write(workdir: Path, model, params, mesh, sampling, before_blo
             print(f'{workdir / PICTURE}: how each block converges.')
         else:
             print("For a picture of it: pip install 'tarflow_jax[pictures]'.")
+    return calibration
 
 
 def table(reports: list[BlockReport], num_tokens: int) -> str:
@@ -87,10 +116,12 @@ def write(path: Path, calibration: Calibration, identity: dict[str, Any], report
     write_npz(path, **jax.device_get(values), about=np.array(json_text(about)))
 
 
-def stored(folders: Iterable[Path], model, params, mesh, sampling) -> Calibration | None:
+def stored(
+    folders: Iterable[Path], model, params, mesh, sampling, warns: bool = True
+) -> Calibration | None:
     """The calibration that lies in one of the folders, if it is of just this sampling here.
 
-    Collective: every process must call it. One that does not serve is warned of, and not used.
+    Collective: every process must call it. One that does not serve is not used, and is warned of.
     """
     if sampling['method'] == 'sequential':
         return None
@@ -101,7 +132,7 @@ def stored(folders: Iterable[Path], model, params, mesh, sampling) -> Calibratio
             return calibration
         if reason:
             reasons.append(reason)
-    if reasons and distributed.is_main():
+    if reasons and warns and distributed.is_main():
         logging.warning('The calibration is not used: %s. Run --mode=calibrate.', reasons[0])
     return None
 

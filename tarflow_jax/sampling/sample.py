@@ -35,6 +35,7 @@ def sample(
     calibration: Calibration | None = None,
     return_sequence: bool = False,
     return_residual: bool = False,
+    return_resolved: bool = False,
 ) -> Any:
     """Maps standard normal noise to images.
 
@@ -60,11 +61,12 @@ def sample(
       return_residual: whether to return, too, how far each image is from solving its blocks: the
         largest |x - G(x)| over them, which one more pass over each block measures. Images above
         the tolerance are solved again sequentially.
+      return_resolved: with return_residual, whether to return, too, which images these were.
 
     Returns:
       images [B, H, W, C], float32, not clipped to [-1, 1]; with return_sequence,
       [num_blocks + 1, B, H, W, C], the last of which are the images. With return_residual,
-      (images, residual [B]).
+      (images, residual [B]); with return_resolved, (images, residual [B], resolved bool [B]).
 
     Raises:
       InputError: the model cannot serve the shapes, the labels, the guidance or the calibration.
@@ -79,14 +81,17 @@ def sample(
     calibration = _of_method(method, calibration, model)
     Flag().check('return_sequence', return_sequence)
     Flag().check('return_residual', return_residual)
+    Flag().check('return_resolved', return_resolved)
     noise = as_batch('noise', noise, model.image_shape)
     labels = as_labels(labels, len(noise), model.num_classes)
-    sequence, residual = _sample(
+    sequence, residual, resolved = _sample(
         *(model, params, noise, labels, settings, prior_temperature, calibration, tolerance),
         return_residual,
     )
     images = sequence if return_sequence else sequence[-1]
-    return (images, residual) if return_residual else images
+    if not return_residual:
+        return images
+    return (images, residual, resolved) if return_resolved else (images, residual)
 
 
 def _of_method(method, calibration: Calibration | None, model: TarFlow) -> Calibration:
@@ -122,7 +127,8 @@ def _sample(
         certify=certify,
     )
     stages = jax.vmap(model.unpatchify)(solution.tokens[::-1])
-    return jnp.concatenate([noise[None], stages]), solution.residual.max(axis=0)
+    sequence = jnp.concatenate([noise[None], stages])
+    return sequence, solution.residual.max(axis=0), solution.resolved.any(axis=0)
 
 
 def scale_noise(model: TarFlow, params, noise, prior_temperature):

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,24 @@ from tarflow_jax.files import keep_as, make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.mesh import shared_batch_size
 from tarflow_jax.progress import counting
-from tarflow_jax.sampling.batches import MAX_DRAWS, REMEDIES, host_images, sample_batches
+from tarflow_jax.sampling.batches import (
+    MAX_DRAWS,
+    REMEDIES,
+    SampleBatch,
+    host_images,
+    sample_batches,
+)
 from tarflow_jax.sampling.labels import captions, spread_labels
 from tarflow_jax.stopping import RESTARTS, Stop
 
 GRID_SAMPLES = 100  # at most, in a picture
-_CHANGE_NO_SAMPLE = ('num_samples', 'batch_size', 'method', 'tolerance')
+_CHANGE_NO_SAMPLE = ('num_samples', 'batch_size', 'method', 'tolerance', 'certify')
 
 
 def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling, name: str = '') -> None:
     """Draws samples into `samples.npz`, with labels if there are classes, and `samples.png`.
+
+    With `certify` it says how exact they are, and keeps each sample's residual in `samples.npz`.
 
     Every process draws its share; the main one writes.
 
@@ -51,7 +59,7 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling, name:
             disk_each=size + 4,
             folder=folder,
         )
-    images, is_finite = [], []
+    images, is_finite, certificates = [], [], []
     batch_size = shared_batch_size(sampling['batch_size'], sampling['num_samples'], mesh)
     progress = counting('samples', sampling['num_samples'], enabled=distributed.is_main())
     with rules.activation_sharding(mesh), progress:
@@ -61,7 +69,7 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling, name:
             before_batch=progress.before_batch(batch_size, lambda: stop.check(RESTARTS)),
             **sampling,
         )
-        for batch in host_images(batches):
+        for batch in host_images(_noting(certificates, batches)):
             images.append(imagefiles.to_uint8(batch))
             is_finite.append(np.isfinite(batch).all(axis=(1, 2, 3)))
     if not distributed.is_main():
@@ -70,10 +78,29 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling, name:
     images = np.concatenate(images)
     labels = spread_labels(sampling['labels'], len(images), model.num_classes, sampling['seed'])
     arrays = {'arr_0': images} if labels is None else {'arr_0': images, 'arr_1': labels}
+    if sampling['certify']:
+        arrays['residual'], resolved = map(np.concatenate, zip(*certificates, strict=True))
+        print(certificate(arrays['residual'], resolved, sampling['tolerance']))
     imagefiles.write_npz(folder / 'samples.npz', **arrays)
     imagefiles.write_png(folder / 'samples.png', grid(images, sampling, model.num_classes))
     for suffix in ('npz', 'png') if name else ():
         keep_as(folder / f'samples.{suffix}', folder / f'samples_{name}.{suffix}')
+
+
+def _noting(certificates: list, batches: Iterable[SampleBatch]) -> Iterator[SampleBatch]:
+    """The same batches; appends residual and resolved of the samples of each to a list."""
+    for batch in batches:
+        if batch.residual is not None and batch.resolved is not None:
+            certificates.append((batch.residual[batch.mask], batch.resolved[batch.mask]))
+        yield batch
+
+
+def certificate(residual: np.ndarray, resolved: np.ndarray, tolerance: float) -> str:
+    """A sentence about the residuals of samples [N], and those that were solved again [N]."""
+    return (
+        f'The largest residual is {residual.max():.1e} (tolerance {tolerance:g}); '
+        f'{np.count_nonzero(resolved)} of {len(resolved)} samples were solved again token by token.'
+    )
 
 
 def grid(images: np.ndarray, sampling, num_classes: int) -> np.ndarray:

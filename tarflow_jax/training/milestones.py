@@ -102,7 +102,7 @@ class Milestones:
         experiment = self._experiment
         sampling: dict[str, Any] = {**experiment.sampling, 'before_batch': self._stop.check}
         sampling['num_samples'] = min(sampling['num_samples'], write.GRID_SAMPLES)
-        sampling['max_draws'] = 1  # a grid shows the samples as they come
+        sampling |= dict(max_draws=1, certify=False)  # a grid shows the samples as they come
         batches = sample_batches(
             experiment.model, state.sampling_params, experiment.mesh, **sampling
         )

@@ -18,7 +18,7 @@ SETTINGS = {
     'digits': dict(EPOCHS=3, BLOCKS=1, SAMPLES_A_CLASS=1),
     'likelihood': dict(EPOCHS=0.1, BLOCKS=1, SIZE=8, IMAGES=16, CANDIDATES=10),
     'published_model': dict(CHECKPOINT=PUBLISHED, IMAGES=2, GUIDANCES=(0, 1), TEMPERATURES=(0.5,)),
-    'scale': dict(EPOCHS=0.5, BLOCKS=1, PLANNED='digits', TOPOLOGY='v5e:2x2'),
+    'scale': dict(EPOCHS=0.5, BLOCKS=1, TOPOLOGY='v5e:2x2'),
     'your_images': dict(SIZE=8, MINUTES=0.01, CROPS=12),
 }
 
@@ -33,14 +33,13 @@ def script(name, settings):
 
 
 @pytest.mark.parametrize('name', SETTINGS)
-def test_it_runs_from_top_to_bottom(name, tmp_path, whole, golden_dir, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(golden_dir / 'cond.pth', PUBLISHED)
+def test_it_runs_from_top_to_bottom(name, tmp_path, runs, whole, golden_dir):
+    shutil.copy(golden_dir / 'cond.pth', tmp_path / PUBLISHED)
     if name == 'likelihood':
-        Path('runs').mkdir()
-        Path('runs/digits').symlink_to(whole[0])
-    path = FOLDER / f'{name}.py'
-    exec(compile(script(name, SETTINGS[name]), path, 'exec'), {'__name__': '__main__'})
+        (tmp_path / 'runs').mkdir()
+        (tmp_path / 'runs' / 'digits').symlink_to(whole[0])
+    settings = SETTINGS[name] | ({'PLANNED': str(runs.config)} if name == 'scale' else {})
+    runs.run_script(script(name, settings), FOLDER / f'{name}.py', tmp_path)
 
 
 @pytest.mark.parametrize('name', SETTINGS)

@@ -157,6 +157,32 @@ def test_a_damaged_file_is_not_used(damage, params, measured, one_device, tmp_pa
     assert f'{path} is damaged' in record.getMessage()
 
 
+@pytest.mark.parametrize('change', [{}, dict(num_samples=49), dict(batch_size=4)], ids=str)
+def test_many_samples_are_calibrated_once(
+    change, params, one_device, measured, tmp_path, monkeypatch, capsys
+):
+    calls = []
+
+    def calibrated(*args, **settings):
+        calls.append(settings['batch_size'])
+        return measured
+
+    monkeypatch.setattr(calibration_file, 'calibrate', calibrated)
+    sampling = {**SAMPLING, 'num_samples': 50, 'batch_size': 1, **change}
+    of_sampling = MODEL, params, one_device, sampling, lambda: None
+    found = [
+        calibration_file.find_or_make(tmp_path, [tmp_path], *of_sampling) for _ in range(2)
+    ]
+    out = capsys.readouterr().out
+    if change:
+        assert (found, calls, out) == ([None, None], [], '')
+    else:
+        assert calls == [1]
+        assert out.startswith('There is no calibration for these samples on this device: making it')
+        for calibration in found:
+            assert calibration.windows == measured[0].windows
+
+
 def test_the_command_line(runs, whole, tmp_path):
     flags = [f'--checkpoint={whole[0]}', '--config.sample.tolerance=0.01']
     before = runs.run(tmp_path, '--mode=sample', *flags).out

@@ -13,6 +13,7 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.sampling import inverse as chain
 from tarflow_jax.sampling import parallel
+from tarflow_jax.sampling.batches import sample_batches
 from tarflow_jax.sampling.parallel import Calibration
 
 SIZES = dict(width=8, head_dim=4, layers_per_block=1)
@@ -127,14 +128,19 @@ def test_what_is_not_finite_stays_so_and_disturbs_no_other(params, random_batch)
     np.testing.assert_allclose(np.delete(images, 1, 0), np.delete(expected, 1, 0), atol=1e-6)
 
 
-def test_what_is_above_the_tolerance_is_solved_again_alone(params, random_batch, monkeypatch):
-    noise, labels = random_batch(MODEL)
+@pytest.fixture
+def wrong_in_one_row(monkeypatch):
+    """Windows leave an error in one token of the third sample."""
 
-    def wrong_in_one_row(step, z_BTP, *args):
+    def solve(step, z_BTP, *args):
         x_BTP, sweeps = parallel.solve_in_windows(step, z_BTP, *args)
         return x_BTP.at[2, 7].add(1.0), sweeps
 
-    monkeypatch.setattr(chain, 'solve_in_windows', wrong_in_one_row)
+    monkeypatch.setattr(chain, 'solve_in_windows', solve)
+
+
+def test_what_is_above_the_tolerance_is_solved_again_alone(params, random_batch, wrong_in_one_row):
+    noise, labels = random_batch(MODEL)
     flow, tokens = MODEL.token_flow(), MODEL.patchify(noise)
     solution = jax.jit(functools.partial(chain.inverse, flow, certify=True, tolerance=1e-3))(
         params, tokens, labels, calibration=calibration_of(MODEL, 5)
@@ -143,6 +149,18 @@ def test_what_is_above_the_tolerance_is_solved_again_alone(params, random_batch,
     assert (solution.residual < 2e-3).all()
     expected = MODEL.patchify(sample(MODEL, params, noise, labels))
     np.testing.assert_allclose(solution.tokens[0], expected, atol=1e-2)
+
+
+def test_samples_that_were_solved_again_are_counted(params, one_device, wrong_in_one_row):
+    settings = dict(num_samples=6, batch_size=4, seed=0)
+    parallel_ones = dict(method='parallel', certify=True)
+    batches = list(sample_batches(MODEL, params, one_device, **settings, **parallel_ones))
+    assert [batch.resolved.tolist() for batch in batches] == [[False, False, True, False]] * 2
+    assert max(batch.residual.max() for batch in batches) < 2e-3
+    expected = sample_batches(MODEL, params, one_device, **settings)
+    for batch, sequential in zip(batches, expected, strict=True):
+        assert sequential.residual is None
+        np.testing.assert_allclose(batch.images, sequential.images, atol=1e-2)
 
 
 def test_methods(params, random_batch):
@@ -154,9 +172,10 @@ def test_methods(params, random_batch):
     np.testing.assert_array_equal(draw(method='sequential', calibration=calibration), sequential)
     assert (draw(calibration=calibration) != sequential).any()
     np.testing.assert_allclose(draw(method='parallel'), sequential, atol=1e-2)
-    images, residual = draw(return_residual=True)
+    images, residual, resolved = draw(return_residual=True, return_resolved=True)
     np.testing.assert_array_equal(images, sequential)
     assert (residual < 1e-5).all()
+    assert not resolved.any()
 
 
 @pytest.mark.parametrize(
