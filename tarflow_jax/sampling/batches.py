@@ -125,8 +125,8 @@ class Drawn(NamedTuple):
 
     images: jax.Array
     finite: jax.Array
-    residual: jax.Array
-    resolved: jax.Array
+    residual: jax.Array | None
+    resolved: jax.Array | None
 
 
 def _redraw(program, placed, max_draws):

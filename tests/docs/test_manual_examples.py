@@ -32,10 +32,8 @@ def clone(whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('page', WITH_EXAMPLES, ids=lambda page: page.stem)
-def test_the_examples_of_a_page_run_one_after_the_other(page, clone):
-    namespace = {'__name__': page.stem}
-    for block in python_blocks(page):
-        exec(compile(block, page, 'exec'), namespace)
+def test_the_examples_of_a_page_run_one_after_the_other(page, clone, runs):
+    runs.run_script('\n'.join(python_blocks(page)), page, clone)
 
 
 def test_every_command_can_be_given(clone, whole):

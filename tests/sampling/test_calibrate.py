@@ -170,9 +170,7 @@ def test_many_samples_are_calibrated_once(
     monkeypatch.setattr(calibration_file, 'calibrate', calibrated)
     sampling = {**SAMPLING, 'num_samples': 50, 'batch_size': 1, **change}
     of_sampling = MODEL, params, one_device, sampling, lambda: None
-    found = [
-        calibration_file.find_or_make(tmp_path, [tmp_path], *of_sampling) for _ in range(2)
-    ]
+    found = [calibration_file.find_or_make(tmp_path, [tmp_path], *of_sampling) for _ in range(2)]
     out = capsys.readouterr().out
     if change:
         assert (found, calls, out) == ([None, None], [], '')
