@@ -26,23 +26,29 @@ def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
 
     Args:
       q_BTNK: queries.
-      k_BNSK: keys, in the order of positions.
-      v_BNSK: values.
+      k_BNSK: keys, in the order of positions; of one row, they may be [N, S, K].
+      v_BNSK: values, likewise.
       position_T: positions of the queries in the sequence.
       temperature: divides the logits, a scalar or [B].
 
     Returns:
       mixed values [B, T, N, K], in the dtype of `v_BNSK`.
     """
-    batch, _, _, head_dim = q_BTNK.shape
+    batch, length, heads, head_dim = q_BTNK.shape
     # XLA's CPU backend takes longer for products in other orders of the axes.
-    logits_BNTS = _products(q_BTNK.swapaxes(1, 2), k_BNSK)
+    logits_BNTS = _products(like_cache(q_BTNK.swapaxes(1, 2), k_BNSK), k_BNSK)
     scale_B = head_dim**-0.5 / jnp.broadcast_to(temperature, (batch,))
-    seen_TS = jnp.arange(k_BNSK.shape[2])[None] <= position_T[:, None]
-    logits_BNTS = jnp.where(seen_TS, logits_BNTS * scale_B[:, None, None, None], -jnp.inf)
+    scale_B111 = scale_B.reshape(-1, *(1,) * (logits_BNTS.ndim - 1))
+    seen_TS = jnp.arange(k_BNSK.shape[-2])[None] <= position_T[:, None]
+    logits_BNTS = jnp.where(seen_TS, logits_BNTS * scale_B111, -jnp.inf)
     weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(v_BNSK.dtype)
-    mixed_BNTK = jnp.einsum('BNTS,BNSK->BNTK', weights_BNTS, v_BNSK, precision=PRECISION)
-    return mixed_BNTK.swapaxes(1, 2)
+    mixed_BNTK = jnp.einsum('...TS,...SK->...TK', weights_BNTS, v_BNSK, precision=PRECISION)
+    return mixed_BNTK.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
+
+
+def like_cache(x_BNTK, cache_BNSK):
+    """An array without the axis of its batch of one where a cache is without it, see `KVCache`."""
+    return x_BNTK.reshape(*cache_BNSK.shape[:-2], *x_BNTK.shape[-2:])
 
 
 @jax.custom_jvp
@@ -60,7 +66,7 @@ def _products_jvp(primals, tangents):
 
 def _multiply(q_BNTK, k_BNSK, dtype):
     return jnp.einsum(
-        'BNTK,BNSK->BNTS', q_BNTK, k_BNSK, precision=PRECISION, preferred_element_type=dtype
+        '...TK,...SK->...TS', q_BNTK, k_BNSK, precision=PRECISION, preferred_element_type=dtype
     )
 
 

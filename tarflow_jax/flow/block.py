@@ -109,7 +109,9 @@ class FlowBlock(nn.Module):
     def empty_caches(self, batch: int, length: int) -> tuple[KVCache, ...]:
         """Each layer's cache before the first token, for `batch` rows of `length` tokens."""
         shape = (batch, self.width // self.head_dim, length, self.head_dim)
-        empty = name_axes(jnp.zeros(shape, self.dtype), ('batch', 'heads', 'tokens', 'head_dim'))
+        first = 1 if batch == 1 else 0  # see `KVCache`
+        names = ('batch', 'heads', 'tokens', 'head_dim')[first:]
+        empty = name_axes(jnp.zeros(shape[first:], self.dtype), names)
         return (KVCache(empty, empty),) * self.num_layers
 
     def step(self, x_BTP, labels_B, position, caches, temperature):

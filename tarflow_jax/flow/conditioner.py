@@ -83,22 +83,27 @@ class Linear(nn.Module):
 
 
 class KVCache(NamedTuple):
-    """Keys and values of a layer for the tokens so far, each [B, N, S, K]."""
+    """Keys and values of a layer for the tokens so far, each [B, N, S, K]; of one row, [N, S, K].
+
+    XLA takes the axis of a batch of one out of products. With it, each token would be written into
+    a cache for the product and another to carry on, and both would be copied whole for every token.
+    """
 
     keys: jax.Array
     values: jax.Array
 
     def lengthened(self, length: int) -> 'KVCache':
         """The cache with room for `length` tokens."""
-        more = length - self.keys.shape[2]
-        return KVCache(*(jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) for x in self))
+        *rows, size, _ = self.keys.shape
+        widths = [(0, 0)] * len(rows) + [(0, length - size), (0, 0)]
+        return KVCache(*(jnp.pad(x, widths) for x in self))
 
     def write(self, position, k_BTNK, v_BTNK) -> 'KVCache':
         """The cache with tokens written from `position` on, in place under jit."""
 
         def update(x_BNSK, new_BTNK):
-            new_BNTK = new_BTNK.swapaxes(1, 2).astype(x_BNSK.dtype)
-            return jax.lax.dynamic_update_slice_in_dim(x_BNSK, new_BNTK, position, axis=2)
+            new_BNTK = attention.like_cache(new_BTNK.swapaxes(1, 2), x_BNSK).astype(x_BNSK.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(x_BNSK, new_BNTK, position, axis=-2)
 
         return KVCache(update(self.keys, k_BTNK), update(self.values, v_BTNK))
 

@@ -30,6 +30,15 @@ def test_sampling_inverts_the_flow_block_by_block(flow, forward_blocks, random_b
     np.testing.assert_allclose(sequence[1:-1], latents[:-1][::-1], atol=1e-4)
 
 
+@pytest.mark.parametrize('method', ['sequential', 'parallel'])
+def test_one_image_alone_is_as_in_a_batch(method, params, random_batch):
+    """Its cache has another shape."""
+    noise, labels = random_batch(MODEL)
+    expected = sample(MODEL, params, noise, labels)
+    alone = sample(MODEL, params, noise[2:3], labels[2:3], method=method, tolerance=0)
+    np.testing.assert_allclose(alone[0], expected[2], atol=1e-5)
+
+
 def test_a_sample_does_not_depend_on_the_other_rows(params, random_batch):
     noise, labels = random_batch(MODEL)
     others, _ = random_batch(MODEL, seed=1)
