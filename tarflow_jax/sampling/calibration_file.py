@@ -29,7 +29,7 @@ from tarflow_jax.sampling.parallel import Calibration
 FILE = 'calibration.npz'
 PICTURE = 'calibration.png'
 PAYS_FROM = 50  # batches of samples, several times what a calibration draws
-LARGEST_ON_CPU = 2  # samples at a time, above which windows were never faster there
+SEQUENTIAL = ('cpu',)  # platforms on which windows were not faster than token by token
 
 
 def find_or_make(workdir: Path, folders, model, params, mesh, sampling, before_block):
@@ -50,9 +50,8 @@ def find_or_make(workdir: Path, folders, model, params, mesh, sampling, before_b
 
 
 def _pays(mesh, sampling) -> bool:
-    batch_size = batch_size_of(mesh, sampling)
-    can_be_faster = mesh.devices.flat[0].platform != 'cpu' or batch_size <= LARGEST_ON_CPU
-    are_many = sampling['num_samples'] >= PAYS_FROM * batch_size
+    can_be_faster = mesh.devices.flat[0].platform not in SEQUENTIAL
+    are_many = sampling['num_samples'] >= PAYS_FROM * batch_size_of(mesh, sampling)
     return sampling['method'] == 'auto' and can_be_faster and are_many
 
 

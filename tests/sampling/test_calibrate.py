@@ -157,11 +157,13 @@ def test_a_damaged_file_is_not_used(damage, params, measured, one_device, tmp_pa
     assert f'{path} is damaged' in record.getMessage()
 
 
-@pytest.mark.parametrize('change', [{}, dict(num_samples=49), dict(batch_size=4)], ids=str)
+@pytest.mark.parametrize('change', [{}, dict(num_samples=49), dict(method='parallel')], ids=str)
+@pytest.mark.parametrize('sequential', [(), ('cpu',)], ids=str)
 def test_many_samples_are_calibrated_once(
-    change, params, one_device, measured, tmp_path, monkeypatch, capsys
+    change, sequential, params, one_device, measured, tmp_path, monkeypatch, capsys
 ):
     calls = []
+    monkeypatch.setattr(calibration_file, 'SEQUENTIAL', sequential)
 
     def calibrated(*args, **settings):
         calls.append(settings['batch_size'])
@@ -172,7 +174,7 @@ def test_many_samples_are_calibrated_once(
     of_sampling = MODEL, params, one_device, sampling, lambda: None
     found = [calibration_file.find_or_make(tmp_path, [tmp_path], *of_sampling) for _ in range(2)]
     out = capsys.readouterr().out
-    if change:
+    if change or sequential:
         assert (found, calls, out) == ([None, None], [], '')
     else:
         assert calls == [1]
