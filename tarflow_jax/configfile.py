@@ -103,7 +103,9 @@ def _of_workdir(path: Path) -> ConfigDict:
     config = _execute(folder() / 'base.py').get_config()
     for name, value in record.items():
         if name in KEYS:
-            KEYS[name].check(name, value)
+            checked = KEYS[name].check(name, value)
+            if isinstance(value, bool):
+                value = checked  # model.unroll of earlier versions becomes a word
             section, _, key = name.rpartition('.')
             target = config[section] if section else config
             target[key] = tuple(value) if isinstance(value, list) else value

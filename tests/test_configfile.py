@@ -51,11 +51,13 @@ def test_keys_that_came_later_have_their_defaults(whole, tmp_path):
     record = json.loads((whole[0] / 'config.json').read_text())
     del record['train']['drop_label'], record['evaluate']
     record['train']['of_old'] = 3
+    record['model']['unroll'] = True  # of when there were but two ways
     (tmp_path / 'config.json').write_text(json.dumps(record))
     config = ConfigFile().parse(f'{tmp_path}/config.json')
     assert config.train.drop_label == 0.1
     assert config.evaluate.num_samples == 50_000
     assert 'of_old' not in config.train
+    assert config.model.unroll == 'all'
 
     record['train']['batch_size'] = 'many'
     (tmp_path / 'config.json').write_text(json.dumps(record))
