@@ -15,6 +15,8 @@ os.environ['XLA_FLAGS'] = ' '.join(
     ]
 )
 
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+
 # Several processes of tests share the cores: threads of LAPACK would wait for one another.
 os.environ['OPENBLAS_NUM_THREADS'] = '1'
 

@@ -374,7 +374,6 @@ def runs(tmp_path_factory):
         'JAX_COMPILATION_CACHE_DIR': str(of_all_workers / 'compiled'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_NUM_CPU_DEVICES': '1',  # however many cores there are
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # compiles in half the time
         'TFDS_DATA_DIR': str(folder / 'data'),
     }
     with pytest.MonkeyPatch.context() as patch:

@@ -183,9 +183,7 @@ def test_the_same_samples(mesh, params, by_one_device):
 @pytest.mark.parametrize(
     ('shape', 'settings'),
     [
-        ('data', dict(microbatches=2)),
         ('all_three', dict(microbatches=4)),
-        ('data', dict(separate=True)),
         ('data', dict(separate=True, microbatches=2)),
         ('fsdp', dict(gather='step')),
         ('all_three', dict(gather='step', microbatches=2)),
