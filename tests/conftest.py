@@ -14,7 +14,6 @@ os.environ['XLA_FLAGS'] = ' '.join(
         '--xla_cpu_use_fusion_emitters=false',
     ]
 )
-
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 # Several processes of tests share the cores: threads of LAPACK would wait for one another.

@@ -40,10 +40,9 @@ def find_or_make(workdir: Path, folders, model, params, mesh, sampling, before_b
     Returns:
       a `Calibration`, or None, with which samples are drawn token by token.
     """
-    if not _pays(mesh, sampling):
-        return stored(folders, model, params, mesh, sampling)
-    calibration = stored(folders, model, params, mesh, sampling, warns=False)
-    if calibration is None:
+    pays = _pays(mesh, sampling)
+    calibration = stored(folders, model, params, mesh, sampling, warns=not pays)
+    if calibration is None and pays:
         _say('There is no calibration for these samples on this device: making it, this once.')
         calibration = calibrate_and_write(workdir, model, params, mesh, sampling, before_block)
     return calibration
