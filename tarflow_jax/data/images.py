@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator
-from typing import IO, cast
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -16,11 +15,6 @@ from tarflow_jax.files import open_regular
 FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 # More is what Pillow warns of. Each has 4 bytes, in five copies at most while it is converted.
 MOST_PIXELS = 89_478_485
-# A JPEG can pass over all its pixels in every scan of a few bytes; real ones have a dozen. What
-# follows the picture (a film, say) may look like more.
-_MOST_SCANS, _BYTES_A_SCAN = 500, 2**14
-_START_OF_SCAN = b'\xff\xda'
-
 _WHITE = (255, 255, 255, 255)
 
 
@@ -70,22 +64,8 @@ def decode(source: bytes | str | os.PathLike[str]) -> Image.Image:
         ValueError: see `open_image`.
     """
     with open_image(source) as image:
-        if image.format in ('JPEG', 'MPO'):
-            _check_scans(cast(IO[bytes], image.fp))
         image.load()
         return upright_rgb(image)
-
-
-def _check_scans(file: IO[bytes]) -> None:
-    place = file.tell()
-    file.seek(0)
-    scans, last = 0, b''
-    while chunk := file.read(2**20):
-        scans += (last + chunk).count(_START_OF_SCAN)
-        last = chunk[-1:]
-    if scans > _MOST_SCANS + file.tell() // _BYTES_A_SCAN:
-        raise ValueError(f'a JPEG of {scans:,} scans')
-    file.seek(place)
 
 
 def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:

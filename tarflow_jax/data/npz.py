@@ -69,12 +69,10 @@ def _read(name: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         with NpzArrays(path) as arrays:
             image_key, label_key = _checked_keys(name, arrays.headers)
-            _check_images(name, image_key, arrays.headers[image_key])
-            num_images = arrays.headers[image_key].shape[0]
+            images = arrays[image_key]
             if label_key is None:
-                return arrays[image_key], np.full(num_images, -1, np.int32)
-            _check_labels(name, label_key, arrays.headers[label_key], num_images)
-            return arrays[image_key], _labels(name, arrays[label_key])
+                return images, np.full(len(images), -1, np.int32)
+            return images, _labels(name, arrays[label_key])
     except InputError:
         raise
     except MemoryError as error:
@@ -91,34 +89,19 @@ def _read(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked_keys(name: str, headers: dict[str, Header]) -> tuple[str, str | None]:
+    """Returns the key of the images, and that of the labels if there are any."""
     images = [key for key in IMAGE_KEYS if key in headers]
     labels = [key for key in LABEL_KEYS if key in headers]
-    if len(images) != 1 or len(labels) > 1:
-        content = ', '.join(f'{key} {h.dtype} {list(h.shape)}' for key, h in headers.items())
-        raise InputError(
-            f"'{name}' holds {'no' if not images else 'more than one'} array of "
-            f'{"images" if len(images) != 1 else "labels"}: it has {content or "nothing"}. '
-            f'{_CONTENT}'
-        )
-    return images[0], labels[0] if labels else None
-
-
-def _check_images(name: str, key: str, header: Header) -> None:
-    shape, dtype = header
-    if dtype != np.uint8 or len(shape) != 4 or min(shape) < 1 or shape[3] > 4:
-        hint = 'Put the channels last. ' if len(shape) == 4 and shape[1] in (1, 3) else ''
-        raise InputError(
-            f"'{name}' cannot be used: {key} is {dtype} {list(shape)}. {hint}{_CONTENT}"
-        )
-
-
-def _check_labels(name: str, key: str, header: Header, num_images: int) -> None:
-    shape, dtype = header
-    if shape != (num_images,) or dtype.kind not in 'iu':
-        raise InputError(
-            f"'{name}' cannot be used: {key} is {dtype} {list(shape)} beside {num_images} images. "
-            f'{_CONTENT}'
-        )
+    shape, dtype = headers[images[0]] if len(images) == 1 else ((), None)
+    if dtype == np.uint8 and len(shape) == 4 and min(shape) > 0 and shape[3] <= 4:
+        if not labels:
+            return images[0], None
+        label_shape, label_dtype = headers[labels[0]]
+        if len(labels) == 1 and label_shape == shape[:1] and label_dtype.kind in 'iu':
+            return images[0], labels[0]
+    content = ', '.join(f'{key} {h.dtype} {list(h.shape)}' for key, h in headers.items())
+    hint = 'Put the channels last. ' if len(shape) == 4 and shape[1] in (1, 3) else ''
+    raise InputError(f"'{name}' cannot be used: it has {content or 'nothing'}. {hint}{_CONTENT}")
 
 
 def _labels(name: str, labels: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The command that prepares a data set.
 
     python -m tarflow_jax.data.prepare NAME --folder=DIR --size=N [--upscale]
-        [--max_unreadable=PERCENT] [--data_dir=DIR] [--workers=N]
+        [--data_dir=DIR] [--workers=N]
     python -m tarflow_jax.data.prepare NAME [--data_dir=DIR] [--manual_dir=DIR]
 
 The first makes one of any folder of images, the second prepares one of ours or of TFDS's own. NAME
@@ -22,8 +22,7 @@ import tensorflow_datasets as tfds
 
 from tarflow_jax.data import catalog
 from tarflow_jax.data.folder import damaged_files, quiet_tfds
-from tarflow_jax.data.image_folder.preparation import prepare_image_folder
-from tarflow_jax.data.image_folder.unreadable import FILE_NAME
+from tarflow_jax.data.image_folder.preparation import UNREADABLE_FILE, prepare_image_folder
 from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.progress import Progress, counting
 from tarflow_jax.quantities import format_bytes, format_duration
@@ -60,7 +59,6 @@ def main(arguments: Sequence[str]) -> None:
                 options.data_dir,
                 size=options.size,
                 upscale=options.upscale,
-                max_unreadable=options.max_unreadable,
                 workers=options.workers,
                 say=stages.say,
                 progress=stages.follow,
@@ -106,8 +104,8 @@ def describe(name: str, folder: pathlib.Path, data_dir: str, seconds: float) -> 
         facts['classes'] = f'{label.num_classes:,}'
     facts['images'] = 'x'.join(str(side or 'any') for side in shape)
     facts['size'] = f'{format_bytes(info.dataset_size)}, in {format_duration(seconds)}'
-    if (folder / FILE_NAME).exists():
-        facts['left out'] = f'the files in {folder / FILE_NAME}'
+    if (folder / UNREADABLE_FILE).exists():
+        facts['left out'] = f'the files in {folder / UNREADABLE_FILE}'
     lines = [f'  {fact:10}  {value}' for fact, value in facts.items()]
     return '\n'.join([f'{name} is prepared in {folder}', *lines, *_next(name, data_dir)])
 
@@ -136,8 +134,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add('--folder', metavar='DIR', help='images as FILE, CLASS/FILE or SPLIT/CLASS/FILE')
     add('--size', type=int, metavar='N', help='side of the images in pixels')
     add('--upscale', action='store_true', help='enlarge images that are smaller')
-    share, num_cores = 'of a split that may be left out; 1 by default', len(os.sched_getaffinity(0))
-    add('--max_unreadable', type=float, default=1.0, metavar='PERCENT', help=share)
+    num_cores = len(os.sched_getaffinity(0))
     add('--workers', type=int, default=num_cores, metavar='N', help='processes; one a core')
     add('--data_dir', metavar='DIR', default=_default_data_dir(), help='as config.data.dir')
     add('--manual_dir', metavar='DIR', help="files you downloaded for one of TFDS's data sets")

@@ -29,7 +29,6 @@ def open_records(
     With `needs_levels`, a folder whose metadata has no `num_levels` counts as damaged.
     """
     with quiet_tfds(), damaged_files(folder):
-        _check_files(folder)
         info = tfds.builder_from_directory(folder).info
         if needs_levels and 'num_levels' not in info.metadata:
             raise FileNotFoundError('no metadata.json with num_levels')
@@ -95,13 +94,6 @@ class RecordSplit:
             batch = self.__getitems__(range(rows.start, rows.stop))
             images[rows], labels[rows] = batch['image'], batch['label']
         return ArraySplit(images, labels)
-
-
-def _check_files(folder: pathlib.Path) -> None:
-    """Raises ValueError for a FIFO, on which TFDS would wait for ever."""
-    for path in folder.iterdir():
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise ValueError(f'{path.name} is not a file, but a FIFO, a socket or a device')
 
 
 def _checked_levels(metadata: Any) -> int:

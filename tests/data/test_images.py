@@ -235,16 +235,6 @@ def test_text_that_unpacks_to_much_is_bounded(kind):
         tracemalloc.stop()
 
 
-def test_a_jpeg_of_many_scans_is_refused():
-    """Each passes over all pixels, here 1,000 times of 10 bytes."""
-    data = encoded(Image.new('RGB', (64, 64)), 'JPEG', progressive=True)
-    scan = b'\xff\xda\x00\x08\x01\x01\x00\x00\x00\x00' + b'\x00'
-    assert decode(data).size == (64, 64)
-    with pytest.raises(ValueError, match=r'a JPEG of 1,0\d\d scans'):
-        decode(data[:-2] + scan * 1000 + data[-2:])
-    assert decode(data + np.random.default_rng(0).bytes(2**24)).size == (64, 64)  # a film after it
-
-
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'cat.png')
     with pytest.raises(ValueError, match='it is not a file, but a FIFO'):

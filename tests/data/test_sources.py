@@ -186,15 +186,6 @@ def test_a_file_of_other_json_is_damage(prepared, tmp_path, file, content):
         open_dataset('digits', tmp_path).split('train')
 
 
-@pytest.mark.parametrize('file', ['dataset_info.json', 'features.json', 'metadata.json', 'x.json'])
-def test_what_is_no_file_is_not_waited_for(prepared, tmp_path, file):
-    folder = shutil.copytree(prepared, tmp_path, dirs_exist_ok=True) / 'digits' / '1.0.0'
-    (folder / file).unlink(missing_ok=True)
-    os.mkfifo(folder / file)
-    with pytest.raises(InputError, match=f'{file} is not a file, but a FIFO, a socket or a device'):
-        open_dataset('digits', tmp_path)
-
-
 @pytest.mark.parametrize('levels', ['null', '"17"', '0', '1', '257', '1e9', 'true', '[17]'])
 def test_levels_that_are_no_number_of_levels(prepared, tmp_path, levels):
     folder = shutil.copytree(prepared, tmp_path, dirs_exist_ok=True) / 'digits' / '1.0.0'

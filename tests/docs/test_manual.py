@@ -1,7 +1,9 @@
 """The manual is built without a warning, loads nothing from elsewhere, and has every key."""
 
+import ast
 import html.parser
 import os
+import re
 import subprocess
 import sys
 
@@ -60,3 +62,19 @@ def test_every_formula_is_mathml(site):
     assert page.count('<math') > 40
     assert 'arithmatex' not in page
     assert '\\(' not in page
+
+
+def test_every_message_of_the_troubleshooting_is_one_of_the_program():
+    words = '\n'.join(
+        node.value
+        for path in (ROOT / 'tarflow_jax').rglob('*.py')
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    page = (ROOT / 'docs' / 'troubleshooting.md').read_text()
+    messages = re.findall(r'^\| `(.+?)` \|', page, re.MULTILINE)
+    assert len(messages) > 5
+    for message in messages:  # quoted names and the dots stand for what differs
+        longest = max(re.split(r"'.*?'|\S*\.\.\.|\w+://", message), key=len).strip()
+        assert len(longest) > 10
+        assert longest in words, message

@@ -6,12 +6,14 @@ for byte, that of a preparation without interruption.
 
 import collections
 import dataclasses
+import functools
+import itertools
 import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import PIL
 import tensorflow_datasets as tfds
@@ -23,30 +25,27 @@ from tarflow_jax.data.image_folder.records import (
     RecordTask,
     features,
     read_headers,
+    read_report,
     write_records,
 )
 from tarflow_jax.data.image_folder.tree import ImageTree, read_tree
-from tarflow_jax.data.image_folder.unreadable import (
-    FILE_NAME,
-    Unreadable,
-    check_share,
-    examples,
-    write_list,
-)
-from tarflow_jax.data.image_folder.workfolder import WorkFolder
 from tarflow_jax.data.workers import map_unordered
 from tarflow_jax.errors import InputError
+from tarflow_jax.files import remove_unfinished, write_atomically
 from tarflow_jax.quantities import format_bytes, format_count
-from tarflow_jax.values import Real, Whole
+from tarflow_jax.values import Whole
 
 VERSION = '1.0.0'
+UNREADABLE_FILE = 'unreadable.txt'
 
 _NAME = re.compile('[a-z][a-z0-9_]*')
+_HALF_PREPARED = '.half_prepared'
 
 # A killed preparation loses record files that are half written; a reader holds all of them open.
 _IMAGES_A_RECORD_FILE = 256
 _MOST_RECORD_FILES = 256
 _UNEQUAL = 2  # from this ratio of the largest class to the smallest on, they are mentioned
+_SHOWN = 3
 
 
 def prepare_image_folder(
@@ -56,7 +55,6 @@ def prepare_image_folder(
     *,
     size: int,
     upscale: bool = False,
-    max_unreadable: float = 1.0,
     workers: int = 1,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
@@ -74,7 +72,6 @@ def prepare_image_folder(
         data_dir: the folder of prepared data sets.
         size: side of the images in pixels.
         upscale: whether smaller images are enlarged rather than refused.
-        max_unreadable: percentage of a split that may be left out.
         workers: processes to use.
         say: a function of a line of text for the user.
         progress: a function of a stage's name, the images done, and all images.
@@ -89,182 +86,17 @@ def prepare_image_folder(
     root = data_folder(data_dir)
     _check_name(name, root)
     Whole(1).check('--size', size)
-    Real(0, 100).check('--max_unreadable', max_unreadable)
     Whole(1).check('--workers', workers)
     tree = read_tree(folder)
-    counts = ', '.join(f'{len(files):,} {split}' for split, files in tree.splits.items())
-    say(f'{len(tree.classes):,} classes; image files: {counts}.')
-    for line in remarks(tree):
+    for line in _remarks(tree):
         say(line)
-    if tree.ignored:
-        kinds = (f'{count:,} {kind or "without any"}' for kind, count in tree.ignored.items())
-        say(f'Passed over, by their extension: {", ".join(kinds)}.')
-    fingerprint = tree.fingerprint(size, upscale, PIL.__version__)
-    work = WorkFolder(root / name / VERSION, fingerprint)
     preparation = _Preparation(
-        name, tree, size, upscale, max_unreadable, workers, work, say, progress
+        name, tree, root / name / VERSION, size, upscale, workers, say, progress
     )
     with failing_writes(name, root), one_process(root / name, wait=False):
         preparation.begin_or_resume()
         preparation.finish(preparation.write_records())
-    return work.target
-
-
-def remarks(tree: ImageTree) -> Iterator[str]:
-    """What a person may not expect of a tree: classes of other sizes, a single split."""
-    counts = collections.Counter(file.label for file in tree.splits['train'])
-    ranking = counts.most_common()
-    (most, largest), (least, smallest) = ranking[0], ranking[-1]
-    if largest >= _UNEQUAL * smallest:
-        names = tree.classes[least], tree.classes[most]
-        yield f'Images of a class: {smallest:,} ({names[0]}) to {largest:,} ({names[1]}).'
-    if len(tree.splits) == 1:
-        yield (
-            'There is no folder val or test: all images are the split train, of which slices can '
-            "be kept for tests (--config.data.train_split='train[5%:]' "
-            "--config.data.test_split='train[:5%]')."
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Preparation:
-    """The steps, in a work folder that this process has locked."""
-
-    name: str
-    tree: ImageTree
-    size: int
-    upscale: bool
-    max_unreadable: float
-    workers: int
-    work: WorkFolder
-    say: Callable[[str], None]
-    progress: Callable[[str, int, int], None]
-
-    @property
-    def num_files(self) -> int:
-        return sum(len(files) for files in self.tree.splits.values())
-
-    def begin_or_resume(self) -> None:
-        """Checks all headers and creates the work folder, unless that was done before."""
-        if not self.work.records.is_dir():
-            self._check_headers()
-        if self.work.begin():
-            self.say('The images or the settings changed since the interruption: it starts again.')
-
-    def _check_headers(self) -> None:
-        """Raises InputError if images are too small, or too many files are not images."""
-        unreadable: list[Unreadable] = []
-        small: list[tuple[int, str]] = []
-        done = num_transparent = 0
-        for headers in map_unordered(read_headers, self._tasks(), self.workers):
-            unreadable += headers.unreadable
-            small += headers.small
-            done += headers.num_files
-            num_transparent += headers.num_transparent
-            self.progress('headers', done, self.num_files)
-        self._check_share(unreadable)
-        if num_transparent:
-            images = format_count(num_transparent, 'image')
-            self.say(f'Laid over white where they are transparent: {images} with an alpha channel.')
-        if small and not self.upscale:
-            side, path = min(small)
-            raise InputError(
-                f'{len(small):,} of {self.num_files:,} images have a side shorter than '
-                f"{self.size} pixels; the smallest is '{path}' with {side}. Choose --size={side} "
-                'or less, take them out, or have them enlarged with --upscale.'
-            )
-
-    def _check_share(self, unreadable: Sequence[Unreadable]) -> None:
-        totals = {split: len(files) for split, files in self.tree.splits.items()}
-        check_share(unreadable, totals, self.max_unreadable, self.work.path)
-
-    def write_records(self) -> list[RecordReport]:
-        """Writes the record files that are not there yet; the reports are in the files' order."""
-        tasks = list(self._tasks())
-        written = {task.target.name: self.work.report(task.target.name) for task in tasks}
-        reports = [report for report in written.values() if report]
-        missing = [task for task in tasks if not written[task.target.name]]
-        if reports:
-            self.say(f'Resuming: {len(reports)} of {len(tasks)} record files are written.')
-        self._check_space(missing)
-        self._follow(reports)
-        for report in map_unordered(write_records, missing, self.workers):
-            reports.append(report)
-            self._follow(reports)
-        return sorted(reports)
-
-    def _follow(self, reports: Sequence[RecordReport]) -> None:
-        unreadable = [file for report in reports for file in report.unreadable]
-        done = sum(report.num_examples for report in reports) + len(unreadable)
-        self.progress('images', done, self.num_files)
-        self._check_share(unreadable)
-
-    def _tasks(self) -> Iterator[RecordTask]:
-        """Deals the images evenly to record files."""
-        for split, files in self.tree.splits.items():
-            count = min(math.ceil(len(files) / _IMAGES_A_RECORD_FILE), _MOST_RECORD_FILES)
-            for index in range(count):
-                part = slice(len(files) * index // count, len(files) * (index + 1) // count)
-                target = self._template(split).sharded_filepath(shard_index=index, num_shards=count)
-                yield RecordTask(
-                    root=self.tree.root,
-                    split=split,
-                    files=files[part],
-                    size=self.size,
-                    num_classes=len(self.tree.classes),
-                    target=pathlib.Path(target),
-                    report=self.work.report_path(target.name),
-                )
-
-    def _template(self, split: str) -> tfds.core.ShardedFileTemplate:
-        return tfds.core.ShardedFileTemplate(
-            data_dir=self.work.records,
-            dataset_name=self.name,
-            split=split,
-            filetype_suffix=tfds.core.FileFormat.ARRAY_RECORD.file_suffix,
-        )
-
-    def _check_space(self, tasks: Sequence[RecordTask]) -> None:
-        needed = sum(len(task.files) for task in tasks) * self.size**2 * 3
-        free = shutil.disk_usage(self.work.path).free
-        if needed > free:
-            raise InputError(
-                f"the record files need {format_bytes(needed)}, and '{self.work.target.parent}' "
-                f'has room for {format_bytes(free)}. Make room or give another --data_dir.'
-            )
-
-    def finish(self, reports: list[RecordReport]) -> None:
-        """Writes TFDS's metadata, and gives the folder its name."""
-        by_split: dict[str, list[RecordReport]] = collections.defaultdict(list)
-        for report in reports:
-            by_split[report.split].append(report)
-        split_infos = [
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[report.num_examples for report in reports],
-                num_bytes=sum(report.num_bytes for report in reports),
-                filename_template=self._template(split),
-            )
-            for split, reports in by_split.items()
-        ]
-        tfds.folder_dataset.write_metadata(
-            data_dir=self.work.records,
-            features=features(self.size, tfds.features.ClassLabel(names=self.tree.classes)),
-            split_infos=split_infos,
-            version=VERSION,
-            check_data=False,  # TFDS would read with TensorFlow
-            description=f'Images of class folders, scaled and cropped to {self.size} pixels.',
-            supervised_keys=('image', 'label'),
-            disable_shuffling=True,  # the order is ours
-            metadata=tfds.core.MetadataDict(num_levels=256),
-        )
-        if unreadable := [file for report in reports for file in report.unreadable]:
-            write_list(unreadable, self.work.records)
-            self.say(
-                f'Left out {format_count(len(unreadable), "file")} that cannot be read '
-                f'({examples(unreadable)}); named in {self.work.target / FILE_NAME}.'
-            )
-        self.work.finish()
+    return preparation.target
 
 
 def _check_name(name: str, root: pathlib.Path) -> None:
@@ -282,3 +114,177 @@ def _check_name(name: str, root: pathlib.Path) -> None:
                 f"a data set '{name}' is already prepared in '{folder}'. Delete that folder to "
                 'prepare it again, or choose another name.'
             )
+
+
+def _remarks(tree: ImageTree) -> Iterator[str]:
+    """Says what was found, and what a person may not expect of it."""
+    counts = ', '.join(f'{len(files):,} {split}' for split, files in tree.splits.items())
+    yield f'{len(tree.classes):,} classes; image files: {counts}.'
+    ranking = collections.Counter(file.label for file in tree.splits['train']).most_common()
+    (most, largest), (least, smallest) = ranking[0], ranking[-1]
+    if largest >= _UNEQUAL * smallest:
+        names = tree.classes[least], tree.classes[most]
+        yield f'Images of a class: {smallest:,} ({names[0]}) to {largest:,} ({names[1]}).'
+    if len(tree.splits) == 1:
+        yield (
+            'There is no folder val or test: all images are the split train, of which slices can '
+            "be kept for tests (--config.data.train_split='train[5%:]' "
+            "--config.data.test_split='train[:5%]')."
+        )
+    if tree.ignored:
+        kinds = (f'{count:,} {kind or "without any"}' for kind, count in tree.ignored.items())
+        yield f'Passed over, by their extension: {", ".join(kinds)}.'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Preparation:
+    """The steps, in a folder beside the `target` that becomes it by one rename.
+
+    In it are `records/`, the later target, and in `reports/` a report of every finished record
+    file. Its name has a hash of the images and the settings.
+    """
+
+    name: str
+    tree: ImageTree
+    target: pathlib.Path
+    size: int
+    upscale: bool
+    workers: int
+    say: Callable[[str], None]
+    progress: Callable[[str, int, int], None]
+
+    @functools.cached_property
+    def work(self) -> pathlib.Path:
+        fingerprint = self.tree.fingerprint(self.size, self.upscale, PIL.__version__)
+        return self.target.with_name(f'{VERSION}.{fingerprint}{_HALF_PREPARED}')
+
+    @functools.cached_property
+    def num_files(self) -> int:
+        return sum(len(files) for files in self.tree.splits.values())
+
+    def begin_or_resume(self) -> None:
+        """Checks all headers and creates the work folder, unless that was done before."""
+        records = self.work / 'records'
+        if not records.is_dir():
+            self._check_headers()
+        for other in set(self.target.parent.glob(f'*{_HALF_PREPARED}')) - {self.work}:
+            self.say('The images or the settings changed since the interruption: it starts again.')
+            shutil.rmtree(other)
+        records.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(records)
+
+    def _check_headers(self) -> None:
+        small: list[tuple[int, str]] = []
+        done = num_transparent = 0
+        for headers in map_unordered(read_headers, self._tasks(), self.workers):
+            small += headers.small
+            done += headers.num_files
+            num_transparent += headers.num_transparent
+            self.progress('headers', done, self.num_files)
+        if num_transparent:
+            images = format_count(num_transparent, 'image')
+            self.say(f'Laid over white where they are transparent: {images} with an alpha channel.')
+        if small and not self.upscale:
+            side, path = min(small)
+            raise InputError(
+                f'{len(small):,} of {self.num_files:,} images have a side shorter than '
+                f"{self.size} pixels; the smallest is '{path}' with {side}. Choose --size={side} "
+                'or less, take them out, or have them enlarged with --upscale.'
+            )
+
+    def write_records(self) -> list[RecordReport]:
+        """Writes the record files that are not there yet; the reports are in the files' order."""
+        tasks = list(self._tasks())
+        reports = [report for task in tasks if (report := read_report(task))]
+        written = {report.record_file for report in reports}
+        missing = [task for task in tasks if task.target.name not in written]
+        if reports:
+            self.say(f'Resuming: {len(reports)} of {len(tasks)} record files are written.')
+        self._check_space(missing)
+        for report in itertools.chain([None], map_unordered(write_records, missing, self.workers)):
+            reports += [report] if report else []
+            done = sum(report.num_examples + len(report.unreadable) for report in reports)
+            self.progress('images', done, self.num_files)
+        return sorted(reports)
+
+    def _tasks(self) -> Iterator[RecordTask]:
+        """Deals the images evenly to record files."""
+        for split, files in self.tree.splits.items():
+            count = min(math.ceil(len(files) / _IMAGES_A_RECORD_FILE), _MOST_RECORD_FILES)
+            for index in range(count):
+                part = slice(len(files) * index // count, len(files) * (index + 1) // count)
+                target = self._template(split).sharded_filepath(shard_index=index, num_shards=count)
+                yield RecordTask(
+                    root=self.tree.root,
+                    split=split,
+                    files=files[part],
+                    size=self.size,
+                    num_classes=len(self.tree.classes),
+                    target=pathlib.Path(target),
+                    report=self.work / 'reports' / f'{target.name}.json',
+                )
+
+    def _template(self, split: str) -> tfds.core.ShardedFileTemplate:
+        return tfds.core.ShardedFileTemplate(
+            data_dir=self.work / 'records',
+            dataset_name=self.name,
+            split=split,
+            filetype_suffix=tfds.core.FileFormat.ARRAY_RECORD.file_suffix,
+        )
+
+    def _check_space(self, tasks: list[RecordTask]) -> None:
+        needed = sum(len(task.files) for task in tasks) * self.size**2 * 3
+        free = shutil.disk_usage(self.work).free
+        if needed > free:
+            raise InputError(
+                f"the record files need {format_bytes(needed)}, and '{self.target.parent}' has "
+                f'room for {format_bytes(free)}. Make room or give another --data_dir.'
+            )
+
+    def finish(self, reports: list[RecordReport]) -> None:
+        """Writes TFDS's metadata, and gives the folder its name."""
+        records = self.work / 'records'
+        by_split: dict[str, list[RecordReport]] = collections.defaultdict(list)
+        for report in reports:
+            by_split[report.split].append(report)
+        if any(report.unreadable for report in reports):
+            self._name_unreadable(by_split)
+        split_infos = [
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[report.num_examples for report in reports],
+                num_bytes=sum(report.num_bytes for report in reports),
+                filename_template=self._template(split),
+            )
+            for split, reports in by_split.items()
+        ]
+        tfds.folder_dataset.write_metadata(
+            data_dir=records,
+            features=features(self.size, tfds.features.ClassLabel(names=self.tree.classes)),
+            split_infos=split_infos,
+            version=VERSION,
+            check_data=False,  # TFDS would read with TensorFlow
+            description=f'Images of class folders, scaled and cropped to {self.size} pixels.',
+            supervised_keys=('image', 'label'),
+            disable_shuffling=True,  # the order is ours
+            metadata=tfds.core.MetadataDict(num_levels=256),
+        )
+        records.rename(self.target)
+        shutil.rmtree(self.work)
+
+    def _name_unreadable(self, by_split: dict[str, list[RecordReport]]) -> None:
+        """Writes which files are left out; raises InputError if a split has no others."""
+        reports = itertools.chain(*by_split.values())
+        unreadable = sorted(file for report in reports for file in report.unreadable)
+        examples = ', '.join(f"'{path}': {reason}" for path, reason in unreadable[:_SHOWN])
+        examples += ', ...' if len(unreadable) > _SHOWN else ''
+        for split, reports in by_split.items():
+            if not any(report.num_examples for report in reports):
+                raise InputError(f'no file of the {split} split can be read ({examples}).')
+        text = ''.join(f'{path}: {reason}\n' for path, reason in unreadable)
+        content = text.encode(errors='surrogateescape')  # a name may be any bytes
+        write_atomically(self.work / 'records' / UNREADABLE_FILE, lambda file: file.write(content))
+        self.say(
+            f'Left out {format_count(len(unreadable), "file")} that cannot be read ({examples}); '
+            f'named in {self.target / UNREADABLE_FILE}.'
+        )

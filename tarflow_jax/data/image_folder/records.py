@@ -5,21 +5,24 @@ Pixels are stored uncompressed. Of photographs of 256x256 pixels, one core reads
 """
 
 import contextlib
+import errno
+import json
 import pathlib
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from tarflow_jax.data.image_folder.tree import ImageFile
-from tarflow_jax.data.image_folder.unreadable import Unreadable
 from tarflow_jax.data.images import decode, open_image, resize_and_crop
 from tarflow_jax.files import open_atomically, write_json
 
 _OPTIONS = 'group_size:1,uncompressed'  # random access wants one record a group
+_BROKEN_LINK = (errno.ENOENT, errno.ELOOP)
 
 
 class RecordTask(NamedTuple):
@@ -35,17 +38,21 @@ class RecordTask(NamedTuple):
 
 
 class RecordReport(NamedTuple):
-    """The content of a file of records; `num_bytes` is its size."""
+    """The content of a file of records.
+
+    `num_bytes` is its size, and `unreadable` the paths of the image files that it lacks, relative
+    to the tree's root, and why.
+    """
 
     record_file: str
     split: str
     num_examples: int
     num_bytes: int
-    unreadable: list[Unreadable]
+    unreadable: list[list[str]]
 
 
 class Headers(NamedTuple):
-    """The shorter sides and paths of images that are too small, and files that are not images.
+    """The shorter sides and paths of images that are too small.
 
     `num_transparent` of the others may have transparent pixels.
     """
@@ -53,27 +60,23 @@ class Headers(NamedTuple):
     num_files: int
     num_transparent: int
     small: list[tuple[int, str]]
-    unreadable: list[Unreadable]
 
 
 def read_headers(task: RecordTask) -> Headers:
     """Opens the image files of a task without decoding them."""
     num_transparent = 0
     small: list[tuple[int, str]] = []
-    unreadable: list[Unreadable] = []
     for file in task.files:
-        try:
-            with (
-                warnings.catch_warnings(action='ignore'),
-                open_image(task.root / file.path) as image,
-            ):
-                side = min(image.size)
-                num_transparent += image.has_transparency_data
+        with (
+            contextlib.suppress(OSError, ValueError),  # no image; `write_records` leaves it out
+            warnings.catch_warnings(action='ignore'),
+            open_image(task.root / file.path) as image,
+        ):
+            side = min(image.size)
+            num_transparent += image.has_transparency_data
             if side < task.size:
                 small.append((side, file.path))
-        except (OSError, ValueError) as error:
-            unreadable.append(Unreadable.because(task.split, file.path, error))
-    return Headers(len(task.files), num_transparent, small, unreadable)
+    return Headers(len(task.files), num_transparent, small)
 
 
 def features(size: int, label: tfds.features.ClassLabel) -> tfds.features.FeaturesDict:
@@ -92,7 +95,7 @@ def write_records(task: RecordTask) -> RecordReport:
         OSError, RuntimeError: they cannot be written.
     """
     serialize = _serializer(task.size, task.num_classes)
-    unreadable: list[Unreadable] = []
+    unreadable: list[list[str]] = []
     with (
         open_atomically(task.target) as unfinished,
         contextlib.closing(ArrayRecordWriter(unfinished.name, _OPTIONS)) as writer,
@@ -102,7 +105,7 @@ def write_records(task: RecordTask) -> RecordReport:
                 with warnings.catch_warnings(action='ignore'):  # of Pillow's, without file names
                     image = resize_and_crop(decode(task.root / file.path), task.size)
             except (OSError, ValueError) as error:
-                unreadable.append(Unreadable.because(task.split, file.path, error))
+                unreadable.append([file.path, _reason(error)])
                 continue
             writer.write(serialize({'image': image, 'label': file.label}))
     report = RecordReport(
@@ -114,6 +117,29 @@ def write_records(task: RecordTask) -> RecordReport:
     )
     write_json(task.report, report._asdict())
     return report
+
+
+def read_report(task: RecordTask) -> RecordReport | None:
+    """Returns the report of a task that is done; None unless it and its records are whole."""
+    try:
+        report = RecordReport(**json.loads(task.report.read_text()))
+        return report if task.target.stat().st_size == report.num_bytes else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _reason(error: Exception) -> str:
+    """Returns in a line why a file is no image.
+
+    Raises:
+        OSError: the error itself if it is the operating system's, of a disk, a network or a
+            permission, which says nothing of the image and can be corrected.
+    """
+    if isinstance(error, OSError) and error.errno and error.errno not in _BROKEN_LINK:
+        raise error
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return 'no image'
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _serializer(size: int, num_classes: int) -> Callable[[dict[str, Any]], bytes]:

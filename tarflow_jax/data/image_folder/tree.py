@@ -5,8 +5,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from tarflow_jax.errors import InputError
@@ -23,7 +22,14 @@ EXTENSIONS = (
     *('.pgm', '.png', '.pnm', '.ppm', '.tif', '.tiff', '.webp'),
 )
 ONLY_CLASS = 'images'  # of a folder without class folders
+_LAYOUT = (
+    'Images are expected as FILE, CLASS/FILE or SPLIT/CLASS/FILE, with splits named train, val and '
+    'test.'
+)
+_DEEPEST = 3
 _SHOWN = 5
+
+_Parts = tuple[str, ...]
 
 
 class ImageFile(NamedTuple):
@@ -79,139 +85,110 @@ def read_tree(folder: str | os.PathLike[str]) -> ImageTree:
     if not root.is_dir():
         raise InputError(f"there is no folder '{root}'; give one with a folder for each class.")
     try:
-        return _read_tree(root)
+        paths = list(_files(root))
+        images = [path for path in paths if _extension(path) in EXTENSIONS]
+        ignored = collections.Counter(map(_extension, set(paths) - set(images)))
+        by_split = _by_split(root, images)
+        classes = tuple(sorted(by_split['train']))
+        splits = {split: _ordered(root, by_split[split], classes) for split in by_split}
     except OSError as error:
         raise InputError(f"the folder '{root}' cannot be read ({error}).") from error
-
-
-def _read_tree(root: pathlib.Path) -> ImageTree:
-    top = _Listing(root)
-    class_folders = _class_folders_of_splits(top)
-    classes = tuple(listing.class_name for listing in class_folders['train'])
-    ignored = collections.Counter([] if top in class_folders['train'] else top.ignored)
-    splits = {}
-    for split, listings in class_folders.items():
-        if unknown := [x.class_name for x in listings if x.class_name not in classes]:
-            raise InputError(
-                f'the {split} split has classes that the training split lacks: {_names(unknown)}. '
-                'Every class must have training images.'
-            )
-        ignored.update(extension for listing in listings for extension in listing.ignored)
-        _check_not_empty(root, split, listings)
-        splits[split] = _files(root, listings, classes)
     return ImageTree(root, classes, splits, dict(sorted(ignored.items())))
 
 
-class _Listing:
-    """The sorted names of folders and image files in a folder, and the extensions of the rest."""
+def _extension(path: _Parts) -> str:
+    return os.path.splitext(path[-1])[1].lower()
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-        self.class_name = folder.name
-        self.folders: list[str] = []
-        self.images: list[tuple[str, int, int]] = []  # name, size, time of change
-        self.ignored: list[str] = []
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if not entry.name.startswith('.'):
-                    self._add(entry)
 
-    def _add(self, entry: os.DirEntry[str]) -> None:
-        status = _status(entry)
-        extension = os.path.splitext(entry.name)[1].lower()
-        if stat.S_ISDIR(status.st_mode):
-            self.folders.append(entry.name)
-        elif extension in EXTENSIONS:
-            self.images.append((entry.name, status.st_size, status.st_mtime_ns))
+def _files(folder: pathlib.Path, above: _Parts = ()) -> Iterator[_Parts]:
+    """Yields the paths of all files: the names of the folders below the root, and their own."""
+    for name in sorted(name for name in os.listdir(folder) if not name.startswith('.')):
+        if not (folder / name).is_dir():  # a broken link is an image that cannot be read
+            yield (*above, name)
+        elif len(above) + 1 < _DEEPEST:
+            yield from _files(folder / name, (*above, name))
         else:
-            self.ignored.append(extension)
-
-    def class_folders(self) -> list['_Listing']:
-        """Lists the class folders in this one; without any, its images are the only class."""
-        if self.images and not self.folders:
-            self.class_name = ONLY_CLASS
-            return [self]
-        if self.images:
-            raise InputError(
-                f"'{self.folder}' has {len(self.images):,} images directly in it "
-                f"('{self.images[0][0]}', say), beside folders; they belong in one folder for each "
-                'class. If there are no classes, put all images into one folder.'
-            )
-        if not self.folders:
-            raise InputError(
-                f"'{self.folder}' is empty: it has no images and no class folders. Images are "
-                'expected as FILE, CLASS/FILE or SPLIT/CLASS/FILE, with splits named train, val '
-                'and test.'
-            )
-        for name in self.folders:
-            if not name.isprintable() or name != name.strip():
-                raise InputError(
-                    f'the class folder {name!r} in {str(self.folder)!r} needs a name of printable '
-                    'characters, without spaces around them.'
-                )
-        return [_Listing(self.folder / name) for name in self.folders]
+            raise _misplaced(folder.joinpath(name))
 
 
-def _status(entry: os.DirEntry[str]) -> os.stat_result:
-    try:
-        return entry.stat()
-    except OSError:  # a broken link is an image that cannot be read
-        return entry.stat(follow_symlinks=False)
+def _by_split(root: pathlib.Path, images: list[_Parts]) -> dict[str, dict[str, list[_Parts]]]:
+    """Returns the images of every split and class."""
+    if not images:
+        raise InputError(
+            f"'{root}' has no images, whose names end in {', '.join(EXTENSIONS)}. {_LAYOUT}"
+        )
+    has_splits = _has_splits(root, sorted({path[0] for path in images if len(path) > 1}))
+    by_split = {split: collections.defaultdict(list) for split in SPLITS.values()}
+    for path in images:
+        *folders, _ = path
+        split = SPLITS[folders.pop(0).lower()] if has_splits and folders else 'train'
+        if len(folders) > 1 or (has_splits and len(path) == 1):
+            raise _misplaced(root.joinpath(*path))
+        by_split[split][folders[0] if folders else ONLY_CLASS].append(path)
+    for split, by_class in by_split.items():
+        lengths = {len(path): path for paths in by_class.values() for path in paths}
+        if len(lengths) > 1:
+            raise _misplaced(root.joinpath(*lengths[min(lengths)]))
+        _check_classes(root, split, by_class, by_split['train'])
+    return {split: by_class for split, by_class in by_split.items() if by_class}
 
 
-def _class_folders_of_splits(top: _Listing) -> dict[str, list[_Listing]]:
-    root = top.folder
-    split_folders = [name for name in top.folders if name.lower() in SPLITS]
-    if not split_folders or top.images:
-        return {'train': top.class_folders()}
-    if others := [name for name in top.folders if name not in split_folders]:
+def _has_splits(root: pathlib.Path, folders: list[str]) -> bool:
+    split_folders = [name for name in folders if name.lower() in SPLITS]
+    others = [name for name in folders if name not in split_folders]
+    if split_folders and others:
         raise InputError(
             f"'{root}' has {_names(split_folders)} beside {_names(others)}: taken as classes, the "
             "images of other splits would leak into training. Put the training images' class "
             "folders into a folder 'train' beside it, or rename it if it is a class."
         )
-    by_split = {SPLITS[name.lower()]: root / name for name in split_folders}
-    if 'train' not in by_split or len(by_split) < len(split_folders):
+    splits = {SPLITS[name.lower()] for name in split_folders}
+    if split_folders and ('train' not in splits or len(splits) < len(split_folders)):
         raise InputError(
             f"'{root}' has the splits {_names(split_folders)}: it needs a folder 'train' with the "
             "training images' class folders, and at most one for each of validation and test."
         )
-    order = sorted(by_split, key=list(SPLITS.values()).index)
-    return {split: _Listing(by_split[split]).class_folders() for split in order}
+    return bool(split_folders)
 
 
-def _files(
-    root: pathlib.Path, listings: list[_Listing], classes: tuple[str, ...]
-) -> tuple[ImageFile, ...]:
-    """Returns the files of a split's class folders, in the order of a hash of CLASS/FILE."""
-    keyed = []
-    for listing in listings:
-        if listing.folders:
+def _check_classes(
+    root: pathlib.Path, split: str, classes: Collection[str], known: Collection[str]
+) -> None:
+    if unknown := [name for name in classes if name not in known]:
+        raise InputError(
+            f"the {split} split of '{root}' has classes that the training split lacks: "
+            f'{_names(unknown)}. Every class must have training images.'
+        )
+    for name in classes:
+        if not name.isprintable() or name != name.strip():
             raise InputError(
-                f"the class folder '{listing.folder}' has folders in it "
-                f'({_names(listing.folders)}); images must lie directly in it. Is the folder that '
-                'was given one level too high?'
+                f'the class folder {name!r} in {str(root)!r} needs a name of printable '
+                'characters, without spaces around them.'
             )
-        name = listing.class_name
-        label = classes.index(name)
-        parent = listing.folder.relative_to(root)
-        for file, size, modified_ns in listing.images:
-            key = hashlib.sha256(os.fsencode(f'{name}/{file}')).digest()
-            path = (parent / file).as_posix()
-            keyed.append((key, ImageFile(path, label, size, modified_ns)))
+
+
+def _misplaced(path: pathlib.Path) -> InputError:
+    return InputError(
+        f"'{path}' is not where an image belongs. {_LAYOUT} Without classes, put all images into "
+        'one folder. Was a folder given that is one level too high?'
+    )
+
+
+def _ordered(
+    root: pathlib.Path, by_class: dict[str, list[_Parts]], classes: tuple[str, ...]
+) -> tuple[ImageFile, ...]:
+    """Returns the files of a split, in the order of a hash of CLASS/FILE."""
+    keyed = []
+    for label, name in enumerate(classes):
+        for path in by_class.get(name, []):
+            key = hashlib.sha256(os.fsencode(f'{name}/{path[-1]}')).digest()
+            file = root.joinpath(*path)
+            status = file.stat() if file.exists() else file.lstat()  # of a broken link
+            image = ImageFile('/'.join(path), label, status.st_size, status.st_mtime_ns)
+            keyed.append((key, image))
     return tuple(image for _, image in sorted(keyed))
 
 
-def _check_not_empty(root: pathlib.Path, split: str, listings: list[_Listing]) -> None:
-    empty = [x.class_name for x in listings if not x.images and not x.folders]
-    if empty and (split == 'train' or len(empty) == len(listings)):
-        raise InputError(
-            f"'{root}' has classes without an image in the {split} split: {_names(empty)}. Delete "
-            f'such folders, or fill them. The name of an image ends in {", ".join(EXTENSIONS)}.'
-        )
-
-
-def _names(names: Iterable[str]) -> str:
-    names = list(names)
+def _names(names: list[str]) -> str:
     shown = ', '.join(f"'{name}'" for name in names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f'{shown} and {len(names) - _SHOWN:,} more'

@@ -1,3 +1,4 @@
+import errno
 import os
 import pathlib
 import resource
@@ -9,10 +10,12 @@ import sys
 import time
 
 import numpy as np
+import PIL
 import pytest
 import tensorflow_datasets as tfds
 from image_trees import CLASSES, KINDS, SIZE, as_pillow_sees, damage, fill, in_order, write_image
 
+from tarflow_jax.data.image_folder import records
 from tarflow_jax.data.image_folder.preparation import prepare_image_folder
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
@@ -203,7 +206,7 @@ def test_another_preparation_begins_anew(small_tree, tmp_path, change):
     assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == num_images
 
 
-OTHER_JSON = ['null', '[]', '[1]', '{}', '{"what": 1, "unreadable": [3]}', '[' * 100_000, '\xff']
+OTHER_JSON = ['null', '[1]', '{}', '\xff']
 
 
 @pytest.mark.parametrize('content', OTHER_JSON, ids=lambda content: content[:12])
@@ -211,15 +214,6 @@ def test_a_report_that_cannot_be_read_is_made_again(small_tree, tmp_path, conten
     stop_halfway(small_tree, tmp_path, at=1)
     for path in tmp_path.glob('animals/*.half_prepared/reports/*.json'):
         path.write_text(content, encoding='latin-1')
-    prepare(small_tree, tmp_path)
-    assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == 40
-
-
-def test_a_report_that_is_no_file_is_not_waited_for(small_tree, tmp_path):
-    stop_halfway(small_tree, tmp_path, at=1)
-    for path in tmp_path.glob('animals/*.half_prepared/reports/*.json'):
-        path.unlink()
-        os.mkfifo(path)
     prepare(small_tree, tmp_path)
     assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == 40
 
@@ -257,19 +251,6 @@ def test_images_that_are_too_small(small_tree, tmp_path):
     np.testing.assert_array_equal(images[row], as_pillow_sees(small_tree / 'dog' / 'png_b.png'))
 
 
-@pytest.mark.parametrize('only', ['cat/jpeg_cut.jpg', 'dog/text.jpg'])  # in pixels, in the header
-def test_too_many_unreadable_files(small_tree, tmp_path, only):
-    for name in damage(small_tree):
-        if name != only:
-            (small_tree / name).unlink()
-    with pytest.raises(InputError, match=rf"1 of 41 files of the train split.*'{only}'.*=1 per"):
-        prepare(small_tree, tmp_path)
-    (listed,) = tmp_path.glob('animals/*.half_prepared/unreadable.txt')
-    assert listed.read_text().startswith(only)
-    prepare(small_tree, tmp_path, max_unreadable=3)
-    assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == 40
-
-
 def test_what_is_no_file_is_not_waited_for(small_tree, tmp_path):
     """A FIFO would keep its reader waiting for good, and a device would never end."""
     os.mkfifo(small_tree / 'cat' / 'fifo.png')
@@ -277,7 +258,7 @@ def test_what_is_no_file_is_not_waited_for(small_tree, tmp_path):
     (small_tree / 'dog' / 'circle.png').symlink_to('circle.png')
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(small_tree / 'dog' / 'socket.png'))
-        prepare(small_tree, tmp_path, max_unreadable=10)
+        prepare(small_tree, tmp_path)
     lines = (tmp_path / 'animals' / '1.0.0' / 'unreadable.txt').read_text().splitlines()
     no_file = 'it is not a file, but a FIFO, a socket, a device or a folder'
     assert [line for line in lines if line.endswith(no_file)] == [
@@ -287,11 +268,40 @@ def test_what_is_no_file_is_not_waited_for(small_tree, tmp_path):
     assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == 40
 
 
-def test_nothing_can_be_read(tmp_path):
-    (tmp_path / 'images' / 'cat').mkdir(parents=True)
-    (tmp_path / 'images' / 'cat' / '1.png').write_text('no image')
-    with pytest.raises(InputError, match=r'1 of 1 files .*: all there are'):
-        prepare(tmp_path / 'images', tmp_path, max_unreadable=100)
+@pytest.mark.parametrize('only', ['cat/jpeg_cut.jpg', 'dog/text.jpg'])  # in pixels, in the header
+def test_a_split_of_which_nothing_can_be_read(small_tree, tmp_path, only):
+    for name in CLASSES:
+        shutil.move(small_tree / name, small_tree / 'train' / name)
+        (small_tree / 'val' / name).mkdir(parents=True)
+    for name in damage(small_tree / 'val'):
+        if name != only:
+            (small_tree / 'val' / name).unlink()
+    with pytest.raises(InputError, match=rf"no file of the validation split.*'val/{only}'"):
+        prepare(small_tree, tmp_path)
+    (small_tree / 'val' / only).unlink()
+    prepare(small_tree, tmp_path)
+    assert len(everything(tmp_path / 'animals' / '1.0.0', 'train')['label']) == 40
+
+
+@pytest.mark.parametrize(
+    ('error', 'reason'),
+    [
+        (PIL.UnidentifiedImageError('cannot identify image file'), 'no image'),
+        (OSError('image file is truncated (3 bytes not processed)'), 'image file is truncated'),
+        (ValueError('first line\nsecond'), 'first line'),
+        (ValueError(), 'ValueError'),
+    ],
+)
+def test_what_pillow_says_is_told_in_a_line(error, reason):
+    told = records._reason(error)
+    assert told.startswith(reason)
+    assert '\n' not in told
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_an_error_of_the_disk_is_no_bad_image(number):
+    with pytest.raises(OSError, match='disk'):
+        records._reason(OSError(number, 'of the disk'))
 
 
 def test_a_data_set_that_stands_there_is_kept(small_tree, tmp_path):
@@ -322,8 +332,6 @@ def test_one_process_at_a_time(small_tree, tmp_path):
         ('', {}, 'cannot be the name'),
         ('animals', dict(size=0), '--size must be at least 1; got 0'),
         ('animals', dict(workers=0), '--workers must be at least 1; got 0'),
-        ('animals', dict(max_unreadable=101), '--max_unreadable must be at most 100; got 101'),
-        ('animals', dict(max_unreadable=float('nan')), 'got nan'),
         ('animals', dict(data_dir='gs://bucket/data'), 'gs://bucket/data'),
         ('animals', dict(data_dir='/proc/data'), "cannot be prepared in data_dir '/proc/data'"),
         ('animals', dict(folder='/nowhere'), "there is no folder '/nowhere'"),
