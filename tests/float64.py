@@ -1,4 +1,4 @@
-"""The mathematics of a TarFlow, written anew: in float64, without `jit`, token after token."""
+"""The mathematics of a TarFlow, written anew: in float64, token after token."""
 
 import math
 
@@ -30,13 +30,13 @@ def results(path) -> dict[str, np.ndarray]:
     )(numbers)
     classes = numbers if model.num_classes else batch['label']
     inputs = jax.device_get((make_params(model), trained_on, labels, scored, prior, classes))
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True):
         params, trained_on, labels, scored, prior, classes = jax.tree.map(_as_float64, inputs)
 
         def loss(params):
             return _nats(model, params, trained_on, labels)[0].mean()
 
-        value, gradient = jax.value_and_grad(loss)(params)
+        value, gradient = jax.jit(jax.value_and_grad(loss))(params)
         norm = math.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(gradient)))
         clip = min(1.0, (config.optimizer.clip_norm or math.inf) / norm)
         mean = jax.tree.map(lambda g: (1 - config.optimizer.b1) * clip * g, gradient)
@@ -86,7 +86,7 @@ def _denoise(model, params, images, labels, config):
         nats, _ = _nats(model, params, images, labels)
         return -nats.sum() * math.prod(model.image_shape)
 
-    return images + config.noise.std**2 * jax.grad(log_prob)(images)
+    return images + config.noise.std**2 * jax.jit(jax.grad(log_prob))(images)
 
 
 def _affine(model, block, x, labels):

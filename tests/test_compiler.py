@@ -1,4 +1,4 @@
-"""The compiler's programs, as users run them, against float64 without compilation."""
+"""The compiler's programs, as users run them, against float64 with few of its optimisations."""
 
 import os
 import subprocess

@@ -21,6 +21,16 @@ SETTINGS = {
     'scale': dict(EPOCHS=0.5, BLOCKS=1, TOPOLOGY='v5e:2x2'),
     'your_images': dict(SIZE=8, MINUTES=0.01, CROPS=12),
 }
+# What a training is told besides: to end soon, with nothing in between.
+BRIEFLY = """
+    config.model.unroll = 'none'
+    config.optimizer.warmup_steps = 2
+    config.train.update(
+        num_epochs=min(config.train.num_epochs, 3.0), evaluate_draws=1,
+        evaluate_every=1000, sample_every=1000, checkpoint_every=1000,
+    )
+    config.sample.num_samples = 10
+"""
 
 
 def script(name, settings):
@@ -29,7 +39,7 @@ def script(name, settings):
     for key, value in settings.items():
         source, count = re.subn(rf'(?m)^{key} = [^#\n]*', f'{key} = {value!r} ', source)
         assert count == 1, key
-    return source
+    return source.replace('\n    train(build(config', f'{BRIEFLY}    train(build(config')
 
 
 @pytest.mark.parametrize('name', SETTINGS)

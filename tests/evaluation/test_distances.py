@@ -59,6 +59,11 @@ def test_a_perfect_model_scores_the_better_the_more_samples(recipe):
     assert scores[0] > 5 * scores[1]
     assert perfect_frechet_distance(reference, 10) == scores[0]
 
+    values, vectors = np.linalg.eigh(reference.cov)
+    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+    samples = np.random.default_rng(0).standard_normal((10, 64)) @ root + reference.mean
+    assert scores[0] == pytest.approx(frechet_distance(reference, gaussian(samples)), rel=1e-5)
+
 
 @pytest.mark.parametrize('case', STORED['inception_score'], ids=str)
 def test_inception_score(recipe, case):
