@@ -21,12 +21,14 @@ _ROWS = 1024  # of a table of distances that is in memory at once
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) for covariances A and B, in float64.
 
-    tr (A B)^(1/2) is the sum of the square roots of the eigenvalues of A^(1/2) B A^(1/2), which is
-    symmetric: nothing complex appears and singular covariances, of few samples, need no remedy.
+    tr (A B)^(1/2) is the sum of the square roots of the eigenvalues of C' B C, where A = C C':
+    that is symmetric, so nothing complex appears, and no larger than the rank of A.
     """
-    root = _square_root(a.cov)  # of 2,048 features, seconds on a laptop
-    eigenvalues = np.linalg.eigvalsh(root @ b.cov @ root)
-    trace = np.trace(a.cov) + np.trace(b.cov) - 2 * _sum_of_roots(eigenvalues)
+    values, vectors = np.linalg.eigh(a.cov)  # of 2,048 features, seconds on a laptop
+    is_positive = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    root = vectors[:, is_positive] * np.sqrt(values[is_positive])
+    trace = np.trace(a.cov) + np.trace(b.cov)
+    trace -= 2 * _sum_of_roots(np.linalg.eigvalsh(root.T @ b.cov @ root))
     return float(np.sum((a.mean - b.mean) ** 2) + trace)
 
 
@@ -47,13 +49,7 @@ def perfect_frechet_distance(reference: Gaussian, num_samples: int, seed: int = 
 
 
 def _sum_of_roots(eigenvalues: np.ndarray) -> float:
-    return np.sqrt(eigenvalues.clip(min=0)).sum()
-
-
-def _square_root(cov: np.ndarray) -> np.ndarray:
-    """The symmetric square root of a positive semidefinite matrix."""
-    eigenvalues, vectors = np.linalg.eigh(cov)
-    return (vectors * np.sqrt(eigenvalues.clip(min=0))) @ vectors.T
+    return float(np.sqrt(eigenvalues.clip(min=0)).sum())
 
 
 class InceptionScore:
