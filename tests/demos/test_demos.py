@@ -34,11 +34,15 @@ BRIEFLY = """
 
 
 def script(name, settings):
-    """The source of a notebook with other settings, each of which it must have once."""
+    """The source of a notebook with other settings, each of which it must have once.
+
+    Of the notebook about scale, with the first and the last of its meshes.
+    """
     source = (FOLDER / f'{name}.py').read_text()
     for key, value in settings.items():
         source, count = re.subn(rf'(?m)^{key} = [^#\n]*', f'{key} = {value!r} ', source)
         assert count == 1, key
+    source = source.replace("    'eight, the batch shared': (8, {'data': 8, 'fsdp': 1}),\n", '')
     return source.replace('\n    train(build(config', f'{BRIEFLY}    train(build(config')
 
 

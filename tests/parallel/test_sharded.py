@@ -176,7 +176,9 @@ def test_the_same_parameters_after_steps_of_adamw(all_three, params, by_one_devi
     assert distance(expected, params) > 1e-3
 
 
-def test_the_same_samples(mesh, params, by_one_device):
+@pytest.mark.parametrize('shape', ['fsdp', 'all_three'])
+def test_the_same_samples(shape, params, by_one_device):
+    mesh = make_mesh(**MESHES[shape])
     assert_arrays_close(guided_samples(mesh, params), by_one_device['samples'])
 
 
