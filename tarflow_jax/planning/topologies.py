@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.parallel.libtpu import quiet_without_tpu
@@ -39,14 +40,15 @@ class Topology:
 def make_topologies(names: str) -> list[Topology]:
     """The hardware of names separated by commas.
 
-    Keeps JAX on this machine's CPU, and lets it compile everything afresh, so that compilations can
-    be timed: to be called before anything is computed.
+    Keeps JAX on this machine's CPU, unless it has looked for devices before, and lets it compile
+    everything afresh, so that compilations can be timed.
 
     Raises:
       InputError: a name is unknown, or libtpu is not installed.
     """
     jax.config.update('jax_platforms', CPU)
     jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # which remembers whether it is used
     parts = dict.fromkeys(name.strip() for name in names.split(',') if name.strip())
     if not parts:
         raise InputError(f'--topology is empty. Name some hardware, such as {EXAMPLES}.')
