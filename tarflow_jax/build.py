@@ -73,6 +73,13 @@ class Experiment:
         return dataset
 
     @functools.cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by number; () where the data set has none, or is not here."""
+        from tarflow_jax.data.folder import class_names
+
+        return class_names(self.config.data.name, self.config.data.dir)
+
+    @functools.cached_property
     def noise(self) -> Noise:
         """The noise that makes pixels of the levels of the data set."""
         return Noise(self.config.noise.type, self.config.noise.std, self.dataset.num_levels)

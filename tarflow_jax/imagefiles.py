@@ -68,11 +68,16 @@ def image_grid(images: np.ndarray, captions: Sequence[str] = ()) -> np.ndarray:
 
 
 def _headings(words: Sequence[str], cell_width: int, grid: np.ndarray) -> np.ndarray:
-    """A strip of words, one over the middle of each column, as wide as the grid."""
+    """A strip of words, one over the middle of each column, as wide as the grid.
+
+    The end of a word that is wider than its column is left out.
+    """
     strip = Image.fromarray(np.full((_HEADING, *grid.shape[1:]), _GREY, np.uint8))
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(_HEADING - 4)
     for column, word in enumerate(words):
+        while font.getlength(word) > cell_width:
+            word = word.removesuffix('…')[:-1] + '…'
         middle = column * cell_width + (cell_width - _SEPARATOR) / 2, _HEADING / 2
         draw.text(middle, word, fill='white', font=font, anchor='mm')
     return np.asarray(strip)

@@ -130,7 +130,9 @@ def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: 
     )
     settings = {**sampling, 'calibration': calibration}
     name = name_of_changes(source)
-    write_samples(model, params, mesh, folder, stop, settings, name)
+    write_samples(
+        *(model, params, mesh, folder, stop, settings, name), class_names=experiment.class_names
+    )
     seconds = format_duration(time.perf_counter() - start)
     kept = f'; kept as samples_{name}.*, too' if name else ''
     say(f'{sampling["num_samples"]} samples in {seconds}: {folder}/samples.npz, samples.png{kept}')

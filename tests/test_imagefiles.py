@@ -119,6 +119,13 @@ def test_captions_stand_over_columns_of_their_own(channels):
     assert plain.shape != headed.shape
 
 
+def test_a_caption_stays_over_its_column():
+    images = random_images(4, 64, 64, 1)
+    long, short = (image_grid(images, [word, 'dog']) for word in ('abyssinian ground hornbill', ''))
+    np.testing.assert_array_equal(long[:, 66:], short[:, 66:])
+    assert (long[:18, :64] != short[:18, :64]).any()
+
+
 @pytest.mark.parametrize('shape', [(5, 7), (5, 7, 1), (5, 7, 3), (1, 1)])
 def test_a_png_has_the_pixels(tmp_path, shape):
     image = random_images(*shape)

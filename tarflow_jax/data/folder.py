@@ -67,10 +67,10 @@ def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
 
 def class_names(name: str, data_dir: str | os.PathLike[str]) -> tuple[str, ...]:
     """Returns the names of a data set's classes in their order; () if it has none, or is absent."""
-    folder = prepared_folders(data_folder(data_dir)).get(name)
     try:
+        folder = prepared_folders(data_folder(data_dir)).get(name)
         text = (folder / 'label.labels.txt').read_text(encoding='utf-8') if folder else ''
-    except OSError:
+    except (InputError, OSError):
         return ()
     return tuple(text.splitlines())
 

@@ -101,7 +101,12 @@ def label_cycle(distribution: str, num_classes: int) -> list[int]:
     return labels
 
 
-def captions(distribution: str, num_classes: int) -> list[str]:
-    """Words over the columns of a grid of samples; none where labels do not line up."""
+def captions(distribution: str, num_classes: int, names: Sequence[str] = ()) -> list[str]:
+    """Words over the columns of a grid of samples; none where labels do not line up.
+
+    The `names` of the classes, or their numbers where these are not known.
+    """
     cycle = label_cycle(distribution, num_classes)
-    return [str(label) for label in cycle] if len(cycle) <= MOST_CAPTIONS else []
+    if len(cycle) > MOST_CAPTIONS:
+        return []
+    return [names[label] if label < len(names) else str(label) for label in cycle]

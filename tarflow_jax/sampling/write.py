@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,16 @@ GRID_SAMPLES = 100  # at most, in a picture
 _CHANGE_NO_SAMPLE = ('num_samples', 'batch_size', 'method', 'tolerance', 'certify')
 
 
-def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling, name: str = '') -> None:
+def write_samples(
+    model,
+    params,
+    mesh,
+    folder: Path,
+    stop: Stop,
+    sampling,
+    name: str = '',
+    class_names: Sequence[str] = (),
+) -> None:
     """Draws samples into `samples.npz`, with labels if there are classes, and `samples.png`.
 
     With `certify` it says how exact they are, and keeps each sample's residual in `samples.npz`.
@@ -44,6 +53,7 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling, name:
       stop: receives the signals.
       sampling: arguments of `sample_batches`.
       name: keeps both as `samples_<name>`, too, where the next samples do not replace them.
+      class_names: words over the columns of the picture, instead of numbers.
 
     Raises:
       InputError: the samples do not fit the memory or the disk, or the folder cannot be written to.
@@ -82,7 +92,7 @@ def write_samples(model, params, mesh, folder: Path, stop: Stop, sampling, name:
         arrays['residual'], resolved = map(np.concatenate, zip(*certificates, strict=True))
         print(certificate(arrays['residual'], resolved, sampling['tolerance']))
     imagefiles.write_npz(folder / 'samples.npz', **arrays)
-    imagefiles.write_png(folder / 'samples.png', grid(images, sampling, model.num_classes))
+    imagefiles.write_png(folder / 'samples.png', grid(images, sampling, model, class_names))
     for suffix in ('npz', 'png') if name else ():
         keep_as(folder / f'samples.{suffix}', folder / f'samples_{name}.{suffix}')
 
@@ -103,9 +113,9 @@ def certificate(residual: np.ndarray, resolved: np.ndarray, tolerance: float) ->
     )
 
 
-def grid(images: np.ndarray, sampling, num_classes: int) -> np.ndarray:
+def grid(images: np.ndarray, sampling, model, class_names: Sequence[str]) -> np.ndarray:
     """A picture of the first samples, uint8 [N, H, W, C], in columns by label if labels repeat."""
-    words = captions(sampling['labels'], num_classes)
+    words = captions(sampling['labels'], model.num_classes, class_names)
     return imagefiles.image_grid(images[:GRID_SAMPLES], words if len(words) <= len(images) else ())
 
 

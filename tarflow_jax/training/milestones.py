@@ -109,7 +109,7 @@ class Milestones:
         images = np.concatenate([imagefiles.to_uint8(batch) for batch in host_images(batches)])
         if not distributed.is_main():
             return
-        grid = write.grid(images, sampling, experiment.model.num_classes)
+        grid = write.grid(images, sampling, experiment.model, experiment.class_names)
         writer.image(step, 'samples', grid)
         imagefiles.write_png(self._picture(step), grid)
 

@@ -40,6 +40,8 @@ def test_numbers_need_no_data(labels):
 def test_captions_are_of_few_classes_in_turn():
     assert captions('even', 3) == ['0', '1', '2']
     assert captions('7,7,3', 10) == ['7', '7', '3']
+    assert captions('2,0', 3, ANIMALS) == [ANIMALS[2], ANIMALS[0]]
+    assert captions('even', 4, ANIMALS[:3]) == [*ANIMALS[:3], '3']
     assert captions('uniform', 3) == captions('even', 0) == captions('even', 1000) == []
 
 
