@@ -9,7 +9,6 @@ becomes `config.data.name`. A command that was interrupted resumes when it is gi
 """
 
 import argparse
-import contextlib
 import os
 import pathlib
 import shlex
@@ -24,7 +23,6 @@ from tarflow_jax.data import catalog
 from tarflow_jax.data.folder import damaged_files, quiet_tfds
 from tarflow_jax.data.image_folder.preparation import UNREADABLE_FILE, prepare_image_folder
 from tarflow_jax.errors import InputError, RunError
-from tarflow_jax.progress import Progress, counting
 from tarflow_jax.quantities import format_bytes, format_duration
 from tarflow_jax.terminal import plain_warnings
 
@@ -52,44 +50,16 @@ def main(arguments: Sequence[str]) -> None:
     if options.folder is None:
         folder = catalog.prepare(options.name, options.data_dir, options.manual_dir)
     else:
-        with _Stages() as stages:
-            folder = prepare_image_folder(
-                options.name,
-                options.folder,
-                options.data_dir,
-                size=options.size,
-                upscale=options.upscale,
-                workers=options.workers,
-                say=stages.say,
-                progress=stages.follow,
-            )
+        folder = prepare_image_folder(
+            options.name,
+            options.folder,
+            options.data_dir,
+            size=options.size,
+            upscale=options.upscale,
+            workers=options.workers,
+        )
     seconds = time.perf_counter() - start
     print(describe(options.name, folder, options.data_dir, seconds))
-
-
-class _Stages(contextlib.ExitStack):
-    """Shows how far each stage of a preparation is, one after the other."""
-
-    _stage = ''
-    _progress: Progress | None = None
-
-    def say(self, text: str) -> None:
-        """Shows a line of text."""
-        if self._progress:
-            self._progress.say(text)
-        else:
-            print(text, flush=True)
-
-    def follow(self, stage: str, done: int, total: int) -> None:
-        """Shows that so many images of a stage are done."""
-        if stage != self._stage:
-            self.close()  # of the stage before
-            self._stage, self._progress = stage, self.enter_context(counting(stage, total))
-        if self._progress:
-            self._progress.update(done)
-        if done == total:
-            self.close()
-            self._progress = None
 
 
 def describe(name: str, folder: pathlib.Path, data_dir: str, seconds: float) -> str:

@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import PIL
 import tensorflow_datasets as tfds
@@ -32,6 +32,7 @@ from tarflow_jax.data.image_folder.tree import ImageTree, read_tree
 from tarflow_jax.data.workers import map_unordered
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import remove_unfinished, write_atomically
+from tarflow_jax.progress import counting
 from tarflow_jax.quantities import format_bytes, format_count
 from tarflow_jax.values import Whole
 
@@ -56,15 +57,13 @@ def prepare_image_folder(
     size: int,
     upscale: bool = False,
     workers: int = 1,
-    say: Callable[[str], None] = lambda text: None,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> pathlib.Path:
     """Prepares `<folder>/<class>/<file>` or `<folder>/<split>/<class>/<file>` as a data set.
 
     The splits are 'train', 'validation' (of a folder val, valid or validation) and 'test'. Examples
     are image uint8 [size, size, 3], the shorter side scaled to `size` and the centre cut, and the
     label, an index into the sorted names of the class folders. Files that cannot be read as images
-    are left out, and named in `unreadable.txt`.
+    are left out, and named in `unreadable.txt`. What was found is printed, and how far it is.
 
     Args:
         name: the name of the data set: lower-case letters, digits and underscores.
@@ -73,8 +72,6 @@ def prepare_image_folder(
         size: side of the images in pixels.
         upscale: whether smaller images are enlarged rather than refused.
         workers: processes to use.
-        say: a function of a line of text for the user.
-        progress: a function of a stage's name, the images done, and all images.
 
     Returns:
         The folder `<data_dir>/<name>/<version>`, which TFDS reads.
@@ -89,14 +86,16 @@ def prepare_image_folder(
     Whole(1).check('--workers', workers)
     tree = read_tree(folder)
     for line in _remarks(tree):
-        say(line)
-    preparation = _Preparation(
-        name, tree, root / name / VERSION, size, upscale, workers, say, progress
-    )
+        print(line, flush=True)
+    preparation = _Preparation(name, tree, root / name / VERSION, size, upscale, workers)
     with failing_writes(name, root), one_process(root / name, wait=False):
         preparation.begin_or_resume()
         preparation.finish(preparation.write_records())
     return preparation.target
+
+
+def _images_in(reports: list[RecordReport]) -> int:
+    return sum(report.num_examples + len(report.unreadable) for report in reports)
 
 
 def _check_name(name: str, root: pathlib.Path) -> None:
@@ -150,8 +149,6 @@ class _Preparation:
     size: int
     upscale: bool
     workers: int
-    say: Callable[[str], None]
-    progress: Callable[[str, int, int], None]
 
     @functools.cached_property
     def work(self) -> pathlib.Path:
@@ -168,7 +165,7 @@ class _Preparation:
         if not records.is_dir():
             self._check_headers()
         for other in set(self.target.parent.glob(f'*{_HALF_PREPARED}')) - {self.work}:
-            self.say('The images or the settings changed since the interruption: it starts again.')
+            print('The images or the settings changed since the interruption: it starts again.')
             shutil.rmtree(other)
         records.mkdir(parents=True, exist_ok=True)
         remove_unfinished(records)
@@ -176,14 +173,15 @@ class _Preparation:
     def _check_headers(self) -> None:
         small: list[tuple[int, str]] = []
         done = num_transparent = 0
-        for headers in map_unordered(read_headers, self._tasks(), self.workers):
-            small += headers.small
-            done += headers.num_files
-            num_transparent += headers.num_transparent
-            self.progress('headers', done, self.num_files)
+        with counting('headers', self.num_files) as progress:
+            for headers in map_unordered(read_headers, self._tasks(), self.workers):
+                small += headers.small
+                done += headers.num_files
+                num_transparent += headers.num_transparent
+                progress.update(done)
         if num_transparent:
             images = format_count(num_transparent, 'image')
-            self.say(f'Laid over white where they are transparent: {images} with an alpha channel.')
+            print(f'Laid over white where they are transparent: {images} with an alpha channel.')
         if small and not self.upscale:
             side, path = min(small)
             raise InputError(
@@ -199,12 +197,12 @@ class _Preparation:
         written = {report.record_file for report in reports}
         missing = [task for task in tasks if task.target.name not in written]
         if reports:
-            self.say(f'Resuming: {len(reports)} of {len(tasks)} record files are written.')
+            print(f'Resuming: {len(reports)} of {len(tasks)} record files are written.')
         self._check_space(missing)
-        for report in itertools.chain([None], map_unordered(write_records, missing, self.workers)):
-            reports += [report] if report else []
-            done = sum(report.num_examples + len(report.unreadable) for report in reports)
-            self.progress('images', done, self.num_files)
+        with counting('images', self.num_files, first=_images_in(reports)) as progress:
+            for report in map_unordered(write_records, missing, self.workers):
+                reports.append(report)
+                progress.update(_images_in(reports))
         return sorted(reports)
 
     def _tasks(self) -> Iterator[RecordTask]:
@@ -284,7 +282,7 @@ class _Preparation:
         text = ''.join(f'{path}: {reason}\n' for path, reason in unreadable)
         content = text.encode(errors='surrogateescape')  # a name may be any bytes
         write_atomically(self.work / 'records' / UNREADABLE_FILE, lambda file: file.write(content))
-        self.say(
+        print(
             f'Left out {format_count(len(unreadable), "file")} that cannot be read ({examples}); '
             f'named in {self.target / UNREADABLE_FILE}.'
         )

@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import io
 import os
 import pathlib
 import resource
@@ -15,7 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 from image_trees import CLASSES, KINDS, SIZE, as_pillow_sees, damage, fill, in_order, write_image
 
-from tarflow_jax.data.image_folder import records
+from tarflow_jax.data.image_folder import preparation, records
 from tarflow_jax.data.image_folder.preparation import prepare_image_folder
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
@@ -40,9 +42,9 @@ def tree(tmp_path_factory):
 def prepared(tree, tmp_path_factory):
     """The tree prepared without an interruption, and what was said; not to be written to."""
     data_dir = tmp_path_factory.mktemp('prepared')
-    said = []
-    folder = prepare_image_folder('animals', tree, data_dir, size=SIZE, say=said.append)
-    return folder, said
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        folder = prepare_image_folder('animals', tree, data_dir, size=SIZE)
+    return folder, said.getvalue().splitlines()
 
 
 @pytest.fixture
@@ -52,9 +54,9 @@ def small_tree(tmp_path):
 
 
 def prepare(folder, data_dir, **options):
-    said = []
-    prepare_image_folder('animals', folder, data_dir, size=SIZE, say=said.append, **options)
-    return '\n'.join(said)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        prepare_image_folder('animals', folder, data_dir, size=SIZE, **options)
+    return said.getvalue()
 
 
 def everything(folder, split):
@@ -109,7 +111,7 @@ def test_what_is_no_image_is_named_and_what_is_of_another_kind_counted(prepared)
     assert any('Left out 2 files' in line and 'train/dog/text.jpg' in line for line in said)
 
 
-def test_what_a_person_may_not_expect_is_said(prepared, tmp_path):
+def test_what_a_person_may_not_expect_is_said(prepared, tmp_path, capsys):
     _, said = prepared
     transparent = (NUM_TRAIN + NUM_VALIDATION) // len(KINDS)  # of kind rgba
     line = (
@@ -119,8 +121,8 @@ def test_what_a_person_may_not_expect_is_said(prepared, tmp_path):
     for name, count in ('cat', 4), ('dog', 1):
         for i in range(count):
             write_image(tmp_path / 'images' / name / f'png_{i}.png', 'png')
-    lines: list[str] = []
-    prepare_image_folder('pets', tmp_path / 'images', tmp_path / 'data', size=8, say=lines.append)
+    prepare_image_folder('pets', tmp_path / 'images', tmp_path / 'data', size=8)
+    lines = capsys.readouterr().out.splitlines()
     assert lines[1] == 'Images of a class: 1 (dog) to 4 (cat).'
     assert lines[2].startswith('There is no folder val or test: all images are the split train')
     assert not [line for line in said if line.startswith(('Images of a class', 'There is no'))]
@@ -187,12 +189,16 @@ def test_a_record_file_that_was_cut_is_written_again(tree, prepared, tmp_path):
 def stop_halfway(folder, data_dir, at=3):
     """Interrupts a preparation in this process after some record files."""
 
-    def interrupt(stage, done, total):
-        if stage == 'images' and len(list(data_dir.glob('animals/*/reports/*'))) >= at:
+    def write_or_stop(task):
+        report = records.write_records(task)
+        if len(list(data_dir.glob('animals/*/reports/*'))) == at:
             raise KeyboardInterrupt
+        return report
 
-    with pytest.raises(KeyboardInterrupt):
-        prepare(folder, data_dir, progress=interrupt)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, 'write_records', write_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(folder, data_dir)
 
 
 @pytest.mark.parametrize('change', ['file', 'option'])
@@ -312,12 +318,14 @@ def test_a_data_set_that_stands_there_is_kept(small_tree, tmp_path):
     assert record_files(tmp_path / 'animals' / '1.0.0') == before
 
 
-def test_one_process_at_a_time(small_tree, tmp_path):
-    def prepare_again(stage, done, total):
+def test_one_process_at_a_time(small_tree, tmp_path, monkeypatch):
+    def write_while_another_begins(task):
         with pytest.raises(InputError, match="another process is preparing 'animals'"):
             prepare(small_tree, tmp_path)
+        return records.write_records(task)
 
-    prepare(small_tree, tmp_path, progress=prepare_again)
+    monkeypatch.setattr(preparation, 'write_records', write_while_another_begins)
+    prepare(small_tree, tmp_path)
 
 
 @pytest.mark.parametrize(
