@@ -37,7 +37,7 @@ from tarflow_jax.evaluation import inception_weights, references
 from tarflow_jax.formats import safetensors, torchfile
 from tarflow_jax.published import convert
 
-CASES = int(os.environ.get('FOREIGN_FILES', 400))
+CASES = int(os.environ.get('FOREIGN_FILES', 300))
 MOST_BYTES = 2**27  # that reading may take, beside 64 times the file
 MOST_RESIDENT_KIB = 2**21  # by all of it, decoders in C included: 2 GiB
 

@@ -48,7 +48,15 @@ def test_a_run_that_nobody_listens_to_trains_to_the_end(runs, tmp_path, redirect
     words = [*COMMAND, f'--config={runs.config}', f'--workdir={tmp_path}/run']
     script = f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}'
     ended = subprocess.run(
-        ['bash', '-c', script, 'bash', *words, '--config.train.log_every=1'],
+        [
+            'bash',
+            '-c',
+            script,
+            'bash',
+            *words,
+            '--config.train.log_every=1',
+            '--config.train.num_epochs=0.3',
+        ],
         cwd=ROOT,
         env=os.environ | runs.environment,
         capture_output=True,
@@ -58,7 +66,7 @@ def test_a_run_that_nobody_listens_to_trains_to_the_end(runs, tmp_path, redirect
     assert ended.returncode == 0
     assert ended.stderr == ''
     assert ended.stdout.count('\n') == ('head' in redirection)
-    assert steps_in(tmp_path / 'run')[-1] == 24
+    assert steps_in(tmp_path / 'run')[-1] == 8
 
 
 LOG_IN = """

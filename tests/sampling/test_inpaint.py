@@ -43,7 +43,7 @@ def assert_same_moments(images, expected):
     np.testing.assert_allclose(images.std(axis=0), spread, rtol=0.2)
 
 
-def complete(params, known, labels, num_steps=100):
+def complete(params, known, labels, num_steps=50):
     return tarflow_jax.inpaint(
         *(MODEL, params, known, FIRST, labels),
         key=jax.random.key(0),

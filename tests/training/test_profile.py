@@ -6,7 +6,7 @@ from tarflow_jax.training.profile import WARM_UP, profiled
 
 
 def test_a_profile_of_a_run(runs, tmp_path):
-    runs.run(tmp_path, '--config.train.profile_steps=2')
+    runs.run(tmp_path, '--config.train.profile_steps=2', '--config.train.checkpoint_every=1000')
     (trace,) = (tmp_path / 'tensorboard').glob('plugins/profile/*/*.trace.json.gz')
     assert b'step_and_signal' in gzip.decompress(trace.read_bytes())
 
