@@ -28,7 +28,6 @@ MESHES = {
     'data': dict(data=8),
     'fsdp': dict(data=1, fsdp=8),
     'all_three': dict(data=2, fsdp=2, tensor=2),
-    'tensor': dict(data=2, tensor=4),
 }
 STEPS = 5
 BATCH = 16

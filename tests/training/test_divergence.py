@@ -15,12 +15,12 @@ from tarflow_jax.training import health
 
 FLAGS = (
     '--config.optimizer.peak_learning_rate=0.1',
-    '--config.train.num_epochs=2',
+    '--config.train.num_epochs=1',
     '--config.train.sample_every=1000',
     '--config.train.log_every=1',
 )
 LOWER = (*FLAGS, '--config.train.restart_factor=0.1')
-LAST = 47
+LAST = 24
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +38,7 @@ def test_a_run_goes_back_by_itself_and_ends_trained(runs, healed):
     )
     metrics = metrics_in(workdir)
     assert [values['step'] for values in metrics if 'train/loss' in values] == [*range(1, LAST + 1)]
-    assert metrics[-1]['test/nats_per_dim'] < 0.6
+    assert metrics[-1]['test/nats_per_dim'] < 1
     first, last = metrics[0], metrics[-2]
     assert 'train/restarts' not in first
     assert last['train/restarts'] == 1
@@ -77,7 +77,7 @@ def test_what_a_run_advises_that_gives_up_works(runs, tmp_path):
     result = runs.run(tmp_path, *flags, '--config.optimizer.peak_learning_rate=0.01')
     assert 'resuming from the checkpoint of step 4' in result.out
     assert 'diverged' not in result.out
-    assert metrics_in(tmp_path)[-1]['test/nats_per_dim'] < 0.6
+    assert metrics_in(tmp_path)[-1]['test/nats_per_dim'] < 1
 
 
 def follow(*losses):

@@ -15,21 +15,22 @@ import tarflow_jax
 from tarflow_jax.workdir import workdir_lock
 
 SECOND_SAVE = ('os.mkdir', '/checkpoints', 2)  # of step 8: every process makes sure of the folder
-SHARED = ('--config.mesh.data=1', '--config.mesh.fsdp=2')
+BRIEF = '--config.train.num_epochs=0.5'  # 12 steps
+SHARED = (BRIEF, '--config.mesh.data=1', '--config.mesh.fsdp=2')
 
 
 @pytest.fixture(scope='module')
 def one(runs, tmp_path_factory):
     """The workdir of one process with two devices, and what it printed; only to be read."""
     workdir = tmp_path_factory.mktemp('one')
-    return workdir, runs.run(workdir, devices=2)
+    return workdir, runs.run(workdir, BRIEF, devices=2)
 
 
 @pytest.fixture(scope='module')
 def two(runs, tmp_path_factory):
     """The workdir of two processes with one device each, and what they printed."""
     workdir = tmp_path_factory.mktemp('two')
-    return workdir, runs.run_many(2, workdir)
+    return workdir, runs.run_many(2, workdir, BRIEF)
 
 
 def test_two_train_as_one(runs, one, two):
@@ -39,13 +40,13 @@ def test_two_train_as_one(runs, one, two):
         path.name for path in sorted(one[0].iterdir())
     ]
     assert main.out.splitlines()[0] == one[1].out.splitlines()[0].replace(str(one[0]), str(workdir))
-    assert '\nTrained to step 24, saved in' in main.out
+    assert '\nTrained to step 12, saved in' in main.out
     assert main.err == second.out == second.err == ''
 
 
 def test_what_two_saved_is_loaded_onto_one_device(runs, two):
     _, params = tarflow_jax.load(two[0])
-    expected = arrays_in(runs, two[0], 24)
+    expected = arrays_in(runs, two[0], 12)
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     for path, leaf in leaves:
         assert leaf.devices() == {jax.devices()[0]}
@@ -54,19 +55,21 @@ def test_what_two_saved_is_loaded_onto_one_device(runs, two):
 
 
 def test_a_signal_to_the_second_stops_both_and_one_goes_on(runs, one, tmp_path):
-    main, second = runs.run_many(2, tmp_path, status=143, at={1: (*SECOND_SAVE, signal.SIGTERM)})
+    at = {1: (*SECOND_SAVE, signal.SIGTERM)}
+    main, second = runs.run_many(2, tmp_path, BRIEF, status=143, at=at)
     said = f'Stopped by SIGTERM at step 10. It is saved in {tmp_path}/checkpoints/10; '
     assert main.out.splitlines()[-1].startswith(said)
     assert main.err == second.out == second.err == ''
     assert steps_in(tmp_path) == [4, 8, 10]
-    runs.run(tmp_path, devices=2)
+    runs.run(tmp_path, BRIEF, devices=2)
     assert_same_run(runs, tmp_path, one[0])
 
 
 def test_one_is_stopped_and_two_go_on(runs, one, tmp_path):
-    runs.run(tmp_path, status=143, devices=2, at=('open', 'metrics.jsonl', 2, signal.SIGTERM))
+    at = 'open', 'metrics.jsonl', 2, signal.SIGTERM
+    runs.run(tmp_path, BRIEF, status=143, devices=2, at=at)
     assert steps_in(tmp_path) == [4, 6]
-    main, _ = runs.run_many(2, tmp_path)
+    main, _ = runs.run_many(2, tmp_path, BRIEF)
     assert 'resuming from the checkpoint of step 6' in main.out
     assert_same_run(runs, tmp_path, one[0])
 
@@ -87,7 +90,7 @@ def test_processes_that_differ_are_told_in_what(runs, one, tmp_path):
     assert not (tmp_path / 'config.json').exists()
 
     here, there = (shutil.copytree(one[0], tmp_path / name) for name in ('here', 'there'))
-    shutil.rmtree(there / 'checkpoints' / '24')
+    shutil.rmtree(there / 'checkpoints' / '12')
     coordinator = (f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2')
     started = [
         runs.start(folder, *coordinator, f'--process_id={i}', '--config.train.num_epochs=2')
@@ -96,7 +99,7 @@ def test_processes_that_differ_are_told_in_what(runs, one, tmp_path):
     main, second = [run.wait() for run in started]
     assert (main.status, second.status) == (1, 1)
     for result in main, second:
-        assert f'process 1 does not see {there}/checkpoints/24: do all hosts share' in result.err
+        assert f'process 1 does not see {there}/checkpoints/12: do all hosts share' in result.err
     assert steps_in(here) == steps_in(one[0])
 
 
@@ -110,17 +113,17 @@ def stopped(runs, tmp_path_factory):
     return workdir
 
 
-def test_what_two_shared_is_gone_on_with_by_one_device(runs, whole, stopped, tmp_path):
+def test_what_two_shared_is_gone_on_with_by_one_device(runs, one, stopped, tmp_path):
     workdir = shutil.copytree(stopped, tmp_path / 'run')
     _, params = tarflow_jax.load(workdir)
     assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(params))
-    runs.run(workdir)
-    arrays, expected = (arrays_in(runs, folder, 24) for folder in (workdir, whole[0]))
+    runs.run(workdir, BRIEF)
+    arrays, expected = (arrays_in(runs, folder, 12) for folder in (workdir, one[0]))
     for name, array in arrays.items():
         # Keys' biases have no gradient but rounding errors, of which Adam makes whole steps.
         atol = 1e-4 if "['qkv']['bias']" in name else 1e-5
         np.testing.assert_allclose(array, expected[name], atol=atol, err_msg=name)
-    for line, of_one in zip(metrics_in(workdir), metrics_in(whole[0]), strict=True):
+    for line, of_one in zip(metrics_in(workdir), metrics_in(one[0]), strict=True):
         assert line == pytest.approx(of_one, abs=1e-5)
 
 
@@ -128,7 +131,7 @@ def test_damage_that_only_the_second_sees_is_damage_for_both(runs, stopped, tmp_
     workdir = shutil.copytree(stopped, tmp_path / 'run')
     for path in (workdir / 'checkpoints' / '10' / 'params' / 'ocdbt.process_1' / 'd').iterdir():
         os.truncate(path, 0)
-    main, second = runs.run_many(2, workdir, *SHARED, '--config.train.num_epochs=0.5')
+    main, second = runs.run_many(2, workdir, *SHARED)
     damaged = [line for line in main.err.splitlines() if 'is damaged' in line]
     assert len(damaged) == 1, main.err
     assert f'{workdir}/checkpoints/10 is damaged (says another process)' in damaged[0]
