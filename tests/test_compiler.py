@@ -8,7 +8,6 @@ import float64
 import numpy as np
 from runs import ROOT
 
-
 CONFIG = ROOT / 'configs' / 'photos.py'
 
 
