@@ -46,17 +46,10 @@ def test_output_that_goes_nowhere_stops_nothing(tmp_path, redirection):
 @pytest.mark.parametrize('redirection', ['| head -n 1', '<&- >&- 2>&-'])
 def test_a_run_that_nobody_listens_to_trains_to_the_end(runs, tmp_path, redirection):
     words = [*COMMAND, f'--config={runs.config}', f'--workdir={tmp_path}/run']
+    words += ['--config.train.log_every=1', '--config.train.num_epochs=0.3']
     script = f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}'
     ended = subprocess.run(
-        [
-            'bash',
-            '-c',
-            script,
-            'bash',
-            *words,
-            '--config.train.log_every=1',
-            '--config.train.num_epochs=0.3',
-        ],
+        ['bash', '-c', script, 'bash', *words],
         cwd=ROOT,
         env=os.environ | runs.environment,
         capture_output=True,

@@ -127,9 +127,9 @@ def test_the_network_has_the_published_size():
     assert 4 * elements == 95_541_568
 
 
-def test_fid_of_two_image_sets_is_that_of_a_package(weights_file, one_device):
+@pytest.mark.parametrize('package', PREPROCESSINGS)
+def test_fid_of_two_image_sets_is_that_of_the_packages(weights_file, one_device, package):
     """From the images to the distance, as an evaluation does it."""
-    package = 'torch-fidelity'
     compute = Features(['pool'], one_device, preprocessing=package, weights=weights_file)
     found = []
     for images in recipe.image_sets():

@@ -155,20 +155,23 @@ class _Preparation:
         fingerprint = self.tree.fingerprint(self.size, self.upscale, PIL.__version__)
         return self.target.with_name(f'{VERSION}.{fingerprint}{_HALF_PREPARED}')
 
+    @property
+    def records(self) -> pathlib.Path:
+        return self.work / 'records'
+
     @functools.cached_property
     def num_files(self) -> int:
         return sum(len(files) for files in self.tree.splits.values())
 
     def begin_or_resume(self) -> None:
         """Checks all headers and creates the work folder, unless that was done before."""
-        records = self.work / 'records'
-        if not records.is_dir():
+        if not self.records.is_dir():
             self._check_headers()
         for other in set(self.target.parent.glob(f'*{_HALF_PREPARED}')) - {self.work}:
             print('The images or the settings changed since the interruption: it starts again.')
             shutil.rmtree(other)
-        records.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(records)
+        self.records.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self.records)
 
     def _check_headers(self) -> None:
         small: list[tuple[int, str]] = []
@@ -224,7 +227,7 @@ class _Preparation:
 
     def _template(self, split: str) -> tfds.core.ShardedFileTemplate:
         return tfds.core.ShardedFileTemplate(
-            data_dir=self.work / 'records',
+            data_dir=self.records,
             dataset_name=self.name,
             split=split,
             filetype_suffix=tfds.core.FileFormat.ARRAY_RECORD.file_suffix,
@@ -241,7 +244,6 @@ class _Preparation:
 
     def finish(self, reports: list[RecordReport]) -> None:
         """Writes TFDS's metadata, and gives the folder its name."""
-        records = self.work / 'records'
         by_split: dict[str, list[RecordReport]] = collections.defaultdict(list)
         for report in reports:
             by_split[report.split].append(report)
@@ -257,7 +259,7 @@ class _Preparation:
             for split, reports in by_split.items()
         ]
         tfds.folder_dataset.write_metadata(
-            data_dir=records,
+            data_dir=self.records,
             features=features(self.size, tfds.features.ClassLabel(names=self.tree.classes)),
             split_infos=split_infos,
             version=VERSION,
@@ -267,7 +269,7 @@ class _Preparation:
             disable_shuffling=True,  # the order is ours
             metadata=tfds.core.MetadataDict(num_levels=256),
         )
-        records.rename(self.target)
+        self.records.rename(self.target)
         shutil.rmtree(self.work)
 
     def _name_unreadable(self, by_split: dict[str, list[RecordReport]]) -> None:
@@ -281,7 +283,7 @@ class _Preparation:
                 raise InputError(f'no file of the {split} split can be read ({examples}).')
         text = ''.join(f'{path}: {reason}\n' for path, reason in unreadable)
         content = text.encode(errors='surrogateescape')  # a name may be any bytes
-        write_atomically(self.work / 'records' / UNREADABLE_FILE, lambda file: file.write(content))
+        write_atomically(self.records / UNREADABLE_FILE, lambda file: file.write(content))
         print(
             f'Left out {format_count(len(unreadable), "file")} that cannot be read ({examples}); '
             f'named in {self.target / UNREADABLE_FILE}.'
