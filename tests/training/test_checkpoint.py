@@ -24,6 +24,7 @@ from damage import (
     rename_from_another_step,
     truncate_arrays,
 )
+from jax.sharding import NamedSharding, PartitionSpec
 from runs import files_in
 
 from tarflow_jax.errors import InputError, RunError
@@ -249,6 +250,24 @@ def test_every_flipped_bit_changes_the_fingerprint():
             damaged = words.copy()
             damaged[position] ^= np.uint32(1) << np.uint32(bit)
             assert fingerprints({'x': jnp.asarray(damaged)}) != sound
+
+
+@pytest.mark.parametrize('size', [8, 8 * 40_000])
+def test_the_fingerprint_is_the_same_in_one_memory_and_in_many(size):
+    words = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    whole = jnp.asarray(words)
+    expected = sum(int(word) * (2 * i + 1) for i, word in enumerate(words.view(np.uint32)))
+    mesh = jax.make_mesh((8,), ('data',))
+    in_parts = jax.device_put(whole, NamedSharding(mesh, PartitionSpec('data')))
+    for array in whole, in_parts:
+        assert list(fingerprints({'x': array}).values()) == [expected % 2**32]
+
+
+def test_an_array_can_be_donated_after_its_fingerprint():
+    array = jnp.ones(4)
+    fingerprints({'x': array})
+    jax.jit(lambda x: x + 1, donate_argnums=0)(array)
+    assert array.is_deleted()
 
 
 def test_swapped_numbers_change_the_fingerprint():
