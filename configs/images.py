@@ -18,8 +18,9 @@ import dataclasses
 import math
 
 from configs import base
+from tarflow_jax.data.dataset import Dataset
 from tarflow_jax.data.folder import data_folder, prepared_folders
-from tarflow_jax.data.sources import Dataset, open_dataset
+from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
 
 SIDE_OF_ANY = 64  # pixels, of images that come in any size

@@ -19,7 +19,7 @@ from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.sampling.labels import Labels, label_cycle
 
 if TYPE_CHECKING:
-    from tarflow_jax.data.sources import Dataset
+    from tarflow_jax.data.dataset import Dataset
 
 KERNEL_PLATFORMS = {'splash': 'tpu', 'cudnn': 'gpu'}
 

@@ -30,7 +30,6 @@ one it was. A slow one is waited for.
 import gc
 import os
 import sys
-import traceback
 from typing import NoReturn
 
 import tarflow_jax
@@ -100,7 +99,7 @@ def _show_info() -> int:
 
 def _end(error: BaseException) -> NoReturn:
     """Ends this process, and all others of its run, with the status and the words of an error."""
-    status, message, stack = _reasons(error)
+    status, message, stack = terminal.explained(error)
     if _is_alone():
         _say_last(stack, message)
     else:
@@ -116,27 +115,10 @@ def _end(error: BaseException) -> NoReturn:
     os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another
 
 
-def _say_last(stack: str, message: object) -> None:
+def _say_last(stack: str, message: str) -> None:
     print(f'{stack}error: {message}', file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-
-
-def _reasons(error: BaseException) -> tuple[int, object, str]:
-    """The exit status of an error, what is said of it, and the stack where nobody foresaw it."""
-    from tarflow_jax.errors import InputError, RunError
-
-    if isinstance(error, InputError):
-        return 2, error, ''
-    if isinstance(error, RunError):
-        return 1, error, ''
-    if isinstance(error, OSError):  # of a full disk, while samples or scores are written
-        return 1, f'{error}. Fix the cause and run the same command.', ''
-    if isinstance(error, KeyboardInterrupt):
-        return 130, 'interrupted. The same command starts again.', ''
-    if not isinstance(error, Exception):  # Stopped, which knows its status
-        return getattr(error, 'status', 1), error, ''
-    return 1, f'{type(error).__name__}: {error}', traceback.format_exc()
 
 
 def _is_alone() -> bool:

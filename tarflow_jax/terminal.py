@@ -1,4 +1,4 @@
-"""Prepares standard streams and early signal handling.
+"""Prepares standard streams and early signal handling, and words the last line of a failure.
 
 Imports nothing that takes time, so that all of it holds before anything else does.
 """
@@ -9,6 +9,7 @@ import logging as python_logging
 import os
 import signal
 import sys
+import traceback
 from typing import TextIO
 
 # A closed terminal (SIGHUP) is as good a reason to save as a preempted machine.
@@ -35,6 +36,23 @@ def plain_warnings() -> None:
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(_Words())
+
+
+def explained(error: BaseException) -> tuple[int, str, str]:
+    """The exit status of an error, what is said of it, and the stack where nobody foresaw it."""
+    from tarflow_jax.errors import InputError, RunError
+
+    if isinstance(error, InputError):
+        return 2, str(error), ''
+    if isinstance(error, RunError):
+        return 1, str(error), ''
+    if isinstance(error, OSError):  # of a full disk, while samples or scores are written
+        return 1, f'{error}. Fix the cause and run the same command.', ''
+    if isinstance(error, KeyboardInterrupt):
+        return 130, 'interrupted. Run the same command again.', ''
+    if not isinstance(error, Exception):  # Stopped, which knows its status
+        return getattr(error, 'status', 1), str(error), ''
+    return 1, f'{type(error).__name__}: {error}', traceback.format_exc()
 
 
 class _Words(python_logging.Formatter):

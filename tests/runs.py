@@ -62,7 +62,7 @@ def get_config():
     config.train.evaluate_every = 16
     config.train.evaluate_draws = 1
     config.train.sample_every = 16
-    config.train.checkpoint_every = 4
+    config.train.checkpoint_every = 8
     config.train.keep_checkpoints = 4
     config.sample.num_samples = 16
     config.sample.batch_size = 16

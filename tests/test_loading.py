@@ -118,8 +118,8 @@ def test_what_was_trained_on_other_devices(workdir, whole, attention):
 
 
 def test_one_of_its_checkpoints(runs, whole):
-    _, params = tarflow_jax.load(str(whole[0] / 'checkpoints' / '12'))
-    assert_saved_as(arrays_in(runs, whole[0], 12), 'ema_params', params)
+    _, params = tarflow_jax.load(str(whole[0] / 'checkpoints' / '16'))
+    assert_saved_as(arrays_in(runs, whole[0], 16), 'ema_params', params)
 
 
 def test_without_an_average_the_parameters_are_taken(runs, workdir):
@@ -156,7 +156,7 @@ def test_a_published_name_that_says_otherwise(golden_dir, tmp_path):
 
 
 def test_the_noise_and_the_data_set_of_a_model(golden_dir, whole, tmp_path):
-    for path in whole[0], whole[0] / 'checkpoints' / '12':
+    for path in whole[0], whole[0] / 'checkpoints' / '16':
         assert loading.noise_of(path) == ('gaussian', 0.1)
         assert loading.dataset_of(path) == 'digits'
     for path, noise, dataset in [
@@ -185,7 +185,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_left_as_it_is(runs, workdir, c
     shutil.rmtree(workdir / 'checkpoints' / '24' / 'ema_params')
     before = files_in(workdir)
     _, params = tarflow_jax.load(workdir)
-    assert_saved_as(arrays_in(runs, workdir, 20), 'ema_params', params)
+    assert_saved_as(arrays_in(runs, workdir, 16), 'ema_params', params)
     assert f'{workdir}/checkpoints/24 is damaged' in caplog.text
     assert files_in(workdir) == before
 

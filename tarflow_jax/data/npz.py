@@ -57,17 +57,7 @@ def open_npz(name: str) -> Dataset:
 
 def _read(name: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        path = pathlib.Path(name).expanduser()
-        exists = path.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long; a ~user that there is not
-        raise InputError(f'{shown(name)} cannot be opened: {reason_of(error)}.') from error
-    if not exists:
-        raise InputError(
-            f"'{name}' cannot be opened: there is no such file. Give its path, absolute or from "
-            'the working directory; copy it here, or mount its bucket, if it is an address.'
-        )
-    try:
-        with NpzArrays(path) as arrays:
+        with NpzArrays(pathlib.Path(name).expanduser()) as arrays:
             image_key, label_key = _checked_keys(name, arrays.headers)
             images = arrays[image_key]
             if label_key is None:
@@ -75,12 +65,17 @@ def _read(name: str) -> tuple[np.ndarray, np.ndarray]:
             return images, _labels(name, arrays[label_key])
     except InputError:
         raise
+    except (OSError, RuntimeError) as error:  # of a ~user that there is not
+        raise InputError(
+            f'{shown(name)} cannot be opened: {reason_of(error)}. Give its path, absolute or from '
+            'the working directory; copy it here, or mount its bucket, if it is an address.'
+        ) from error
     except MemoryError as error:
         raise InputError(
             f"'{name}' does not fit in memory ({error}). Make a prepared data set of its "
             f'images: {PREPARE_COMMAND} NAME --folder=DIR --size=N.'
         ) from error
-    except Exception as error:  # BadZipFile, ValueError, zlib.error, EOFError, OSError, ...
+    except Exception as error:  # BadZipFile, ValueError, zlib.error, EOFError, ...
         reason = str(error).strip().split('\n')[0]
         raise InputError(
             f"'{name}' cannot be read; it is damaged or no .npz file "

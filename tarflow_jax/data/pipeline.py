@@ -7,7 +7,6 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol
 
 import grain
 import numpy as np
@@ -17,16 +16,8 @@ from tarflow_jax.data.dataset import Batch, Split
 from tarflow_jax.data.workers import delayed_signals, end_with_parent
 from tarflow_jax.errors import InputError
 
-
-class Batches(Protocol):
-    """Batches that are read ahead until `close()` is called."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-    def __next__(self) -> Batch: ...
-
-    def close(self) -> None: ...
-
+# Batches that are read ahead until `close()` is called.
+Batches = grain.DatasetIterator[Batch] | Generator[Batch, None, None]
 
 # A batch from memory costs less than handing it from thread to thread, so one is enough there.
 _MEMORY_READS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)

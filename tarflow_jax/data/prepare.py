@@ -22,9 +22,9 @@ import tensorflow_datasets as tfds
 from tarflow_jax.data import catalog
 from tarflow_jax.data.folder import damaged_files, quiet_tfds
 from tarflow_jax.data.image_folder.preparation import UNREADABLE_FILE, prepare_image_folder
-from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.errors import InputError
 from tarflow_jax.quantities import format_bytes, format_duration
-from tarflow_jax.terminal import plain_warnings
+from tarflow_jax.terminal import explained, plain_warnings
 
 _EXPERIMENTS = {
     'digits': 'digits',
@@ -137,17 +137,10 @@ def run() -> None:
     plain_warnings()
     try:
         main(sys.argv[1:])
-        return
-    except InputError as error:
-        status, message = 2, str(error)
-    except RunError as error:
-        status, message = 1, str(error)
-    except OSError as error:
-        status, message = 1, f'{error}. Fix the cause and run the same command.'
-    except KeyboardInterrupt:
-        status, message = 130, 'interrupted; the same command resumes.'
-    print(f'error: {message}', file=sys.stderr)
-    sys.exit(status)
+    except (Exception, KeyboardInterrupt) as error:
+        status, message, stack = explained(error)
+        print(f'{stack}error: {message}', file=sys.stderr)
+        sys.exit(status)
 
 
 if __name__ == '__main__':

@@ -13,8 +13,6 @@ from tarflow_jax.data.examples import ExampleReader
 from tarflow_jax.data.folder import PREPARE_COMMAND, damaged_files, quiet_tfds
 from tarflow_jax.errors import InputError
 
-_LOAD_ROWS = 1024
-
 
 def open_records(
     name: str,
@@ -87,13 +85,8 @@ class RecordSplit:
 
     def load(self) -> ArraySplit:
         """Decodes the whole split into memory."""
-        images = np.empty((len(self), *self._reader.image_shape), np.uint8)
-        labels = np.empty(len(self), np.int32)
-        for start in range(0, len(self), _LOAD_ROWS):
-            rows = slice(start, min(start + _LOAD_ROWS, len(self)))
-            batch = self.__getitems__(range(rows.start, rows.stop))
-            images[rows], labels[rows] = batch['image'], batch['label']
-        return ArraySplit(images, labels)
+        batch = self.__getitems__(range(len(self)))
+        return ArraySplit(batch['image'], batch['label'])
 
 
 def _checked_levels(metadata: Any) -> int:

@@ -7,12 +7,10 @@ prepared on first use; any other data set is used once it is prepared in the dat
 import os
 
 from tarflow_jax.data import builders
-from tarflow_jax.data.dataset import ArraySplit, Batch, Dataset, Split
+from tarflow_jax.data.dataset import Dataset
 from tarflow_jax.data.folder import data_folder, find_prepared, prepare_own
 from tarflow_jax.data.npz import open_npz
 from tarflow_jax.data.records import open_records
-
-__all__ = ['ArraySplit', 'Batch', 'Dataset', 'Split', 'open_dataset']
 
 
 def open_dataset(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from tarflow_jax.data.sources import ArraySplit
+from tarflow_jax.data.dataset import ArraySplit
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.distances import (
     InceptionScore,

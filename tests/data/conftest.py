@@ -5,7 +5,8 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn import datasets
 
-from tarflow_jax.data.sources import ArraySplit, open_dataset
+from tarflow_jax.data.dataset import ArraySplit
+from tarflow_jax.data.sources import open_dataset
 
 
 @pytest.fixture(scope='session')

@@ -153,7 +153,7 @@ def interrupt(process):
     """Ctrl-C, which a terminal sends to all processes."""
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, 'error: interrupted; the same command resumes.\n')
+    assert (process.returncode, err) == (130, 'error: interrupted. Run the same command again.\n')
 
 
 def test_ctrl_c_while_workers_start(images, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from golden.inception import recipe
 
-from tarflow_jax.data.sources import ArraySplit
+from tarflow_jax.data.dataset import ArraySplit
 from tarflow_jax.evaluation import inception_weights, quality
 from tarflow_jax.evaluation.distances import frechet_distance
 from tarflow_jax.evaluation.features import Features

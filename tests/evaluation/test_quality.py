@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tarflow_jax.data.sources import ArraySplit
+from tarflow_jax.data.dataset import ArraySplit
 from tarflow_jax.evaluation import haar, metrics, quality
 from tarflow_jax.evaluation.distances import frechet_distance, precision_recall
 from tarflow_jax.evaluation.features import Features, to_8_bits, to_levels

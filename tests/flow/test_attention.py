@@ -8,6 +8,7 @@ from jax.experimental import topologies
 
 from tarflow_jax.flow import TarFlow, attention
 from tarflow_jax.parallel import rules
+from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.parallel.mesh import make_mesh
 
 SHAPE = (4, 256, 4, 64)
@@ -67,6 +68,7 @@ def kernels_for_a_tpu(transform=jax.grad, **change):
     model = TarFlow(
         (32, 80, 3), 2, width=128, num_blocks=2, layers_per_block=2, dtype='bfloat16', **change
     )
+    quiet_without_tpu()
     devices = topologies.get_topology_desc('v5e:2x2', platform='tpu').devices
     mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=devices)
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tarflow_jax import class_log_probs
-from tarflow_jax.data.sources import ArraySplit
+from tarflow_jax.data.dataset import ArraySplit
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.likelihood import classify

@@ -5,7 +5,7 @@ import pytest
 from flows import FLOWS
 
 import tarflow_jax
-from tarflow_jax.data.sources import ArraySplit
+from tarflow_jax.data.dataset import ArraySplit
 from tarflow_jax.errors import InputError
 from tarflow_jax.likelihood import scores
 from tarflow_jax.likelihood.noise import Noise

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tarflow_jax.data.sources import ArraySplit
+from tarflow_jax.data.dataset import ArraySplit
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.likelihood.scores import noisy_images, score_split

@@ -15,7 +15,7 @@ from tarflow_jax.training import health
 
 FLAGS = (
     '--config.optimizer.peak_learning_rate=0.1',
-    '--config.train.num_epochs=1',
+    '--config.train.checkpoint_every=4',
     '--config.train.sample_every=1000',
     '--config.train.log_every=1',
 )

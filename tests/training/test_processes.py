@@ -14,7 +14,7 @@ from runs import arrays_in, assert_same_run, files_in, free_port, metrics_in, st
 import tarflow_jax
 from tarflow_jax.workdir import workdir_lock
 
-SECOND_SAVE = ('os.mkdir', '/checkpoints', 2)  # of step 8: every process makes sure of the folder
+FIRST_SAVE = ('os.mkdir', '/checkpoints', 1)  # of step 8: every process makes sure of the folder
 BRIEF = '--config.train.num_epochs=0.5'  # 12 steps
 SHARED = (BRIEF, '--config.mesh.data=1', '--config.mesh.fsdp=2')
 
@@ -55,12 +55,12 @@ def test_what_two_saved_is_loaded_onto_one_device(runs, two):
 
 
 def test_a_signal_to_the_second_stops_both_and_one_goes_on(runs, one, tmp_path):
-    at = {1: (*SECOND_SAVE, signal.SIGTERM)}
+    at = {1: (*FIRST_SAVE, signal.SIGTERM)}
     main, second = runs.run_many(2, tmp_path, BRIEF, status=143, at=at)
     said = f'Stopped by SIGTERM at step 10. It is saved in {tmp_path}/checkpoints/10; '
     assert main.out.splitlines()[-1].startswith(said)
     assert main.err == second.out == second.err == ''
-    assert steps_in(tmp_path) == [4, 8, 10]
+    assert steps_in(tmp_path) == [8, 10]
     runs.run(tmp_path, BRIEF, devices=2)
     assert_same_run(runs, tmp_path, one[0])
 
@@ -68,7 +68,7 @@ def test_a_signal_to_the_second_stops_both_and_one_goes_on(runs, one, tmp_path):
 def test_one_is_stopped_and_two_go_on(runs, one, tmp_path):
     at = 'open', 'metrics.jsonl', 2, signal.SIGTERM
     runs.run(tmp_path, BRIEF, status=143, devices=2, at=at)
-    assert steps_in(tmp_path) == [4, 6]
+    assert steps_in(tmp_path) == [6]
     main, _ = runs.run_many(2, tmp_path, BRIEF)
     assert 'resuming from the checkpoint of step 6' in main.out
     assert_same_run(runs, tmp_path, one[0])
@@ -107,9 +107,9 @@ def test_processes_that_differ_are_told_in_what(runs, one, tmp_path):
 def stopped(runs, tmp_path_factory):
     """The workdir of two processes that shared the parameters until Ctrl-C in the second."""
     workdir = tmp_path_factory.mktemp('stopped')
-    main, _ = runs.run_many(2, workdir, *SHARED, status=130, at={1: (*SECOND_SAVE, signal.SIGINT)})
+    main, _ = runs.run_many(2, workdir, *SHARED, status=130, at={1: (*FIRST_SAVE, signal.SIGINT)})
     assert main.out.splitlines()[-1].startswith('Stopped by SIGINT at step 10.')
-    assert steps_in(workdir) == [4, 8, 10]
+    assert steps_in(workdir) == [8, 10]
     return workdir
 
 
@@ -137,7 +137,7 @@ def test_damage_that_only_the_second_sees_is_damage_for_both(runs, stopped, tmp_
     assert f'{workdir}/checkpoints/10 is damaged (says another process)' in damaged[0]
     assert 'resuming from the checkpoint of step 8' in main.out
     assert second.err == ''
-    assert steps_in(workdir) == [4, 8, 12]
+    assert steps_in(workdir) == [8, 12]
     assert (workdir / 'checkpoints' / '10.damaged').exists()
 
 
@@ -205,4 +205,4 @@ def test_where_one_of_four_cannot_save_all_end_with_its_words(runs, tmp_path):
         assert result.err.startswith('error: process 2 failed: ')
         assert 'The disk is full' in result.err
         assert result.err.count('\n') == 1
-    assert steps_in(tmp_path) == [4]
+    assert steps_in(tmp_path) == [8]

@@ -32,24 +32,24 @@ def test_killed_again_and_again(runs, whole, tmp_path):
     def run_until(event, text):
         runs.run(tmp_path, status=-signal.SIGKILL, at=(event, text, 1, signal.SIGKILL))
 
-    run_until('os.mkdir', 'checkpoints/4.orbax-checkpoint-tmp/params')
+    run_until('os.mkdir', 'checkpoints/8.orbax-checkpoint-tmp/params')
     assert steps_in(tmp_path) == []
-    assert list((tmp_path / 'checkpoints').glob('4.*'))
+    assert list((tmp_path / 'checkpoints').glob('8.*'))
 
     for unfinished in '16/metrics/.metrics', 'step_0000016.png':
         run_until('os.rename', unfinished)
-        assert steps_in(tmp_path) == [4, 8, 12, 16]
+        assert steps_in(tmp_path) == [8, 16]
         assert [values['step'] for values in metrics_in(tmp_path)] == [5, 10, 15, 16]
         assert not list((tmp_path / 'samples').glob('*.png'))
 
-    run_until('os.rename', 'checkpoints/20.orbax-checkpoint-tmp')
-    assert steps_in(tmp_path) == [4, 8, 12, 16]
+    run_until('os.rename', 'checkpoints/24.orbax-checkpoint-tmp')
+    assert steps_in(tmp_path) == [8, 16]
 
     result = runs.run(tmp_path)
     assert 'resuming from the checkpoint of step 16' in result.out
     assert_same_run(runs, tmp_path, whole[0])
     folders = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
-    assert folders == ['12', '16', '20', '24']
+    assert folders == ['16', '24', '8']
 
 
 def test_stopped_by_signals(runs, whole, tmp_path):
@@ -70,13 +70,13 @@ def test_stopped_by_signals(runs, whole, tmp_path):
     # The third time that the record is opened, a line is added: that of step 5.
     said = run_until(signal.SIGTERM, 'open', 'metrics.jsonl', 3)
     assert said.startswith('Stopped by SIGTERM at step 6.')
-    assert steps_in(tmp_path) == [0, 4, 6]
+    assert steps_in(tmp_path) == [0, 6]
     assert [values['step'] for values in metrics_in(tmp_path)] == [5]
 
     # The fourth time it is the line of step 15, written while step 16 is under way.
     said = run_until(signal.SIGINT, 'open', 'metrics.jsonl', 4)
     assert said.startswith('Stopped by SIGINT at step 16.')
-    assert steps_in(tmp_path) == [6, 8, 12, 16]  # saved before the score, which was not made
+    assert steps_in(tmp_path) == [0, 6, 8, 16]  # saved before the score, which was not made
     assert [values['step'] for values in metrics_in(tmp_path)] == [5, 10, 15]
 
     runs.run(tmp_path)
@@ -87,17 +87,16 @@ def test_damaged_checkpoints_are_set_aside(runs, whole, tmp_path):
     workdir = shutil.copytree(whole[0], tmp_path / 'run')
     folder = workdir / 'checkpoints'
     flip_a_bit_that_matters(runs, workdir, 24)
-    empty_the_folder(folder / '20')
     truncate_arrays(folder / '16')
     result = runs.run(workdir)
     damaged = [line for line in result.err.splitlines() if 'is damaged' in line]
-    assert len(damaged) == 3, result.err
-    for step, line in zip((24, 20, 16), damaged, strict=True):
+    assert len(damaged) == 2, result.err
+    for step, line in zip((24, 16), damaged, strict=True):
         assert f'{folder}/{step} is damaged' in line, result.err
-    assert 'resuming from the checkpoint of step 12' in result.out
+    assert 'resuming from the checkpoint of step 8' in result.out
     assert_same_run(runs, workdir, whole[0])
     assert sorted(path.name for path in folder.iterdir()) == [
-        *('12', '16', '16.damaged', '20', '20.damaged', '24', '24.damaged')
+        *('16', '16.damaged', '24', '24.damaged', '8')
     ]
 
 
@@ -109,10 +108,10 @@ def test_nothing_but_damaged_checkpoints(runs, whole, tmp_path, mode):
     before = files_in(workdir)
     result = runs.run(workdir, f'--mode={mode}', status=2)
     assert files_in(workdir) == before
-    assert steps_in(workdir) == [12, 16, 20, 24]
+    assert steps_in(workdir) == [8, 16, 24]
     assert result.out == ''
     assert result.err.splitlines()[-1] == (
-        f'error: all checkpoints in {workdir}/checkpoints are damaged: [12, 16, 20, 24]. To start '
+        f'error: all checkpoints in {workdir}/checkpoints are damaged: [8, 16, 24]. To start '
         'again, give another --workdir (or move that folder away).'
     )
 
@@ -120,10 +119,10 @@ def test_nothing_but_damaged_checkpoints(runs, whole, tmp_path, mode):
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(runs, whole, tmp_path):
     """It knows of no health, and how many steps were skipped when its run gave up."""
     workdir = shutil.copytree(whole[0], tmp_path / 'run')
-    for step in 16, 20, 24:
+    for step in 16, 24:
         shutil.rmtree(workdir / 'checkpoints' / str(step))
-    shutil.rmtree(workdir / 'checkpoints' / '12' / 'health')
-    path = workdir / 'checkpoints' / '12' / 'fingerprints' / 'metadata'
+    shutil.rmtree(workdir / 'checkpoints' / '8' / 'health')
+    path = workdir / 'checkpoints' / '8' / 'fingerprints' / 'metadata'
     prints = json.loads(path.read_text())
     del prints['health']
     path.write_text(json.dumps(prints))
@@ -137,18 +136,18 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(runs, whole, tmp_pat
 
 def test_a_full_disk_during_a_save(runs, whole, tmp_path):
     workdir = shutil.copytree(whole[0], tmp_path / 'run')
-    for step in 16, 20, 24:
+    for step in 16, 24:
         shutil.rmtree(workdir / 'checkpoints' / str(step))
     # Everything but the optimizer's arrays, of 13 KB, finds room.
     result = runs.run(workdir, status=1, file_size=9_000)
     line, end = result.err[:-1], result.err[-1:]
     assert line.startswith(f'error: saving a checkpoint in {workdir}/checkpoints failed: ')
-    assert 'The last good one, of step 12, is untouched.' in line
+    assert 'The last good one, of step 8, is untouched.' in line
     assert 'is the disk full?' in line
     assert '\n' not in line
     assert end == '\n'
-    assert steps_in(workdir) == [12]
-    arrays, expected = arrays_in(runs, workdir, 12), arrays_in(runs, whole[0], 12)
+    assert steps_in(workdir) == [8]
+    arrays, expected = arrays_in(runs, workdir, 8), arrays_in(runs, whole[0], 8)
     assert {name: array.tobytes() for name, array in arrays.items()} == {
         name: array.tobytes() for name, array in expected.items()
     }
@@ -166,7 +165,7 @@ def test_a_folder_that_cannot_be_written_any_more_ends_the_run(runs, whole, tmp_
     assert result.status == 1
     assert result.err == (
         f'error: saving a checkpoint in {checkpoints} failed: [Errno 13] Permission denied: '
-        f"'{checkpoints}/4.orbax-checkpoint-tmp'. There is no earlier one. Fix the cause and run "
+        f"'{checkpoints}/8.orbax-checkpoint-tmp'. There is no earlier one. Fix the cause and run "
         'the same command.\n'
     )
     checkpoints.chmod(0o700)
@@ -200,7 +199,7 @@ def test_a_full_disk_when_metrics_are_written(runs, whole, tmp_path):
     result = runs.run(workdir, status=1, file_size=lines - 150)
     assert result.err.startswith(f'error: writing in {workdir} failed: ')
     assert result.err.count('\n') == 1
-    assert steps_in(workdir) == [12, 16, 20]
+    assert steps_in(workdir) == [8, 16]
 
 
 def test_a_run_that_is_done_says_so(runs, whole):
@@ -223,4 +222,4 @@ def test_more_epochs_go_on_from_the_end(runs, whole, tmp_path):
     before = metrics_in(whole[0])
     assert metrics_in(workdir)[: len(before)] == before
     assert metrics_in(workdir)[-1].keys() == {'step', 'test/nats_per_dim', 'test/bits_per_dim'}
-    assert steps_in(workdir) == [16, 20, 24, 25]
+    assert steps_in(workdir) == [8, 16, 24, 25]
