@@ -16,6 +16,7 @@
 #   SPOT=1              cheaper, and may be taken away
 #   NUM_SLICES=1        more only with queue and watch
 #   BUCKET, MOUNT       a bucket that `run` mounts with gcsfuse, and where (default /mnt/BUCKET)
+#   LIBTPU_INIT_ARGS    flags of the TPUs' compiler for `run`; docs/planning.md has one for v6e
 #   GCLOUD_FLAGS        more flags for create and queue, such as '--network=NET --reserved'
 #   RUNTIME             the software version, where the one that goes with TYPE will not do
 #   POLL=30, TRIES=10   `watch` looks every POLL seconds; after a failure it waits twice as long as
@@ -66,9 +67,11 @@ on_hosts() {
 
 # on_hosts_script ARGUMENTS: of launch/tpu_host.sh, which `setup` has brought there
 on_hosts_script() {
-  local bucket=()
-  [[ -z ${BUCKET-} ]] || bucket=(env "BUCKET=$BUCKET" "MOUNT=${MOUNT:-/mnt/$BUCKET}")
-  on_hosts ssh "$name" --command="$before$(quoted ${bucket[@]+"${bucket[@]}"} \
+  local settings=()
+  [[ -z ${BUCKET-} ]] || settings+=("BUCKET=$BUCKET" "MOUNT=${MOUNT:-/mnt/$BUCKET}")
+  [[ -z ${LIBTPU_INIT_ARGS-} ]] || settings+=("LIBTPU_INIT_ARGS=$LIBTPU_INIT_ARGS")
+  [[ -z ${settings[*]-} ]] || settings=(env "${settings[@]}")
+  on_hosts ssh "$name" --command="$before$(quoted ${settings[@]+"${settings[@]}"} \
     bash tarflow_jax/launch/tpu_host.sh "$@")"
 }
 

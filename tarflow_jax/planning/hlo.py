@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterator
 
 HBM = 0  # the memory space that is written without a name; a TPU's VMEM is 1
-_LINE = re.compile(r'\n(?=  (?:ROOT )?%[\w.\-]+ = |(?:ENTRY )?%[\w.\-]+ \(|\}$)', re.MULTILINE)
+_LINE = re.compile(
+    r'\n(?=  (?:ROOT )?%[\w.\-]+ = |(?:ENTRY )?%[\w.\-]+ \(|\}(?:,|$))', re.MULTILINE
+)
 _HEADER = re.compile(r'(?P<entry>ENTRY )?%(?P<name>[\w.\-]+) \(')
 _INSTRUCTION = re.compile(
     r'(?s)  (?P<root>ROOT )?%(?P<name>[\w.\-]+) = (?P<arrays>\(.*?\)|\S+) '
@@ -21,6 +23,7 @@ _CALLED = re.compile(
     r'(?:calls|condition|body|to_apply|\w+_computations?)=\{?((?:%[\w.\-]+(?:, )?)+)'
 )
 _NAME = re.compile(r'%([\w.\-]+)')
+_CALLS = ('call', 'call-start', 'conditional', 'async-start')
 _BITS = {'pred': 8, 'token': 0, 'opaque': 0}  # of types whose names have no number of bits
 
 
@@ -139,7 +142,7 @@ def executed(computation: Computation, times: int = 1) -> Iterator[tuple[Instruc
         if instruction.opcode == 'while':
             _, body = instruction.called
             yield from executed(body, times * trip_count(instruction))
-        elif instruction.opcode in ('call', 'conditional', 'async-start'):
+        elif instruction.opcode in _CALLS:
             for called in instruction.called:
                 yield from executed(called, times)
 

@@ -56,12 +56,24 @@ def messages(entry: Computation) -> Iterator[Message]:
     for instruction, times in executed(entry):
         for part in fused(instruction):
             message = _message(part, times)
+            if message and part is not instruction and _is_scattered(part):
+                yield dataclasses.replace(message, kind='reduce-scatter')
+                continue
             channel = re.search(r'channel_id=(\d+)', part.attributes)
             if message and channel and part is not instruction:
                 message = None if channel[1] in spread else message
                 spread.add(channel[1])
             if message:
                 yield message
+
+
+def _is_scattered(all_reduce: Instruction) -> bool:
+    """Whether each device keeps a slice: within a fusion, a TPU then makes nothing else."""
+    users = all_reduce.users
+    if all(user.opcode == 'get-tuple-element' for user in users):
+        users = [user for element in users for user in element.users]
+    is_sum = all_reduce.opcode == 'all-reduce'
+    return is_sum and all(user.opcode == 'dynamic-slice' for user in users)
 
 
 def _message(instruction: Instruction, times: int) -> Message | None:

@@ -209,6 +209,15 @@ def test_what_it_refuses(pod, arguments, settings, words):
     assert re.search(words, pod.refused('tpu_pod.sh', *arguments, **settings))
 
 
+def test_flags_of_the_compiler_reach_the_hosts(pod):
+    pod.run('tpu_pod.sh', 'run', *FLAGS, BUCKET='b', LIBTPU_INIT_ARGS='--a=true --b=2')
+    (argv,) = pod.recorded()
+    command = next(word for word in argv if word.startswith('--command='))
+    assert shlex.split(command.removeprefix('--command='))[:4] == [
+        *('env', 'BUCKET=b', 'MOUNT=/mnt/b', 'LIBTPU_INIT_ARGS=--a=true --b=2')
+    ]
+
+
 def test_a_host_gets_the_checkout_and_runs_it(host):
     host.add('gcloud', text=HOST)
     host.add('sudo', 'mountpoint', 'gcsfuse')

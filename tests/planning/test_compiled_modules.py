@@ -186,6 +186,49 @@ def test_groups_of_devices(text, group):
     assert messages.device_group(f', channel_id=1, {text}, to_apply=%add') == group
 
 
+# As TPUs' compilers write a reduce-scatter: a sum of which a fusion keeps a slice, or a computation
+# for another of the chip's cores.
+SCATTERED = {
+    'fused': """HloModule m
+
+%all-reduce-scatter (input: f32[64,128]) -> f32[8,128] {
+  %input = f32[64,128]{1,0} parameter(0)
+  %sum = f32[64,128]{1,0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}
+  %place = u32[] partition-id()
+  ROOT %slice = f32[8,128]{1,0} dynamic-slice(%sum, %place, %place), dynamic_slice_sizes={8,128}
+}
+
+ENTRY %main (x: f32[64,128]) -> f32[8,128] {
+  %x = f32[64,128]{1,0} parameter(0)
+  ROOT %share = f32[8,128]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter
+}
+""",
+    'on another core': """HloModule m
+
+%scatter (input: f32[64,128]) -> f32[8,128] {
+  %input = f32[64,128]{1,0} parameter(0)
+  ROOT %sum = f32[8,128]{1,0} reduce-scatter(%input), channel_id=1, \
+replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[64,128]) -> f32[8,128] {
+  %x = f32[64,128]{1,0} parameter(0)
+  %start = ((f32[64,128]{1,0}), f32[8,128]{1,0}) call-start(%x), \
+async_execution_thread="sparsecore", to_apply=%scatter
+  ROOT %done = f32[8,128]{1,0} call-done(%start)
+}
+""",
+}
+
+
+@pytest.mark.parametrize('text', SCATTERED.values(), ids=SCATTERED)
+def test_a_sum_of_which_each_keeps_its_share(text):
+    mesh = jax.make_mesh((8,), ('fsdp',), axis_types=(AxisType.Auto,))
+    (row,) = messages.summary(hlo.parse(text), mesh, TOPOLOGY)
+    assert (row['kind'], row['bytes'], row['count']) == ('reduce-scatter', 4 * 64 * 128, 1)
+    assert row['seconds'] == pytest.approx(4 * 64 * 128 * 7 / 8 / TOPOLOGY.chip.link_bandwidth)
+
+
 SEND = """  %x = f32[1,4,128]{2,1,0:T(4,128)} parameter(0)
   %after = token[] after-all()
   ROOT %send = (f32[1,4,128]{2,1,0:T(4,128)}, u32[], token[]) send(%x, %after), channel_id=2, \
