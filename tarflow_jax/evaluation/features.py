@@ -56,8 +56,8 @@ class Features:
             self._params = arrays.put(params, everywhere)
             self.settings = {'preprocessing': preprocessing, 'inception_sha256': digest}
 
-    def only(self, names: Iterable[str]) -> 'Features':
-        """The same, for other features of the same network."""
+    def subset(self, names: Iterable[str]) -> 'Features':
+        """Computes some of these features alone, with the same network."""
         other = copy.copy(self)
         other.names = tuple(sorted(names))
         return other

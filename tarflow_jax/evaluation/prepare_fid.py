@@ -64,7 +64,7 @@ class DataReference:
 
     def __init__(self, family: str, features: Features, experiment: Experiment):
         config, dataset = experiment.config, experiment.dataset
-        self._features = features.only(metrics.FAMILIES[family])
+        self._features = features.subset(metrics.FAMILIES[family])
         self._dataset = dataset
         self._mesh = experiment.mesh
         self._batch_size = config.evaluate.batch_size

@@ -195,9 +195,9 @@ def with_missing_features(
             missing.append('images, or features of single ones')
         else:
             split = ArraySplit(reference.images, np.full(len(reference.images), -1, np.int32))
-            only = features.only(FAMILIES['inception'])
+            of_inception = features.subset(FAMILIES['inception'])
             settings = dict(batch_size=64, flip=False, before_batch=before_batch)
-            measured = measure_split(split, 256, only, mesh, **settings)
+            measured = measure_split(split, 256, of_inception, mesh, **settings)
             reference = dataclasses.replace(reference, rows=measured.rows)
     if missing:
         raise InputError(

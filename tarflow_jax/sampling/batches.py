@@ -111,7 +111,7 @@ def sample_batches(
         index = np.arange(start, start + batch_size, dtype=np.int32)
         local = index[rows], all_labels[index][rows], np.zeros(len(rows), np.int32)
         placed = arrays.put_rows(local, mesh, batch_size, rows)
-        drawn, num_redrawn, all_finite = _redraw(program, placed, max_draws)
+        drawn, num_redrawn, all_finite = redraw(program, placed, max_draws)
         if must_be_finite and not all_finite:
             raise RunError(
                 f'a sample is not finite after {max_draws} draws of its noise. {REMEDIES}'
@@ -125,12 +125,21 @@ class Drawn(NamedTuple):
 
     images: jax.Array
     finite: jax.Array
-    residual: jax.Array | None
-    resolved: jax.Array | None
+    residual: jax.Array | None = None
+    resolved: jax.Array | None = None
 
 
-def _redraw(program, placed, max_draws):
-    """Samples, the number of noises drawn again, and whether all are finite (or not checked)."""
+def redraw(program, placed, max_draws: int = MAX_DRAWS):
+    """Samples, and again with other noise what is not finite.
+
+    Args:
+      program: (index, labels, attempts) -> `Drawn`; see `sample_batch`.
+      placed: its arguments, for the first time.
+      max_draws: most draws of the noise of a sample.
+
+    Returns:
+      (`Drawn`, the number of noises drawn again, whether all are finite, or were not checked).
+    """
     index, labels, attempts = placed
     drawn = program(index, labels, attempts)
     num_redrawn = 0

@@ -1,13 +1,12 @@
 """As many images as are wanted from a key, a batch at a time."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from tarflow_jax.flow.inputs import as_labels
 from tarflow_jax.flow.tarflow import TarFlow
-from tarflow_jax.sampling.batches import draw_noise
+from tarflow_jax.sampling.batches import MAX_DRAWS, Drawn, draw_noise, redraw
 from tarflow_jax.sampling.denoise import denoise
 from tarflow_jax.sampling.sample import sample
 from tarflow_jax.values import Whole
@@ -40,28 +39,40 @@ def draw(
       **settings: guidance, temperatures, method and calibration, see `sample`.
 
     Returns:
-      images [N, H, W, C], float32.
+      images [N, H, W, C], float32. The noise of a sample that is not finite is drawn again, ten
+      times at most; what is not finite even then is counted in a warning.
 
     Raises:
       InputError: the model cannot serve the labels or the settings.
     """
     labels = as_labels(labels, len(labels), model.num_classes)
     batch_size = min(NUMBER.check('batch_size', batch_size), len(labels))
-    images = []
+    images, num_infinite = [], 0
+
+    def program(index, labels, attempts):
+        noise = _noise(model.image_shape, key, index, attempts)
+        batch = sample(model, params, noise, labels, **settings)
+        if denoise_std:
+            batch = denoise(model, params, batch, labels, noise_std=denoise_std)
+        return Drawn(batch, jnp.isfinite(batch).all(axis=(1, 2, 3)))
+
     for first in _counted(range(0, len(labels), batch_size), progress):
         index = jnp.arange(first, first + batch_size, dtype=jnp.int32)  # beyond the last, too
         of_batch = labels[jnp.minimum(index, len(labels) - 1)]
-        noise = _noise(model.image_shape, key, index)
-        batch = sample(model, params, noise, of_batch, **settings)
-        if denoise_std:
-            batch = denoise(model, params, batch, of_batch, noise_std=denoise_std)
-        images.append(batch)
+        drawn, *_ = redraw(program, (index, of_batch, jnp.zeros_like(index)))
+        num_infinite += int((~drawn.finite & (index < len(labels))).sum())
+        images.append(drawn.images)
+    if num_infinite:
+        logging.warning(
+            '%d samples are not finite after %d draws of their noise. Lower the guidance or the '
+            'temperature, sample in float32, or take an earlier checkpoint: the model may have '
+            'diverged.',
+            *(num_infinite, MAX_DRAWS),
+        )
     return jnp.concatenate(images)[: len(labels)]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _noise(image_shape, key, index):
-    return draw_noise(image_shape, key, index, jnp.zeros_like(index))
+_noise = jax.jit(draw_noise, static_argnums=0)
 
 
 def _counted(numbers: range, progress: bool):

@@ -62,7 +62,7 @@ def read_params(folder: Path, model: TarFlow, shardings) -> Any:
     path = folder / WEIGHTS_FILE
     tensors = safetensors.read(path)
     shapes = model.param_shapes()
-    expected = {name: leaf.shape for name, leaf in named(shapes)}
+    expected = {name: leaf.shape for name, leaf in named_leaves(shapes)}
     given = {name: tensor.shape for name, tensor in tensors.items()}
     differences = [
         f'{name} is {given.get(name, "missing")}, not {expected.get(name, "among them")}'
@@ -86,10 +86,10 @@ def read_params(folder: Path, model: TarFlow, shardings) -> Any:
 
 def tensors_of(params) -> dict[str, np.ndarray]:
     """The parameters by the names that they have in the file, such as `blocks.proj_in.kernel`."""
-    return {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in named(params)}
+    return {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in named_leaves(params)}
 
 
-def named(tree) -> list[tuple[str, Any]]:
+def named_leaves(tree) -> list[tuple[str, Any]]:
     """The leaves of a tree of parameters with their names."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(name_of(path), leaf) for path, leaf in leaves]
