@@ -6,10 +6,10 @@
     images = flow.sample(0, 10, guidance=1.0, denoise=True)
     bits = flow.bits_per_dim(levels, num_levels=17)
 
-The object takes images, labels and seeds as people have them, see `TrainedFlow`. Each of its
-methods is a function, too, which takes the model and its parameters and is strict about the rest:
-images are float32 [B, H, W, C] in [-1, 1]; noise and latents have the images' shape; labels are
-int32 [B], -1 for none, or None; keys are those of `jax.random.key`.
+The object accepts images, labels and seeds in many forms, see `TrainedFlow`. Each of its methods is
+also available as a function of the model and its parameters, which accepts one form only: images
+are float32 [B, H, W, C] in [-1, 1]; noise and latents have the images' shape; labels are int32 [B],
+-1 for none, or None; keys are those of `jax.random.key`.
 
     model, params = flow
     images = tarflow_jax.sample(model, params, noise, labels, guidance=1.0)

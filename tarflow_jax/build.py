@@ -1,4 +1,4 @@
-"""A config becomes an experiment, built once and handed to whatever runs it."""
+"""Builds an experiment from a config: its model, its mesh and its sampler settings."""
 
 import dataclasses
 import functools
@@ -42,10 +42,10 @@ class Experiment:
 
     @functools.cached_property
     def dataset(self) -> 'Dataset':
-        """The data set, opened when it is first needed: a sampler does without.
+        """The data set, opened on first use, because sampling does not need it.
 
         Raises:
-          InputError: it is unknown, or its images or labels are not those of the model.
+          InputError: the data set is unknown, or its images or labels do not fit the model.
         """
         from tarflow_jax.data.sources import open_dataset  # a model is loaded without TFDS
 
@@ -81,7 +81,7 @@ class Experiment:
 
     @functools.cached_property
     def noise(self) -> Noise:
-        """The noise that makes pixels of the levels of the data set."""
+        """The noise that turns the integer levels of the data set into real-valued pixels."""
         return Noise(self.config.noise.type, self.config.noise.std, self.dataset.num_levels)
 
 
@@ -116,14 +116,14 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
 
 
 def make_model(settings, device: jax.Device | None = None) -> TarFlow:
-    """Makes the model of a config's section, with an attention kernel that the device has.
+    """Makes the model of a config's model section, with an attention kernel that the device has.
 
     Args:
-      settings: attributes of a `TarFlow`; attention may be 'auto', too.
-      device: one of those to run on; by default the first of JAX's.
+      settings: attributes of a `TarFlow`; attention may also be 'auto'.
+      device: one of the devices to run on, by default JAX's first device.
 
     Raises:
-      InputError: sizes do not fit together, or an attention kernel is of another platform.
+      InputError: the sizes do not fit together, or the attention kernel needs another platform.
     """
     attention = _choose_attention(settings, device or jax.devices()[0])
     attributes: dict[str, Any] = {**settings, 'attention': attention}

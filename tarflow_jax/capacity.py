@@ -13,17 +13,17 @@ _MOST = 2**31 - 2**20  # samples, which int32 counts, a last batch included
 def check_samples(
     key: str, num_samples: int, *, memory_each: int, disk_each: int, folder: Path
 ) -> None:
-    """Checks that so many samples fit the memory of this host and the disk of a folder.
+    """Checks that `num_samples` samples fit into the memory of this host and onto the disk.
 
     Args:
-      key: the name of the config key, for the message.
-      num_samples: how many samples there are to be.
-      memory_each: the bytes of memory that each takes until the end.
-      disk_each: the bytes of disk that each takes.
+      key: the name of the config key, for the error message.
+      num_samples: the number of samples.
+      memory_each: bytes of memory that a sample takes until all are written.
+      disk_each: bytes of disk that a sample takes.
       folder: an existing folder for the files.
 
     Raises:
-      InputError: they do not fit; it says how many do.
+      InputError: the samples do not fit; the message says how many do.
     """
     memory = host_bytes()
     disk = shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""The flags of the command line, and what is wrong with them in a sentence or two."""
+"""Defines and parses the command-line flags, and explains mistakes in a sentence or two."""
 
 import re
 import sys
@@ -70,7 +70,8 @@ def parse(argv: list[str]) -> None:
     if sum(bool(_CONFIG_FLAG.match(argument)) for argument in argv) > 1:
         raise InputError('--config is given twice: which of the files is meant?')
     try:
-        # Who the others are comes first, so that they hear of mistakes in the rest.
+        # The multi-process flags are parsed first, so that a mistake in any other flag can be
+        # reported to the other processes.
         flags.FLAGS([argv[0], *filter(_PLACE_FLAG.match, argv)])
         argv = _with_config(argv)
         sys.argv[:] = argv  # where the config's flag looks for those of its keys
@@ -92,14 +93,14 @@ def parse(argv: list[str]) -> None:
 
 
 def place_flags():
-    """What the flags say of this process among others, for `parallel.cluster`."""
+    """Returns the multi-process flags, as the arguments of `parallel.cluster.connect`."""
     if not are_parsed():
         return 'auto', None, None, None
     return DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
 
 
 def are_parsed() -> bool:
-    """Whether the flags of this process's place among others are known, at least."""
+    """Whether at least the multi-process flags have been parsed."""
     return flags.FLAGS.is_parsed()
 
 
@@ -120,7 +121,7 @@ def config_words() -> str:
 
 
 def config_flags_given() -> list[str]:
-    """The --config that a command needs once more, unless it is that of a workdir."""
+    """Returns the --config flag that a follow-up command must repeat; [] for a workdir's config."""
     path = config_flags.get_config_filename(flags.FLAGS['config']) if CONFIG.value else ''
     return [] if not path or path.endswith('.json') else [f'--config={path}']
 
@@ -133,7 +134,7 @@ def overrides() -> dict[str, Any]:
 
 
 def _with_config(argv: list[str]) -> list[str]:
-    """The arguments, with the config of the workdir that they are about if they name none."""
+    """Adds --config with the config of the workdir, if the arguments have no --config."""
     if any(map(_CONFIG_FLAG.match, argv)):
         return argv
     flags.FLAGS([argument for argument in argv if not _OVERRIDE.match(argument)])
@@ -145,10 +146,10 @@ def _with_config(argv: list[str]) -> list[str]:
 
 
 def _trained_workdir() -> Path | None:
-    """The workdir whose config is meant, by --workdir or --checkpoint; None if there is none.
+    """Returns the workdir whose config to use, by --workdir or --checkpoint; None if there is none.
 
     Raises:
-      InputError: a mode needs what was trained, and nothing was trained there.
+      InputError: the mode needs a trained model, and there is none in the workdir.
     """
     from tarflow_jax.workdir import existing_path, local_folder, read_config, source_of, workdir_of
 

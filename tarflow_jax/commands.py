@@ -1,4 +1,4 @@
-"""Commands for a person to type next, called as the program that runs was."""
+"""Builds the commands that the program suggests, in the form in which it was started itself."""
 
 import shlex
 import sys

@@ -151,7 +151,7 @@ def explain(error: BaseException, file: Path) -> str:
 
 
 def explain_key(text: str) -> str | None:
-    """Says it if an error of ml_collections is about a key that there is not."""
+    """Explains an error of ml_collections about an unknown key; returns None for other errors."""
     # It quotes a message once for every error that it was wrapped in.
     if odd := re.match(r"Could not parse '(.*?)': Syntax|.*Attempting to lookup: ([^\"]*)", text):
         return f"there is no config key '{odd[1] or odd[2] or ''}'. {EVERY_KEY}"
@@ -170,7 +170,7 @@ def sentence(text: str) -> str:
 
 
 def _place(error: BaseException, file: Path) -> tuple[str, int | None]:
-    """File and line of a mistake: the innermost of the config file's own, or of one beside it."""
+    """Returns the file and line of the innermost frame in the config file's folder."""
     if isinstance(error, SyntaxError) and error.filename:
         return error.filename, error.lineno
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

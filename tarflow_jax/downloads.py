@@ -20,9 +20,9 @@ def cache_folder() -> Path:
 
 
 def fetch_once(folder: Path, addresses: Sequence[str], sha256: str) -> Path:
-    """Returns the file of one of the addresses in a folder, fetched if none of them is there.
+    """Returns the path of a published file in a folder, and fetches the file if it is missing.
 
-    Where several processes want it, one fetches it and the others wait.
+    If several processes need the file, one of them fetches it and the others wait.
 
     Args:
       folder: the folder of the file, created if it is missing.

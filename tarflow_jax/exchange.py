@@ -1,4 +1,4 @@
-"""Published checkpoints as workdirs of ours, and models of ours as published checkpoints."""
+"""Converts published checkpoints to workdirs, and trained models to published checkpoints."""
 
 import contextlib
 import os
@@ -39,9 +39,9 @@ def to_workdir(
       workdir: a folder that does not exist, or is empty.
       image_shape: see `tarflow_jax.load`.
       patch_size: see `tarflow_jax.load`.
-      dataset: the data set it learned, if the file's name does not say, or for a name of ours.
-      noise: type and standard deviation of the noise on what it learned, as in the noise section of
-        a config, if the file's name does not say, or rounds it.
+      dataset: the name of the training data set, if the file's name lacks it or another is wanted.
+      noise: type and standard deviation of the noise in training, as in the noise section of a
+        config, if the file's name lacks or rounds them.
 
     Returns:
       The workdir.
@@ -146,7 +146,7 @@ def _check_empty(workdir: Path):
 
 @contextlib.contextmanager
 def _new_workdir(workdir: Path) -> Iterator[Path]:
-    """A folder to fill, beside `workdir`, which becomes `workdir` once that is done."""
+    """Yields a temporary folder beside `workdir`, which is renamed to `workdir` at the end."""
     workdir = workdir.absolute()
     unfinished = workdir.with_name(f'.{workdir.name}.unfinished')
     with workdir_lock(unfinished):

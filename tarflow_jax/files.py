@@ -22,7 +22,7 @@ _unfinished: set[Path] = set()  # of this process
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Opens a file to read it, if it is one: a FIFO would keep its reader waiting for good.
+    """Opens a regular file for reading, and nothing else: opening a FIFO would block forever.
 
     Raises:
       ValueError: it is a FIFO, a socket, a device or a folder.
@@ -76,9 +76,9 @@ def remove_own_unfinished() -> None:
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:
-    """Removes files that killed processes had begun to write, in a folder and those in it.
+    """Removes unfinished files of killed processes from a folder and its subfolders.
 
-    A process holds a lock of the kernel on each file that it writes, which ends with the process.
+    Each file that is being written is locked, and the kernel releases the lock with the process.
     """
     for pattern in '.*.unfinished', '*/.*.unfinished':
         for unfinished in Path(folder).glob(pattern):
@@ -94,7 +94,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
 
 
 def keep_as(path: str | os.PathLike, kept: str | os.PathLike) -> None:
-    """Gives a file a second name, atomically, by which its content stays when it is replaced."""
+    """Links a file to a second name, atomically, so that its content outlives a replacement."""
     path, kept = Path(path), Path(kept)
     unfinished = kept.with_name(f'.{kept.name}.{os.getpid()}.unfinished')
     unfinished.unlink(missing_ok=True)

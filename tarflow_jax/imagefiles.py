@@ -1,4 +1,4 @@
-"""Images as a person looks at them: 8-bit, side by side in a grid, in files."""
+"""Converts images to 8 bits, lays them out in a grid, and writes them to files."""
 
 import contextlib
 import functools
@@ -37,8 +37,8 @@ def image_grid(images: np.ndarray, captions: Sequence[str] = ()) -> np.ndarray:
     Args:
       images: uint8 [B, H, W, C] with C of 1 or 3. Those with a side of less than 64 pixels are
         enlarged by a whole factor, each pixel to a square.
-      captions: words for the first images, which those that follow share again and again: each
-        stands over a column of its own, or several.
+      captions: column headings. Image i belongs to heading i modulo their number, and each heading
+        stands over one column or several.
 
     Returns:
       uint8 [height, width, 3], or [height, width] for images of one channel. Places left over in

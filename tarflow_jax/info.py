@@ -65,7 +65,7 @@ def of_model(config) -> dict[str, str]:
 
 
 def _memory(config, count: int) -> str:
-    """What a training keeps of `count` parameters; activations are a plan's affair."""
+    """Describes the memory of a train state, without gradients and activations."""
     first_moment = BFLOAT16 if config.optimizer.first_moment_dtype == 'bfloat16' else FLOAT32
     average = FLOAT32 if config.train.ema_decay else 0
     state = count * (FLOAT32 + first_moment + FLOAT32 + average)

@@ -1,4 +1,4 @@
-"""What people have at hand, images, labels and seeds of any kind, as the arrays of a model."""
+"""Converts images, labels and seeds of many forms to the arrays that a model takes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -87,7 +87,7 @@ def label_batch(
 
 
 def random_key(key: Any) -> jax.Array:
-    """A key of `jax.random.key`: one as it is, also of the older kind, or that of a seed.
+    """Converts a seed, a raw key or a typed key to a typed key of `jax.random.key`.
 
     Raises:
       InputError: it is neither a key nor a whole number from 0 on.
@@ -123,7 +123,7 @@ def _stacked(images, image_shape, name) -> Any:
 
 
 def _with_axes(array, image_shape: tuple[int, int, int]):
-    """The same with the axes of batch and channel, if one is missing for sure."""
+    """Adds the batch axis and the channel axis where the shape shows that they are missing."""
     if image_shape[2] == 1 and array.shape[-2:] == image_shape[:2] and array.ndim in (2, 3):
         array = array[..., None]
     return array[None] if array.shape == image_shape else array

@@ -122,8 +122,8 @@ def _hint(name: str) -> str:
     return f"; did you mean '{nearest[0]}'?" if nearest else '.'
 
 
-# What a config.json must say for its model to be loaded. What is not of the parameters may be
-# missing, as keys that came later are.
+# Keys that a config.json must have for its model to be loaded. Keys that do not affect the
+# parameters may be missing, such as keys that were introduced after the file was written.
 _NEEDED = {
     'model': tuple(name for name in ATTRIBUTES if name not in FREE_MODEL_KEYS),
     'train': ('ema_decay',),
@@ -137,8 +137,8 @@ CLASS_NAMES = 'class_names'  # in the config.json of a model that was handed on
 def check_record(record) -> None:
     """Raises InputError, saying what is wrong, unless a `config.json` has the form of a config.
 
-    Its values are checked as far as a model is loaded by them: a setting of a run that was once
-    allowed keeps no model from being read.
+    Only the values that are needed to load the model are checked, so that a model remains readable
+    even if this version refuses another setting of its run.
     """
     if not isinstance(record, Mapping):
         raise InputError('it is not an object of sections')

@@ -1,4 +1,4 @@
-"""A trained model from wherever it is: a workdir, one of its checkpoints, a published file."""
+"""Loads a trained model from a workdir, one of its checkpoints, or a published file."""
 
 import contextlib
 from pathlib import Path
@@ -99,7 +99,8 @@ def from_pretrained(folder_or_name, *, revision: str | None = None) -> TrainedFl
 def load_params(experiment: Experiment, path):
     """Loads the parameters of an experiment's model over its mesh, from what `load` takes.
 
-    Every device reads the shards it holds; no device, and of a workdir no host, has it all.
+    Every device reads only its own shards. No device holds all of the parameters, and neither does
+    a host if they are loaded from a workdir.
 
     Returns:
       (params, step): the step is that of the checkpoint, None for a published file.

@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _answer(arguments: list[str]) -> str:
-    """What --help, --version or no argument is answered with, at once; '' for other arguments."""
+    """Returns the output of --help, of --version or without arguments; '' for other arguments."""
     flags = {argument.lstrip('-') for argument in arguments if argument.startswith('-')}
     if 'version' in flags:
         return f'tarflow_jax {tarflow_jax.__version__}'

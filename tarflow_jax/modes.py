@@ -140,7 +140,7 @@ def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: 
 
 
 def name_of_changes(source: str | Path) -> str:
-    """A name for samples that are not those of the newest checkpoint as the config says."""
+    """Names samples of a given checkpoint step or of overridden settings; '' for neither."""
     changes = {key.removeprefix('sample.'): value for key, value in overrides().items()}
     name = name_of({key: value for key, value in changes.items() if '.' not in key})
     step = f'step{Path(source).name}' if is_step(Path(source)) else ''
@@ -170,7 +170,7 @@ def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, sto
 
 
 def convert(config, workdir: Path, checkpoint: str | None) -> int:
-    """A published checkpoint into a workdir of ours, or a model of ours into a published file.
+    """Converts a published checkpoint to a workdir, or a trained model to a published file.
 
     A config is needed only where the name of a published checkpoint does not say everything.
     """

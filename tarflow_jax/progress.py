@@ -17,7 +17,7 @@ from rich.text import Text
 
 from tarflow_jax.quantities import format_duration
 
-PATIENCE = 10.0  # seconds of work of which nobody needs to hear
+PATIENCE = 10.0  # seconds of work without a progress report
 _GAP = 2  # spaces between the parts of a line
 _SHORTEST_BAR = 6
 _FIRST_TO_GO = ('elapsed', 'images_per_second', 'skipped_steps', 'left')  # on a narrow terminal
@@ -38,9 +38,10 @@ class Progress:
       total_steps: the step at which the run is over.
       first_step: the step from which a run resumes.
       noun: what is counted.
-      patience: seconds before the first line; what is done sooner shows none, and its bar goes.
+      patience: seconds before the first line. Work that ends sooner prints no line. If it is above
+        0, the bar is removed at the end.
       stream: the stream to write to; by default what sys.stdout is now.
-      clock: seconds that only ever grow.
+      clock: a monotonic clock, in seconds.
       enabled: False shows nothing, for all processes but the main one.
     """
 
@@ -98,7 +99,7 @@ class Progress:
 
 
 def counting(noun: str, total: int, first: int = 0, enabled: bool = True) -> Progress:
-    """Returns what shows how many of `total` things are done, where that takes a while."""
+    """Returns a `Progress` that counts `total` items, for work that may take a while."""
     return Progress(total, first, noun=noun, patience=PATIENCE, enabled=enabled)
 
 
@@ -290,7 +291,7 @@ class _Bar:
 
 @contextlib.contextmanager
 def _logging_through(before: Sequence[TextIO], now: Sequence[TextIO]) -> Iterator[None]:
-    """Leads what is logged to the streams of `before` to those of `now`.
+    """Redirects log handlers from the streams of `before` to those of `now`.
 
     A log handler keeps the stream it was made with, and would write into the middle of the bar.
     """

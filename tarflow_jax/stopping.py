@@ -1,7 +1,7 @@
 """Signals that end a program which still has something to save.
 
-A signal may arrive while the main thread waits for a device, when Python runs no handler. So a
-thread receives it, too, and ends the process itself where the main thread does not come round.
+A signal may arrive while the main thread waits for a device, when Python runs no handler. A second
+thread therefore receives it as well, and ends the process if the main thread does not respond.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from tarflow_jax import files
 from tarflow_jax.parallel import cluster, distributed
 from tarflow_jax.terminal import SIGNALS
 
-PATIENCE_SECONDS = 20  # for the main thread to come round: clouds kill after 30
-_IMPATIENCE_SECONDS = 0.5  # the same where there is nothing to save
-_SILENT_SECONDS = 1  # after which a Ctrl-C is answered, at least
-_LOOK_SECONDS = 0.05  # between two looks at what a waiting thread waits for
+PATIENCE_SECONDS = 20  # for the main thread to respond; cloud providers kill after 30
+_IMPATIENCE_SECONDS = 0.5  # for the main thread to respond if there is nothing to save
+_SILENT_SECONDS = 1  # before a first Ctrl-C is acknowledged with a line
+_LOOK_SECONDS = 0.05  # between two polls of the waiting thread
 
 RESUMES = 'The same command resumes.'
 RESTARTS = 'The same command starts again.'
@@ -35,7 +35,7 @@ RESTARTS = 'The same command starts again.'
 class Stopped(BaseException):
     """A signal ended the work; the message says what was saved and how to resume.
 
-    As with KeyboardInterrupt, what handles errors does not handle this.
+    Like KeyboardInterrupt, it is not an Exception, so that error handlers do not catch it.
 
     Attributes:
       signal: the signal, the same in every process.

@@ -30,7 +30,7 @@ def prepare() -> None:
 
 
 def plain_warnings() -> None:
-    """Lets what is logged appear as `warning: TEXT`; what is less than a warning does not."""
+    """Prints log records as `warning: TEXT`, and hides those below the level of a warning."""
     from absl import logging  # takes time
 
     logging.set_verbosity(logging.WARNING)
@@ -39,7 +39,7 @@ def plain_warnings() -> None:
 
 
 def explained(error: BaseException) -> tuple[int, str, str]:
-    """The exit status of an error, what is said of it, and the stack where nobody foresaw it."""
+    """Returns the exit status and message of an error, and the traceback of an unexpected one."""
     from tarflow_jax.errors import InputError, RunError
 
     if isinstance(error, InputError):

@@ -1,4 +1,4 @@
-"""A trained flow as one object: what a notebook does with a model, each a method."""
+"""A trained flow as one object, with methods for sampling, likelihoods and classification."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -35,11 +35,11 @@ class TrainedFlow:
         flow.classify(images).argmax(axis=1)
         model, params = flow
 
-    Images that a method takes are float in [-1, 1], uint8 in 0 to 255, pictures of Pillow, or lists
-    of these, see `inputs.image_batch`; images that it gives are float32 [B, H, W, C], not clipped.
-    Latents have the shape of images. Labels are a number for all images, or a list or an array of
-    one for each; -1, or None for all, is no label; names of classes will do where the prepared data
-    set has them. A key is one of `jax.random.key`, or the seed of one.
+    Methods accept images as float in [-1, 1], as uint8 in 0 to 255, as Pillow images, or as lists
+    of these, see `inputs.image_batch`; they return float32 [B, H, W, C], not clipped. Latents have
+    the shape of images. Labels are one class for all images, or a list or an array with one for
+    each image; a class is given by its number or, if names are known, by its name. -1 is no label,
+    and None stands for no labels. A key is a key of `jax.random.key`, or a seed.
 
     Each method calls the function of its name with `model` and `params`.
 

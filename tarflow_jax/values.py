@@ -1,6 +1,7 @@
-"""The kinds of values that settings have; each checks a value and says what is allowed.
+"""Validators of settings, such as whole numbers, choices and paths.
 
-Every `check(name, value)` returns the value as plain Python has it, or raises InputError.
+Every `check(name, value)` returns the value as a plain Python object, or raises InputError with
+what is allowed.
 """
 
 import dataclasses

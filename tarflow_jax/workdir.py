@@ -24,7 +24,7 @@ EVALUATION_FILE = 'evaluation.json'
 CONVERTED_FROM = 'converted_from'  # in a config.json: the published file, and its SHA-256
 MOST_BYTES = 1_000_000  # of a config.json
 
-# What makes a training what it is, besides the model: a run that resumes keeps it.
+# Keys outside of the model section whose values a resumed run must keep.
 MEANING = (
     *('seed', 'data.name', 'data.train_split', 'data.test_split', 'data.random_flip'),
     *('noise.type', 'noise.std', 'optimizer.b1', 'optimizer.b2', 'optimizer.weight_decay'),

@@ -1,4 +1,4 @@
-"""From TFDS's serialized examples to batches."""
+"""Decodes TFDS's serialized examples into batches."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence

@@ -13,7 +13,7 @@ from tarflow_jax.files import open_regular
 # Decoded within the process. Pillow opens whatever it can, whatever the file's name, and would
 # start Ghostscript for an EPS. (PPM is also PGM and PNM.)
 FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
-# More is what Pillow warns of. Each has 4 bytes, in five copies at most while it is converted.
+# Pillow warns above this number. A pixel takes 4 bytes, in at most five copies during conversion.
 MOST_PIXELS = 89_478_485
 _WHITE = (255, 255, 255, 255)
 

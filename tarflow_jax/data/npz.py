@@ -25,8 +25,8 @@ def open_npz(name: str) -> Dataset:
     """Reads an .npz file as a data set with one split 'train', held in memory.
 
     Images are uint8 [N, H, W, C] with one to four channels, under one of `IMAGE_KEYS`. Labels are
-    integers [N] from 0, -1 for none, under one of `LABEL_KEYS`, or there are none at all; there is
-    one class more than the largest.
+    integers [N] from 0, -1 for none, under one of `LABEL_KEYS`, or the file has none. The number of
+    classes is the largest label plus one.
 
     Args:
         name: the path of the file.

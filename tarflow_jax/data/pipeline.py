@@ -19,7 +19,7 @@ from tarflow_jax.errors import InputError
 # Batches that are read ahead until `close()` is called.
 Batches = grain.DatasetIterator[Batch] | Generator[Batch, None, None]
 
-# A batch from memory costs less than handing it from thread to thread, so one is enough there.
+# Reading a batch from memory costs less than passing it between threads, so one thread is enough.
 _MEMORY_READS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 _DISK_READS = grain.ReadOptions(num_threads=8, prefetch_buffer_size=16)
 # A worker decodes one batch after the other: more threads there would wait for one another.
@@ -47,8 +47,8 @@ def train_batches(
         seed: picks the orders.
         first_step: the step of the first batch; starting late costs nothing.
         rows: which rows of every batch to read, [b] in 0..batch_size - 1; all by default.
-        workers: processes that read ahead, each whole batches; 0 for threads of this one. Not for
-            a split in memory, which takes neither. Does not change the batches.
+        workers: number of processes that read ahead, whole batches each; 0 reads ahead in threads
+            of this process. Ignored for a split in memory. Does not change the batches.
 
     Returns:
         An iterator over image uint8 [b, H, W, C] and label int32 [b]. Its `close()` ends the
@@ -135,8 +135,8 @@ def _first(batches: Iterator[Batch]) -> Batch:
 class _ShuffledIndices:
     """A Grain source of index arrays [batch_size]: the epochs' orders end to end, cut into batches.
 
-    Grain's own `shuffle` computes each index apart, which costs more than a small training step;
-    an order sorted whole costs next to nothing.
+    Grain's own `shuffle` computes every index by itself, which takes longer than a small training
+    step; sorting one permutation per epoch takes almost no time.
     """
 
     def __init__(self, num_examples: int, batch_size: int, seed: int):

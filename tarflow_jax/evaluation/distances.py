@@ -33,11 +33,11 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def perfect_frechet_distance(reference: Gaussian, num_samples: int, seed: int = 0) -> float:
-    """What samples drawn from the reference's own Gaussian would score: the bias of so few.
+    """The Frechet distance of samples from the reference's own Gaussian: the bias of few samples.
 
-    Of samples x = A^(1/2) e with the covariance B, A^(1/2) B A^(1/2) has the eigenvalues of
-    Z A A Z', where the rows of Z [num_samples, D] are the draws e without their mean, divided by
-    the square root of num_samples - 1.
+    For samples x = A^(1/2) e with covariance B, the nonzero eigenvalues of A^(1/2) B A^(1/2) are
+    those of Z A A Z', where the rows of Z [num_samples, D] are the centred draws e, divided by the
+    square root of num_samples - 1.
     """
     draws = np.random.default_rng(seed).standard_normal((num_samples, len(reference.mean)))
     mean = draws.mean(axis=0)
@@ -130,7 +130,7 @@ def _by_rows(function, rows, *rest) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames='k')
 def _radii(points, members, k):
-    """The squared distance of each of the points, members themselves, to its k-th neighbour."""
+    """The squared distance from each point, itself a member, to its k-th nearest other member."""
     nearest = jax.lax.top_k(-_squared_distances(points, members), k + 1)[0]  # itself is the first
     return -nearest[:, k]
 

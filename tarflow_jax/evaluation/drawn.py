@@ -18,12 +18,12 @@ PART_SECONDS = 10  # of drawing, at most, that a killed process loses
 class DrawnSamples:
     """The first samples of a model, in parts that are complete or not there.
 
-    The folder is named by what decides the samples, so that no others are ever taken for them.
-    Every process may call all methods; the main one alone reads and writes.
+    The folder's name is a hash of `settings`, so that samples of other settings are never reused.
+    Every process may call all methods; only the main one reads and writes.
 
     Args:
       folder: the folder in which the samples of an evaluation get a folder of their own.
-      settings: all that decides what the samples are, for JSON.
+      settings: everything that the samples depend on, as values of JSON.
       image_shape: (H, W, C) of a sample.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""`--mode=evaluate`: from an experiment to scores, and a file that says what they are of."""
+"""`--mode=evaluate`: computes the scores of an experiment, and writes them with their settings."""
 
 import datetime
 import hashlib
@@ -51,8 +51,8 @@ class Part(Protocol):
 def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
     """Computes `config.evaluate.metrics`, prints them and writes `workdir/evaluation.json`.
 
-    What an interrupted evaluation has scored and drawn is taken over, if it is of the same
-    parameters and config.
+    Scores and samples of an interrupted evaluation are reused, if it had the same parameters and
+    config.
 
     Args:
       experiment: see `build.Experiment`.
@@ -169,7 +169,7 @@ def _take_over(workdir: Path, about: dict[str, Any]) -> dict[str, float]:
 
 
 def _append_once(path: Path, line: str) -> None:
-    """Adds a line to a file of lines, unless it is the last one; one that was cut stays alone."""
+    """Appends a line, unless it is the last one already; a truncated last line is ended first."""
     content = path.read_bytes() if path.exists() else b''
     if content.splitlines()[-1:] == [line.encode()]:
         return

@@ -1,4 +1,4 @@
-"""What is measured of images before sets of them are compared."""
+"""Features of images, by which sets of images are compared."""
 
 import copy
 import functools
@@ -82,7 +82,7 @@ def check_preprocessing(name: str) -> None:
         )
 
 
-# Apart from the network, which is thus compiled once, whatever the size of the images.
+# Compiled separately from the network, which is then compiled once for images of all sizes.
 _preprocess = jax.jit(preprocess, static_argnums=1)
 
 

@@ -1,9 +1,10 @@
-"""Features of images that need no weights: where a Haar transform finds how much detail.
+"""Image features that need no weights: the amount of detail by scale and place.
 
-Not a perceptual measure, and comparable with nothing published: it says whether samples have the
-colours, contrasts and textures of the data at each scale and place. Every level of the transform
-halves the image; the magnitudes of its three kinds of detail (horizontal, vertical, diagonal) are
-averaged over a grid of at most 4x4 places, and what is left at the end is a thumbnail.
+They are not a perceptual measure, and no published values are comparable with theirs. They show
+whether samples have the colours, contrasts and textures of the data at each scale and place. Every
+level of a Haar transform halves the image. The magnitudes of its three kinds of detail (horizontal,
+vertical, diagonal) are averaged over a grid of at most 4x4 cells, and the last low-pass image is
+averaged to a thumbnail.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""The Inception network of 2015, by whose features images are compared.
+"""The Inception network of 2015, from whose features FID is computed.
 
 It is the network of TensorFlow's `classify_image_graph_def.pb` (1,008 classes), on which FID, sFID
 and the Inception score are defined; torchvision's network of that name is another. Layers have the
@@ -63,7 +63,7 @@ STEM: tuple[Step, ...] = (  # 299 x 299 pixels to 35 x 35
 
 
 def block_35(pool_features: int) -> Block:
-    """Of 35 x 35 pixels: kernels of 1, 5 and twice 3."""
+    """A block for 35 x 35 pixels: kernels of size 1, 5 and twice 3."""
     return (
         (Conv('branch1x1', 64, (1, 1)),),
         (
@@ -80,7 +80,7 @@ def block_35(pool_features: int) -> Block:
 
 
 def block_17(width: int) -> Block:
-    """Of 17 x 17 pixels: kernels of 1, 7 and twice 7, cut into rows and columns."""
+    """A block for 17 x 17 pixels: kernels of size 1, 7 and twice 7, split into rows and columns."""
     return (
         (Conv('branch1x1', 192, (1, 1)),),
         (
@@ -100,7 +100,7 @@ def block_17(width: int) -> Block:
 
 
 def block_8(pool: Callable[[jax.Array], jax.Array]) -> Block:
-    """Of 8 x 8 pixels: kernels that end as a row and a column side by side."""
+    """A block for 8 x 8 pixels: its 3 x 3 branches end in a row and a column kernel in parallel."""
     return (
         (Conv('branch1x1', 320, (1, 1)),),
         (
@@ -174,10 +174,10 @@ class Inception(nn.Module):
           x: float32 [B, 299, 299, 3] in [-1, 1], as `preprocessing.preprocess` makes them.
 
         Returns:
-          'pool' [B, 2048], the last feature maps averaged over the image: FID is of these;
-          'spatial' [B, 2023], seven maps of 17 x 17, flattened by row, column, channel: sFID is of
-          these (Nash et al. 2021, arXiv:2103.03841); 'logits' [B, 1008]; and 'logits_unbiased',
-          without the bias, of which the Inception score is.
+          'pool' [B, 2048], the last feature maps averaged over the image, for FID; 'spatial'
+          [B, 2023], seven maps of 17 x 17, flattened by row, column, channel, for sFID (Nash et al.
+          2021, arXiv:2103.03841); 'logits' [B, 1008]; and 'logits_unbiased', the logits without the
+          bias, for the Inception score.
         """
         features = {}
         x = _run(STEM, x)

@@ -1,7 +1,7 @@
 """The weights of the Inception network, from the files in which they are published.
 
-FID is defined by one set of weights, those of TensorFlow's `inception-2015-12-05.tgz`, and compares
-only with itself: the file's SHA-256 belongs to every score.
+FID is defined by one set of weights, those of TensorFlow's `inception-2015-12-05.tgz`. Values from
+other weights are not comparable, so every score is stored with the SHA-256 of the weights file.
 """
 
 import functools
@@ -74,7 +74,8 @@ def checked_digest(file: Path) -> str:
     """The SHA-256 of a file, in hexadecimal.
 
     Raises:
-      InputError: the name ends with other eight digits than it (such as -6726825d.pth).
+      InputError: the hash does not begin with the eight digits at the end of the file's name (such
+        as -6726825d.pth).
     """
     digest = sha256_of(file)
     named = re.search(r'-([0-9a-f]{8})\.\w+$', file.name)

@@ -8,7 +8,7 @@ from tarflow_jax.evaluation.distances import NEIGHBOURS
 from tarflow_jax.likelihood import classify
 from tarflow_jax.likelihood.scores import score_split
 
-# Of a split, with what computes them.
+# Metrics of a split, each with the function that computes it.
 OF_SPLITS = {
     'nats_per_dim': score_split,
     'bits_per_dim': score_split,
@@ -16,8 +16,8 @@ OF_SPLITS = {
     'accuracy': classify.score_split,
     'cross_entropy': classify.score_split,
 }
-# Of samples, with the features that they take and the comparison. Of neighbours, precision and
-# recall are computed at once, and follow one another here.
+# Metrics of samples, each with its features and its comparison. Precision and recall come from one
+# computation of neighbours, and must follow one another here.
 OF_SAMPLES = {
     'fid': ('pool', 'frechet'),
     'sfid': ('spatial', 'frechet'),

@@ -8,7 +8,7 @@ from tarflow_jax.parallel import arrays
 
 
 class Gaussian(NamedTuple):
-    """What a Frechet distance compares.
+    """Mean and covariance of features, from which a Frechet distance is computed.
 
     Attributes:
       mean: float64 [D].

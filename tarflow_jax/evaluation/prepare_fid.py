@@ -44,7 +44,7 @@ def prepare_fid(experiment: Experiment, stop: Stop) -> None:
 
 
 def features_of(config, mesh, names) -> Features:
-    """What computes the named features as a config says."""
+    """Returns the `Features` of these names, with the settings of a config."""
     return Features(
         names,
         mesh,
@@ -94,7 +94,7 @@ class DataReference:
         }
 
     def ensure(self, before_batch: Callable[[], object], say=lambda text: None) -> Reference | None:
-        """The statistics, made unless the file has them; of the main process, others get None.
+        """Returns the statistics, computed if the file lacks them; None except in the main process.
 
         Collective: every process must call it. Calls `before_batch` before each batch.
         """
@@ -149,7 +149,7 @@ class DataReference:
 
 
 def file_name(source: str) -> str:
-    """A data set or a split in a file's name: train[5%:] is train_5pct_to, train[:5%] another."""
+    """Turns a data set or split into a part of a file's name: train[5%:] becomes train_5pct_to."""
     if source.endswith('.npz'):
         digest = hashlib.sha256(str(Path(source).expanduser().resolve()).encode()).hexdigest()
         return f'{file_name(Path(source).stem)}-{digest[:8]}'

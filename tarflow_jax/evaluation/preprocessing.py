@@ -20,8 +20,8 @@ class Preprocessing(NamedTuple):
     """How one package prepares images.
 
     Attributes:
-      resize: a function from the number of pixels along an edge to the weights [299, pixels],
-        float64, of each pixel in each pixel of the result.
+      resize: a function from the number of pixels along an axis to the resize matrix of that axis,
+        float64 [299, pixels].
       rescale: a function from resized levels, about [0, 255], to the network's range.
     """
 
@@ -63,9 +63,9 @@ def preprocess(images, name: str = 'torch-fidelity') -> jax.Array:
 
 
 def legacy_bilinear(size: int) -> np.ndarray:
-    """TensorFlow 1's: pixel i of the result lies at i * size / 299, off the centre.
+    """The resize of TensorFlow 1: pixel i of the result lies at i * size / 299, off the centre.
 
-    Positions are rounded to float32, as there: a difference of 1e-5 that the features show.
+    Positions are rounded to float32 as in TensorFlow; the difference, 1e-5, shows in the features.
     """
     return _bilinear(np.arange(IMAGE_SIZE, dtype=np.float32) * np.float32(size / IMAGE_SIZE), size)
 
@@ -76,7 +76,7 @@ def half_pixel_bilinear(size: int) -> np.ndarray:
 
 
 def antialiased_bicubic(size: int) -> np.ndarray:
-    """Pillow's: Keys' cubic with a = -1/2, as wide as the pixels of the smaller image."""
+    """The resize of Pillow: Keys' cubic kernel with a = -1/2, widened if the image is reduced."""
     stretch = max(size / IMAGE_SIZE, 1)
     distances = (np.arange(size) - _centres(size)[:, None]) / stretch
     weights = _cubic(np.abs(distances))
@@ -90,7 +90,7 @@ def _centres(size: int, dtype: type[np.floating] = np.float64) -> np.ndarray:
 
 
 def _bilinear(positions: np.ndarray, size: int) -> np.ndarray:
-    """Weights of the two pixels around each position; the edge goes on beyond itself."""
+    """Weights of the two pixels around each position; positions are clipped to the image."""
     positions = np.clip(positions.astype(np.float64), 0, size - 1)
     return np.maximum(0, 1 - np.abs(np.arange(size) - positions[:, None]))
 

@@ -141,8 +141,8 @@ def measure_split(
       features: the features to compute, those of one family.
       mesh: the devices, of all processes.
       batch_size: images at a time; does not change the result.
-      flip: whether every image counts a second time, mirrored left to right. It is what random
-        flips, of which the published statistics are made, come to on average.
+      flip: whether every image counts a second time, mirrored left to right. This is the average
+        over the random flips with which the published statistics were made.
       before_batch: a function that is called before each batch; its exceptions end the pass.
 
     Returns:
@@ -179,7 +179,7 @@ def with_missing_features(
     mesh,
     before_batch: Callable[[], object] = lambda: None,
 ) -> Reference:
-    """A reference from a file of others, with features of the images in it if they are needed.
+    """Adds the features that metrics need to a reference from a file, computed from its images.
 
     Raises:
       InputError: the file lacks what a metric needs.
@@ -248,7 +248,7 @@ def score(
 
 
 def warn_of_few(name: str, reference: Reference, num_samples: int) -> None:
-    """Warns of the bias that fewer samples, or images of the reference, than features bring."""
+    """Warns that a Frechet distance is biased if samples or reference images are too few."""
     kind, comparison = OF_SAMPLES[name]
     if comparison != 'frechet':
         return

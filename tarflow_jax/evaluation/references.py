@@ -1,4 +1,4 @@
-"""What samples are compared with: statistics of a data set, ours or from the files users have."""
+"""Reference statistics that samples are compared with: our files and those of other packages."""
 
 import dataclasses
 import json
@@ -134,7 +134,7 @@ def _check_finite(path: Path, *arrays: np.ndarray) -> None:
 
 
 def _check_covariance(path: Path, cov: np.ndarray) -> None:
-    """Raises InputError unless, but for rounding, it is symmetric and no variance is below 0."""
+    """Raises InputError unless `cov` is symmetric and positive semidefinite, up to rounding."""
     largest = np.abs(cov).max(initial=0)
     if np.abs(cov - cov.T).max(initial=0) > _ROUNDING * largest:
         raise InputError(f'{path} holds a covariance that is not symmetric; compute it again.')
@@ -165,10 +165,10 @@ def _read_torchmetrics(path: Path) -> Reference:
 
 
 def check(reference: Reference, settings: dict[str, Any], image_shape) -> None:
-    """Raises InputError unless statistics were made as samples will be measured.
+    """Raises InputError if statistics were made with settings other than those of the samples.
 
     Args:
-      reference: the statistics. Files with nothing but mu and sigma do not say.
+      reference: the statistics. A file with mu and sigma only has no settings, and passes.
       settings: preprocessing and weights, see `Features`.
       image_shape: (H, W, C) of the samples.
     """

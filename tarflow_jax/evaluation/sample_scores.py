@@ -31,7 +31,7 @@ _COPIED = 1024  # samples at a time
 
 
 def check(experiment: Experiment, names: list[str]) -> None:
-    """Raises InputError if samples cannot be measured like that, as far as it is known by now."""
+    """Raises InputError if the config alone shows that samples cannot be measured."""
     settings, channels = experiment.config.evaluate, experiment.model.image_shape[2]
     problem = metrics.too_few(names, settings.num_samples)
     if problem and not settings.samples:
@@ -134,7 +134,7 @@ class SampleScores:
         return given.split('train')
 
     def _check_reference(self) -> None:
-        """Checks a reference that no metric is compared with, too: a mistake would pass unseen."""
+        """Checks the reference even if no metric uses it, so that a mistake is not missed."""
         path = self._settings.reference
         if not path or metrics.needs_reference(self.names, 'inception'):
             return
@@ -189,7 +189,7 @@ class SampleScores:
         return reference.ensure(self._stop.check)
 
     def scores(self, done: dict[str, float]) -> dict[str, float]:
-        """By the name of the metric, in the main process; the others get none.
+        """Returns the scores by the name of the metric, in the main process; {} in the others.
 
         Samples that an interrupted evaluation has drawn are measured again, which is quick.
         """
@@ -215,7 +215,7 @@ class SampleScores:
             yield quality.Batch(batch['image'], arrays.fetch(batch['index']), batch['mask'])
 
     def _drawn_batches(self, drawn: DrawnSamples) -> Iterator[quality.Batch]:
-        """Those drawn before an interruption, in the batches of then, and all others."""
+        """Yields the samples drawn before an interruption, then draws the remaining ones."""
         total = self._num_samples
         first = min(drawn.count, total)
         batch_size = shared_batch_size(self._sampling['batch_size'], total, self._mesh)

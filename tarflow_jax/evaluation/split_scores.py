@@ -55,10 +55,10 @@ class SplitScores:
         """Does nothing: splits are scored as they are."""
 
     def scores(self, done: dict[str, float]) -> dict[str, float]:
-        """By 'split/metric', computed in float32 whatever the model was trained in.
+        """Returns the scores by 'split/metric', computed in float32 for models of any dtype.
 
         Args:
-          done: the same of an interrupted evaluation, which are taken over.
+          done: the scores of an interrupted evaluation, which are returned as they are.
         """
         if done:
             return {key: math.nan if value is None else value for key, value in done.items()}

@@ -15,8 +15,8 @@ from flax import linen as nn
 
 # Full float32 products: by default, TPUs and recent GPUs round the factors.
 PRECISION = jax.lax.Precision.HIGHEST
-MOST_PARTS = 4  # of a sequence; a fifth would save a fortieth of the pairs
-LEAST_QUERIES = 128  # of a part of whole sequences: smaller products are slower
+MOST_PARTS = 4  # parts of a sequence; a fifth part would save only 1/40 of the token pairs
+LEAST_QUERIES = 128  # queries of a part of a whole sequence; smaller products are slower
 
 
 def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
@@ -47,13 +47,13 @@ def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
 
 
 def like_cache(x_BNTK, cache_BNSK):
-    """An array without the axis of its batch of one where a cache is without it, see `KVCache`."""
+    """Drops the batch axis of a batch of one if the cache lacks that axis, see `KVCache`."""
     return x_BNTK.reshape(*cache_BNSK.shape[:-2], *x_BNTK.shape[-2:])
 
 
 @jax.custom_jvp
 def _products(q_BNTK, k_BNSK):
-    """q k^T in float32. Its gradient's products are of factors in the dtype of q and k."""
+    """q k^T in float32. The products of its gradient have factors in the dtype of q and k."""
     return _multiply(q_BNTK, k_BNSK, jnp.float32)
 
 
@@ -89,8 +89,8 @@ def xla(q_BTNK, k_BTNK, v_BTNK):
 def causal_parts(length: int, least: int) -> list[tuple[int, int]]:
     """The (first, end) of up to four parts of a sequence, each of `least` tokens but the last.
 
-    What attends to a prefix then reads keys and values up to the end of its part, not of the
-    sequence. Each part is compiled by itself.
+    Queries then read keys and values up to the end of their part, not of the sequence. Each part is
+    compiled separately.
     """
     step = max(least, math.ceil(length / MOST_PARTS))
     return [(first, min(first + step, length)) for first in range(0, length, step)]

@@ -24,7 +24,7 @@ name_axes = nn.with_logical_constraint
 
 
 def keep(product):
-    """Marks what comes of a product with parameters, for `block.REMAT_POLICIES`."""
+    """Names the result of a product with parameters, for `block.REMAT_POLICIES`."""
     return checkpoint_name(product, 'product')
 
 
@@ -32,8 +32,8 @@ def keep(product):
 def gelu(x):
     """x Phi(x), Phi the distribution function of a standard normal (the exact GELU).
 
-    Its own derivative, Phi(x) + x phi(x), keeps one array for the gradient, where that of `erf`
-    and of the products around it would keep three.
+    The custom derivative, Phi(x) + x phi(x), stores one array for the backward pass; automatic
+    differentiation of `erf` and the products around it would store three.
     """
     return x * _normal_cdf(x)
 
@@ -85,8 +85,8 @@ class Linear(nn.Module):
 class KVCache(NamedTuple):
     """Keys and values of a layer for the tokens so far, each [B, N, S, K]; of one row, [N, S, K].
 
-    XLA takes the axis of a batch of one out of products. With it, each token would be written into
-    a cache for the product and another to carry on, and both would be copied whole for every token.
+    XLA removes a batch axis of size 1 from products. If the cache had that axis, XLA would keep one
+    cache for the product and another for the loop carry, and copy both whole for every token.
     """
 
     keys: jax.Array

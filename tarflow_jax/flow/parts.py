@@ -1,7 +1,8 @@
-"""On a CPU, a batch in parts, one after the other, whose activations stay in the cache.
+"""Splits a batch into sequential parts on a CPU, so that a part's activations stay in the cache.
 
-Programs for a CPU then wait less for memory, most of all those of gradients. Where the layers are
-few, their loops are written out as well: the gradient of a loop copies what it keeps.
+Programs for a CPU then wait less for memory, above all those that compute gradients. If the model
+has few layers, its loops are unrolled as well, because the gradient of a loop copies the
+activations that it stores.
 """
 
 import math
@@ -20,11 +21,12 @@ MOST_UNROLLED = 32  # layers, of which each takes about a second to compile
 def count_parts(model, num_images: int, mesh: AbstractMesh | None = None) -> int:
     """Returns into how many equal parts a batch is divided.
 
-    On a CPU, as few as let the hidden features of a device's part fit the cache; elsewhere one.
+    On a CPU, this is the smallest number for which the hidden features of a device's share of a
+    part fit into the cache; on other devices it is 1.
 
     Args:
       model: a `TarFlow`.
-      num_images: of the batch.
+      num_images: the number of images in the batch.
       mesh: the devices that share each part; by default those of the context, without one a single
         device.
     """

@@ -61,8 +61,8 @@ class TokenFlow(nn.Module):
     (and, inside, one layer scanned over `layers_per_block`). Latents are returned in data order:
     token t of the latents stands where token t of the data does.
 
-    A front end makes tokens of its data and a density of the flow. `TarFlow` is the one for images.
-    One for audio [B, T * P] would be
+    A front end turns data into tokens, and the flow into a density of the data. `TarFlow` is the
+    front end for images. A front end for audio [B, T * P] would be
 
         tokens = audio.reshape(-1, num_tokens, token_dim)
         latents, log_det = flow.apply({'params': params}, tokens)
@@ -89,11 +89,11 @@ class TokenFlow(nn.Module):
         log-determinants are always float32.
       attention: 'xla' on any device, 'cudnn' for bfloat16 on NVIDIA GPUs, 'splash' on TPUs; the
         implementation for whole sequences. The inverse attends token by token, always by XLA.
-      remat: how much of each layer the gradient recomputes instead of keeping it: 'none', all but
-        the products with parameters ('dots'), or all ('full'). Trades time for memory.
-      unroll: which loops are written out instead of scanned: 'none', that over 'blocks', or 'all',
-        over layers as well: slower to compile, faster to run. The gradient of a scan copies what
-        the scan within it keeps.
+      remat: which activations of a layer the backward pass recomputes instead of storing: 'none',
+        'dots' (all except the products with parameters), or 'full' (all). Trades time for memory.
+      unroll: which loops are unrolled instead of scanned: 'none', 'blocks' (the loop over blocks),
+        or 'all' (the loops over layers as well). Unrolled loops compile more slowly and run faster:
+        the gradient of a scan copies the activations that the scan within it stores.
     """
 
     num_tokens: int

@@ -1,1 +1,1 @@
-"""Files that others write, read without their programs."""
+"""Reads and writes file formats of other programs without those programs."""

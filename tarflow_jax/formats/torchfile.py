@@ -19,9 +19,9 @@ _MOST_TIMES, _MOST_BYTES = 8, 2**30
 def read_state_dict(path) -> dict[str, np.ndarray]:
     """Returns the named tensors that `torch.save(model.state_dict(), path)` wrote.
 
-    The arrays cannot be written to. Their bytes are checked here, and then stay in the file until
-    they are used, so that a large file takes little memory; they are wrong if the file is meanwhile
-    written over in place (one that is replaced does no harm).
+    The arrays are read-only views of the memory-mapped file, so that a large file takes little
+    memory. Their bytes are checked here, once: if the file is overwritten in place afterwards, the
+    arrays are wrong (replacing the file by another is harmless).
 
     Raises:
       InputError: no such file; not a file of `torch.save`; a damaged one; one that holds something

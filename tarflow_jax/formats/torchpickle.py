@@ -1,4 +1,4 @@
-"""What is common to the pickles in all of PyTorch's files: they are interpreted here.
+"""Interprets the pickles in PyTorch's files of both formats, without running any code.
 
 Python's own unpickler calls whatever a pickle names, and a pickle of a few bytes can have it run
 for years or fill the memory. The interpreter here knows the operations that a state dict takes,
@@ -263,7 +263,7 @@ _PLAIN = (
 )
 _Operation = Callable[[_Interpreter, Any], None]
 
-# As in PyTorch's own reader of weights alone, and what protocol 4 writes in their place.
+# The opcodes of PyTorch's weights-only unpickler, and those that protocol 4 writes instead.
 _OPERATIONS: dict[str, _Operation] = {
     **dict.fromkeys(('PROTO', 'FRAME', 'STOP'), lambda run, argument: None),
     **dict.fromkeys(_PLAIN, lambda run, argument: run._push(argument)),

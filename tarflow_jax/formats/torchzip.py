@@ -77,7 +77,7 @@ def write(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
 def _write_part(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: bytes | memoryview):
     info = zipfile.ZipInfo(f'archive/{name}')  # of 1980, whenever it is written
     info.file_size = len(data)
-    # An extra field of nothing: two letters, its length, and as many bytes as align what follows.
+    # An extra field that only pads: a two-byte id, its length, and zeros up to the alignment.
     end = file.tell() + 30 + len(info.filename) + 4
     padding = bytes(-end % _ALIGNMENT)
     info.extra = struct.pack('<2sH', b'FB', len(padding)) + padding

@@ -51,9 +51,9 @@ def bits_per_dim(
 ) -> np.ndarray:
     """Bits per dimension of images of whole levels, as an evaluation scores a split.
 
-    Of a model that was trained with uniform noise they are the length of a code, bounded from
-    above in expectation. Under Gaussian noise they are the same rescaling of a density, and no
-    code: comparable among models with that noise, and with nothing else.
+    For a model that was trained with uniform noise, they bound the length of a code from above, in
+    expectation. Under Gaussian noise, they are the same rescaling of a density but no code length,
+    and are comparable only among models with the same noise.
 
     Args:
       model: the flow.

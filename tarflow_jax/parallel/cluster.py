@@ -252,7 +252,7 @@ def leave(status: int, message: object) -> None:
 def leave_before_connecting(
     status: int, message: object, mode, coordinator, num_processes, process_id
 ) -> None:
-    """`leave` of a process that was refused before it came to `connect`, whose flags these are."""
+    """Like `leave`, for a process that fails before `connect`; takes the arguments of `connect`."""
     if _connecting:
         return
     with contextlib.suppress(InputError, RunError):
@@ -263,12 +263,13 @@ def leave_before_connecting(
 
 
 def claim_end(status: int) -> None:
-    """Call before reporting a failure: if another process failed first, it ends this one instead.
+    """Claims the right to report a failure; if another process failed first, it ends this one.
 
-    Where a process ends, collectives of the others fail, too, and whatever comes of that.
+    When a process ends, the collectives of the others fail as well, so the failure of this process
+    may be only a consequence. Must be called before the failure is reported.
 
     Args:
-      status: the exit status of the failure. An invalid command (2) has no such cause.
+      status: the exit status of the failure. An invalid command (2) is never such a consequence.
     """
     if _member:
         _member.claim_end(status, _FAILURES_SECONDS if status == 1 else 0)

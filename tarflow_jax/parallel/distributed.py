@@ -1,7 +1,7 @@
-"""What the processes of one program tell one another.
+"""Collective operations on host values, among the processes of a run.
 
-All but `is_main` are collective: every process must call them. With one process nothing is sent,
-and nothing waits.
+All functions except `is_main` are collective: every process must call them. With a single process,
+they send nothing and wait for nothing.
 """
 
 import json

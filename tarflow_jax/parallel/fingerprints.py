@@ -1,4 +1,4 @@
-"""Fingerprints of arrays, which notice what a checkpoint lost on its way."""
+"""Fingerprints of arrays, which detect that a checkpoint has been corrupted."""
 
 import hashlib
 from typing import Any
@@ -54,7 +54,7 @@ def _is_in_this_memory(array) -> bool:
 
 
 def _words_of(array: jax.Array) -> np.ndarray:
-    """A view of the words; NumPy's own would stay with the array, which could not be donated."""
+    """A view of the array's words; that of `np.asarray` would be cached and prevent donation."""
     data: Any = array.addressable_data(0)
     return np.from_dlpack(data).view(np.uint32).reshape(-1)
 

@@ -1,4 +1,4 @@
-"""The server of process 0 through which all processes learn of one another's ends.
+"""A server in process 0 through which all processes learn when one of them ends or fails.
 
 Each process, process 0 too, holds a TCP connection to the hub for as long as it lives. So the
 kernel reports a process that was killed at once, and a slow one is never taken for dead. The

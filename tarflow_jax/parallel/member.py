@@ -137,6 +137,6 @@ def _copy(source: socket.socket, sink: socket.socket):
 
 
 def ignore_late_signals() -> None:
-    """A process that is done and waits for others ends with them."""
+    """Ignores SIGTERM and SIGHUP, so that a finished process keeps waiting for the others."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -93,7 +93,7 @@ def token_order(shape: tuple[int, int], patch_size: int, reverse: bool) -> np.nd
 
 
 def _side_by_side(levels: np.ndarray) -> np.ndarray:
-    """In one row, whose frames differ in a narrow strip; small images enlarged and in two rows."""
+    """Tiles images in one row, so that frame differences are narrow; small ones are in two rows."""
     factor = max(1, _VISIBLE // min(levels.shape[1:3]))
     num_rows = 2 if factor > 1 else 1
     blanks = np.full((-len(levels) % num_rows, *levels.shape[1:]), _GREY, np.uint8)

@@ -67,8 +67,8 @@ def latent_statistics(stages) -> Picture:
 def neighbour_correlation(images) -> float:
     """The correlation of pixels with their neighbours to the right and below, over [B, H, W, C].
 
-    0 for white noise, and for images that have but one pixel. What all images share is no
-    correlation: the mean of each pixel is taken away first.
+    It is 0 for white noise and for images of a single pixel. The mean of each pixel over the images
+    is subtracted first, so that structure that all images share does not count.
     """
     centred = images - images.mean(axis=0)
     pairs = [(centred[:, :, 1:], centred[:, :, :-1]), (centred[:, 1:], centred[:, :-1])]

@@ -1,8 +1,8 @@
-"""The one look of all pictures: panels one above the other, as wide as a phone shows readably.
+"""The common style of all pictures: stacked panels, narrow enough to be readable on a phone.
 
-Colours are those of Okabe and Ito, which the colour-blind tell apart, and order has a part of
-viridis; all of them stand out from white and from near-black. As SVG, a picture has no ground, and
-its ink follows the light or dark of the page around it.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; ordered quantities
+use a part of viridis. All of them contrast with white and with near-black. SVG pictures have a
+transparent background, and their text follows the light or dark theme of the page.
 """
 
 import io

@@ -108,7 +108,7 @@ def as_levels(images) -> np.ndarray:
 
 
 def in_range(latents) -> np.ndarray:
-    """Latents, of any range, as they are seen best: 99 of 100 pixels lie in [-1, 1] then."""
+    """Scales latents of any range for display, so that 99 of 100 pixels lie in [-1, 1]."""
     latents = np.asarray(latents, np.float32)
     sizes = np.abs(latents[np.isfinite(latents)])
     return latents / max(1.0, np.quantile(sizes, 0.99) if sizes.size else 1.0)

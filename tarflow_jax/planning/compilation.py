@@ -31,9 +31,9 @@ class Program:
 def compile_program(lowered, hbm_bytes: float, *, quick: bool = False) -> Program:
     """Compiles a traced program (`jax.stages.Lowered`) for a device with `hbm_bytes` of memory.
 
-    When `quick`, the compiler takes the first layout in memory that it finds, in a tenth of the
-    time: products and messages are the same, and more goes through HBM. A program that the compiler
-    finds no room for has fits=False.
+    With `quick`, the compiler takes the first memory layout that it finds, in a tenth of the time;
+    products and messages are the same, but there is more HBM traffic. A program that does not fit
+    into the memory has fits=False.
     """
     start = time.perf_counter()
     try:

@@ -30,7 +30,7 @@ _KERNEL_PRODUCTS = {'mha_fwd': 2, 'mha_dq': 3, 'mha_dkv': 4}
 def flops(instruction: Instruction) -> tuple[float, float]:
     """FLOPs of an instruction's products, and those times the passes of the matrix unit.
 
-    A multiplication and an addition are two. Of a fusion all that stands in it counts.
+    A multiplication and an addition count as two. A fusion counts all instructions within it.
     """
     products = [_product_flops(part) for part in fused(instruction)]
     return sum(count for count, _ in products), sum(count * passes for count, passes in products)

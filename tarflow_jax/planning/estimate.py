@@ -1,9 +1,9 @@
 """How long a run of a program takes, as a range from ideal to as compiled.
 
-Ideal is the longest of the times that each resource takes, used without a pause, while all work at
-once: the compiled program's products, its arguments and results through HBM, its messages. As
-compiled, the program's instructions run one after the other, each as long as its products or the
-bytes that it moves through HBM take, whichever is longer; then its messages, overlapped by nothing.
+The ideal time assumes that all resources work at once and without pauses: it is the longest of the
+times for the program's products, for its arguments and results through HBM, and for its messages.
+The compiled time assumes that the instructions run one after the other, each for as long as its
+products or its HBM traffic take, whichever is longer, and that no message overlaps with them.
 """
 
 import dataclasses

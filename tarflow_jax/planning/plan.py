@@ -1,4 +1,4 @@
-"""What a training would be on given hardware: memory, time, chip-hours, without the hardware."""
+"""Plans a training run on hardware that need not be present: memory, time and chip-hours."""
 
 import functools
 import math
@@ -30,8 +30,8 @@ def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool 
     Args:
       names: topologies separated by commas, see `topologies`.
       search_batch: whether to search for the largest batch that fits, by a few quick compilations.
-      quick: whether all compilations are quick. The times as compiled are then those of a program
-        that moves more through HBM than the one that would run.
+      quick: whether all compilations are quick. The compiled times are then those of a program
+        with more HBM traffic than the program that would run.
 
     Raises:
       InputError: no such hardware, no compiler for it, or a config that makes no sense on it.

@@ -30,9 +30,9 @@ def from_state_dict(
 ):
     """Converts a published state dict to a model and parameters.
 
-    Every tensor must be one that such a model has: with one more, or with a mask that is not
-    causal, the network was another, and the results of ours would be silently wrong.
-    Masks may be missing, and so may a variance of ones: they are computed here.
+    Every tensor must belong to the published network. An additional tensor, or a mask that is not
+    causal, shows that the checkpoint is of a different network, for which the converted model would
+    silently give wrong results. Masks and a variance of ones may be missing: they are computed.
 
     Args:
       tensors: arrays by their published names.
@@ -82,7 +82,7 @@ def _make_model(tensors, image_shape, patch_size, name, source, settings) -> Tar
 
 
 def choose_patch_size(patch_size: int | None, name: Name | None, source) -> int:
-    """Returns the given size or that of the name; InputError for neither, two sizes, or no size."""
+    """Returns the given size or that of the name; InputError if both are missing or they differ."""
     named = None if name is None else name.patch_size
     if patch_size is None and named is None:
         raise InputError(

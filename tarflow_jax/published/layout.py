@@ -42,7 +42,7 @@ LAYER = {
     'mlp/down/kernel': 'mlp.main.2.weight',
     'mlp/down/bias': 'mlp.main.2.bias',
 }
-VARIANCE = 'var'  # of the prior [T, P]; stored there of every model, all ones but for some
+VARIANCE = 'var'  # of the prior [T, P]; in every file, all ones unless volume-preserving
 
 
 def tensor_shapes(model: TarFlow) -> dict[str, tuple[int, ...]]:
@@ -59,7 +59,7 @@ def tensor_shapes(model: TarFlow) -> dict[str, tuple[int, ...]]:
 
 
 def entries(model: TarFlow) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Yields each tensor of the blocks: its name there, its name here, its place along our axes."""
+    """Yields each tensor of the blocks: its published name, our name, and its block and layer."""
     for block in range(model.num_blocks):
         for name, theirs in BLOCK.items():
             if name == 'layers':

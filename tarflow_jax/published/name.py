@@ -1,4 +1,4 @@
-"""Names of published checkpoints, which hold what their tensors do not.
+"""Names of published checkpoints, which carry settings that the tensors do not determine.
 
 `afhq_model_8_768_8_8_0.07.pth` is of the data set afhq, with patches of 8x8 pixels, a width of 768,
 8 blocks of 8 layers each and Gaussian noise of standard deviation 0.07, rounded to two digits;

@@ -1,4 +1,4 @@
-"""The sections of a model itself: what it draws, how, of what latents, and how it is built."""
+"""The report's sections about the model: samples, sampling, latents and architecture."""
 
 import math
 

@@ -122,7 +122,7 @@ def latents(experiment: Experiment, params) -> tuple[np.ndarray, np.ndarray | No
 
 
 def count_images(model) -> int:
-    """How many images are drawn of a model: many of a small one, whole rows of its classes."""
+    """The number of images to draw: more for small models, if possible equally many per class."""
     count = int(np.clip(FLOPS // forward_flops(model), LEAST, MOST))
     return count - count % model.num_classes if 0 < model.num_classes <= count else count
 

@@ -1,4 +1,4 @@
-"""The HTML of a page that stands alone: pictures are in it, nothing is fetched, nothing runs."""
+"""Builds a self-contained HTML page, with embedded pictures and without scripts."""
 
 import base64
 import dataclasses
@@ -29,7 +29,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """What links to the section say behind the #."""
+        """The id of the section, to which links refer after the #."""
         return ''.join(c if c.isalnum() else '-' for c in self.title.lower())
 
 

@@ -1,8 +1,8 @@
 """Measures how each block of a model is sampled fastest, on this device at this batch size.
 
-Samples are drawn token by token. From them each block's linear model is fitted (see `parallel`);
-then windows of growing size are timed against the sequential sampler, in turn, and where a block
-falls short of the tolerance in an image is measured, too.
+Samples are drawn token by token, and each block's linear model is fitted to them (see `parallel`).
+Windows of growing size are then timed alternately with the sequential sampler. The error of an
+image that a residual of each block causes is measured as well.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from tarflow_jax.sampling.sequential import GuidedStep, solve_in_order
 
 NUM_FITTED = 16  # samples to which linear models are fitted
 GUIDANCE_KEYS = ('guidance', 'guide', 'anneal_guidance', 'attention_temperature')
-FITS = 2  # of the response: the second is of sweeps with the first one, too
+FITS = 2  # fits of the response; the second one also uses sweeps with the first response
 FITTED_SWEEPS = 6
 SHOWN_SWEEPS = 16  # of Jacobi's, whose errors a report shows
 RESPONSE_LAGS = 3
@@ -38,8 +38,8 @@ GAIN_LAGS = 4
 GAIN_RIDGE = 1e-4
 LEAST_GAIN = 0.05  # of the sequential sampler's time, or a block stays sequential
 REPEATS = 5  # timings, whose median counts
-SECONDS_EACH = 1.0  # of a sequential solution, above which it is timed less often
-HOPELESS = 1.3  # of the best window's time; after two windows that are so slow, no larger is tried
+SECONDS_EACH = 1.0  # for all repeats of a sequential solution; slow ones are repeated less often
+HOPELESS = 1.3  # relative to the best window's time; after two such windows, no larger is tried
 ROUNDING = 1e-6
 SEED = 2**31 - 2  # of the noise: other samples than a user's first ones
 
@@ -53,8 +53,8 @@ class BlockReport:
       times: seconds of each window tried, relative to the sequential solution.
       sweeps: passes over each window tried, of the slowest sample.
       errors: root mean square error of the tokens after 0, 1, ... Jacobi sweeps from the latents.
-      settled: tokens before the first whose error then exceeds the tolerance, in any sample.
-      amplification: largest error of an image by a residual of 1 in the block.
+      settled: leading tokens within the tolerance in all samples, after 0, 1, ... sweeps.
+      amplification: largest error of an image that a residual of 1 in the block causes.
       crm: the convergence ranking metric of GS-Jacobi (2505.12849, section 4.3), of samples; large
         where its authors find a block hard.
       igm: its initial guess metric, of the latents.
@@ -190,9 +190,10 @@ class _Samples:
     def fit(self, block: int):
         """Response, gain and offset of a block.
 
-        The response is of least squares between the residuals of the tokens before a token and what
-        G leaves of its error, relative to the errors of both tokens: in sweeps with no response,
-        then in sweeps with the first fit, too.
+        The response is a regularized least-squares fit, from the residuals of the tokens before a
+        token to the error that G leaves at the token, both divided by the larger of the errors of
+        the token and of the one before it. It is fitted to sweeps without a response, then to
+        these and to sweeps with the first fit.
         """
         z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
         ones = np.ones((*z_BTP.shape[:2], 1), np.float32)
@@ -247,7 +248,7 @@ class _Samples:
         return arrays.fetch(_apply(*fixed))
 
     def amplification(self, block: int, linear, window: int, tolerance: float) -> float:
-        """The largest error of an image by the residual that a tolerance allows in a block."""
+        """The largest image error of a residual at the tolerance, relative to the tolerance."""
         tolerance = max(tolerance, 1e-4)  # below, it would be that of rounding
         x_BTP = self.solve(block, self.latents[block], linear, window, tolerance)
         for below in reversed(range(block)):

@@ -33,12 +33,13 @@ SEQUENTIAL = ('cpu',)  # platforms on which windows were not faster than token b
 
 
 def find_or_make(workdir: Path, folders, model, params, mesh, sampling, before_block):
-    """The calibration of one of the folders; else a new one, for `workdir`, where that pays.
+    """Returns a calibration from one of the folders, or makes one in `workdir` if that pays.
 
-    It does where the method is 'auto' and many batches are to be drawn. Collective.
+    A new calibration pays if the method is 'auto', the device benefits from windows, and many
+    batches are drawn. Collective: every process must call it.
 
     Returns:
-      a `Calibration`, or None, with which samples are drawn token by token.
+      A `Calibration`, or None to draw samples token by token.
     """
     pays = _pays(mesh, sampling)
     calibration = stored(folders, model, params, mesh, sampling, warns=not pays)
@@ -117,9 +118,10 @@ def write(path: Path, calibration: Calibration, identity: dict[str, Any], report
 def stored(
     folders: Iterable[Path], model, params, mesh, sampling, warns: bool = True
 ) -> Calibration | None:
-    """The calibration that lies in one of the folders, if it is of just this sampling here.
+    """Returns the calibration in one of the folders that fits this model, device and sampling.
 
-    Collective: every process must call it. One that does not serve is not used, and is warned of.
+    A calibration that does not fit is ignored, with a warning. Collective: every process must call
+    this function.
     """
     if sampling['method'] == 'sequential':
         return None

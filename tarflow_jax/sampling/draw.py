@@ -1,4 +1,4 @@
-"""As many images as are wanted from a key, a batch at a time."""
+"""Draws any number of images from a key, batch by batch."""
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,9 @@ def draw(
     Args:
       model: the flow.
       params: its parameters.
-      key: a key of `jax.random.key`. The noise of an image depends on the key and on its place
-        among the labels alone; of a seed's key it is that of `--mode=sample` with this seed.
+      key: a key of `jax.random.key`. The noise of an image depends only on the key and on the
+        index of its label. For `jax.random.key(seed)`, it is the noise of `--mode=sample` with the
+        same seed.
       labels: int [N], -1 for no label.
       batch_size: images at a time; does not change them.
       denoise_std: noise that a score step removes, see `denoise`; 0 for no step.

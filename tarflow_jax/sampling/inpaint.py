@@ -1,15 +1,14 @@
 """In-painting: images whose known pixels are given, drawn from the model's posterior.
 
-A flow is one to one, so the posterior over latents is the posterior over images, and a Markov chain
-can walk through either. Ours walks through images: there, the unknown pixels are the only unknowns,
-the known ones fit at every step, and a step of Langevin's costs a pass and its gradient, where in
-latents it would cost the sequential inverse. Each step is accepted or rejected by the exact density
-(Metropolis and Hastings), so the posterior is what the chain leaves unchanged, however many steps
-it makes.
+A flow is a bijection, so a Markov chain can sample the posterior over latents or over images. This
+one moves through images: only the unknown pixels change, the known ones are exact at every step,
+and a Langevin step costs one forward pass and its gradient; through latents it would cost the
+sequential inverse. A Metropolis-Hastings test with the exact density accepts or rejects each step,
+so that the posterior is the stationary distribution of the chain, whatever its length.
 
-A chain walks slowly from one kind of image to another. It therefore begins near where it should
-end: at one of many samples of the model, drawn as their known pixels resemble the given ones. The
-more of these candidates, the better the kinds of completed images are in proportion.
+A chain mixes slowly between different kinds of images. It therefore starts at one of many samples
+of the model, which is drawn with a weight that grows with the similarity of its known pixels to the
+given ones. With more of these candidates, the proportions of the kinds of images are more accurate.
 """
 
 import functools
@@ -52,7 +51,7 @@ class Inpainting(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where the chains are.
+    """The state of the chains.
 
     Attributes:
       x: images [B, H, W, C].
@@ -151,8 +150,8 @@ def _draw_candidates(model, params, key, labels, number: int):
 def _begin(key, noisy, known, labels, candidates, of_class, spread, num_classes):
     """Starts [B, H, W, C] with labels [B], and log-probabilities of labels to propose [B, classes].
 
-    A candidate is as likely as noise of standard deviation `spread` makes its known pixels the
-    given ones.
+    The weight of a candidate is the likelihood of the given pixels under Gaussian noise of standard
+    deviation `spread` around the candidate's known pixels.
     """
     rows, weights = noisy.reshape(len(noisy), -1), known.reshape(len(noisy), -1)
     weights = weights.astype(jnp.float32)
@@ -212,7 +211,7 @@ def _langevin_step(at, keys, place: _Place, size, known):
 
 
 def _label_step(at, keys, place: _Place, is_open, logits):
-    """Another label where it is unknown, proposed as often as candidates like the image have it."""
+    """A Metropolis-Hastings step of the unknown labels, proposed with probabilities of `logits`."""
     proposed = jax.random.categorical(keys[0], logits)
     there = at(place.x, jnp.where(is_open, proposed, place.labels))
 
@@ -224,7 +223,7 @@ def _label_step(at, keys, place: _Place, is_open, logits):
 
 
 def _accept(key, log_ratio, place: _Place, there: _Place):
-    """There with probability min(1, exp(log_ratio)); and whether so, as float [B]."""
+    """Moves to `there` with probability min(1, exp(log_ratio)); returns which did as float [B]."""
     accepted = jnp.log(jax.random.uniform(key, log_ratio.shape)) < log_ratio
 
     def choose(new, old):

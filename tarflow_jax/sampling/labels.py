@@ -26,7 +26,7 @@ class Labels:
         return text
 
     def numbers(self, name: str, text: str, class_names: Callable[[], Sequence[str]]) -> str:
-        """The same with the numbers of classes that are named; raises InputError for others."""
+        """Replaces the names of classes by their numbers; raises InputError for unknown names."""
         if text in LABELS or _NUMBERS.fullmatch(text):
             return text
         names = list(class_names())

@@ -4,15 +4,15 @@ The inverse of a block is the fixed point of
 
     G(x)_{t+1} = z_{t+1} exp(log_scale_t(x_<=t)) + shift_t(x_<=t),   G(x)_0 = z_0.
 
-`G` is causal. A window of W tokens is updated together until its first tokens no longer move; those
-are committed, with the keys and values of that very iterate in the cache, and the window moves on.
-The token after the committed ones depends on them alone, so each sweep commits one at least: what
-the other tokens of the window hold can cost time, but nothing else. W = 1 is the sequential
-sampler, W = T the Jacobi iteration of a whole block.
+`G` is causal. A window of W tokens is updated together until its first tokens no longer change;
+those are committed, with the keys and values of the same iterate in the cache, and the window moves
+on. The token after the committed ones depends only on them, so each sweep commits at least one
+token: poor guesses of the other tokens in the window cost time, but no accuracy. W = 1 is the
+sequential sampler, W = T the Jacobi iteration of a whole block.
 
-A sweep is a quasi-Newton step. What a token's residual r = G(x) - x does to the tokens after it is
-nearly the same for all tokens and samples of a block, so that a calibration measures it once, as
-matrices M_k of few lags, and the step foresees it:
+A sweep is a quasi-Newton step. The effect of a token's residual r = G(x) - x on the tokens after it
+is nearly the same for all tokens and samples of a block. A calibration therefore measures it once,
+as matrices M_k for a few lags, and the step anticipates it:
 
     x_t <- G(x)_t + sum_k r_{t-k} M_k.
 
@@ -122,7 +122,7 @@ def solve_in_windows(step: GuidedStep, z_BTP, linear, window: int, tolerance):
 
 
 def _num_settled(error_BWP, settled_BP, num_left, tolerance):
-    """How many tokens after the first of the window no sample of the batch needs to change.
+    """Returns how many tokens after the window's first are settled in every sample of the batch.
 
     Args:
       error_BWP: G(x) - x of the tokens that follow those of the window.
@@ -132,7 +132,7 @@ def _num_settled(error_BWP, settled_BP, num_left, tolerance):
     """
     window = error_BWP.shape[1]
     is_settled_BW = jnp.abs(error_BWP).max(axis=2) <= tolerance
-    # Of a sample that is not finite, nothing will be.
+    # Tokens of a sample that is not finite never settle, and must not hold up the batch.
     is_lost_B = ~jnp.isfinite(settled_BP).all(axis=1)
     is_beyond_W = jnp.arange(window) >= num_left
     is_settled_W = (is_settled_BW | is_lost_B[:, None] | is_beyond_W[None]).all(axis=0)

@@ -1,4 +1,4 @@
-"""The ways between images and latents: there, back, block by block, and from image to image.
+"""Maps images to latents and back, also block by block, and interpolates between images.
 
 Unlike `sample`, which draws from the prior, all of these take latents as `forward` gives them.
 """
@@ -61,7 +61,7 @@ def journey(model: TarFlow, params, latents, labels=None):
 
 
 def reconstruct(model: TarFlow, params, images, labels=None):
-    """Images, to latents and back: the same but for rounding, which tells how exact a flow is."""
+    """Maps images to latents and back; the result differs from the input by rounding only."""
     latents, _ = forward(model, params, images, labels)
     return inverse(model, params, latents, labels)
 
@@ -69,7 +69,8 @@ def reconstruct(model: TarFlow, params, images, labels=None):
 def interpolate(model: TarFlow, params, first, last, steps: int, labels=None):
     """Images on the way from one image to another, along a great circle between their latents.
 
-    A straight line would pass the middle at latents much shorter than any that the prior draws.
+    In the middle of a straight line, latents would have a much smaller norm than draws of the
+    prior.
 
     Args:
       model: the flow.

@@ -52,10 +52,10 @@ def sample(
       attention_temperature: temperature of the unguided pass's attention; guides without classes.
       prior_temperature: standard deviation of the prior relative to the trained one, 0 to 100.
       method: 'sequential' solves blocks token by token; 'parallel' as fixed points, see `parallel`;
-        'auto' as the calibration found faster, without one sequentially.
-      tolerance: of the parallel method, 0 to 1 where pixels lie in [-1, 1]: what an image may
-        differ by from the sequential one, as far as a calibration foresees it; without a
-        calibration, the largest residual of a block. At 0, they are equal but for rounding.
+        'auto' uses the windows of the calibration, or is sequential without a calibration.
+      tolerance: 0 to 1, for pixels in [-1, 1]; the largest difference of an image of the parallel
+        method from the sequential one, as the calibration predicts it. Without a calibration, the
+        largest residual of a block. At 0, both images are equal up to rounding.
       calibration: how each block is solved in parallel, see `calibrate`.
       return_sequence: whether to return all stages: the noise, then the output of each block.
       return_residual: whether to return, too, how far each image is from solving its blocks: the

@@ -1,1 +1,1 @@
-"""Models as folders that people hand on: weights, config and a card."""
+"""Models as folders to share: weights, config and a model card."""

@@ -242,7 +242,7 @@ class Checkpoints:
         }
 
     def _is_vanishing(self, step: int) -> bool:
-        """Whether a checkpoint is gone, or on its way."""
+        """Whether a checkpoint has been removed, or is being removed."""
         before = self._files_of(step)
         time.sleep(LOOK_SECONDS)
         return not self._at(step).is_dir() or self._files_of(step) != before
@@ -277,7 +277,7 @@ class Checkpoints:
             try:
                 return steps[0], self.restore(steps[0], items, optional)
             except Damaged as reason:
-                # A run beside, which saves and removes, leaves nothing damaged.
+                # A concurrent run that saves and removes checkpoints leaves none damaged.
                 if isinstance(reason, Vanished) or (self._read_only and self.steps() != listed):
                     looks += 1
                     self._check_looks(looks)
@@ -385,13 +385,13 @@ class Vanished(Damaged):
 
 
 def quiet_orbax() -> Callable[[], None]:
-    """Keeps Orbax's notes and echoes off the terminal; its errors are raised anyway.
+    """Hides Orbax's log records and the secondary errors of its threads; it still raises errors.
 
-    The notes are about its own options. The echoes are those of a read or write that failed: its
-    other threads and coroutines find the event loop gone that started them, and say so one by one.
+    The log records concern its own options. The secondary errors follow a failed read or write: its
+    other threads and coroutines report one by one that their event loop is closed.
 
     Returns:
-      What undoes it: a program needs no such thing, a library owes it to its caller.
+      A function that undoes this. A program need not call it, but library code should.
     """
 
     def is_worth_showing(record: python_logging.LogRecord) -> bool:

@@ -1,14 +1,14 @@
-"""Whether a training is sound: whether its losses are about as low as they have been.
+"""Detects divergence: a training is sound if its losses are about as low as they have been before.
 
-A diverging run does not end with its first number that is not finite: before, its parameters are
-finite and useless, and a checkpoint of them would take the place of a good one.
+A diverging run has useless parameters before the first number that is not finite, and a checkpoint
+of them would replace a good one.
 """
 
 import jax
 import jax.numpy as jnp
 
-# Above the best recent loss, in nats per dimension. An image of D dimensions is then exp(D) times
-# less likely; whole trainings gain little more than that.
+# Largest sound loss above the best recent loss, in nats per dimension. A loss higher by 1 makes an
+# image of D dimensions exp(D) times less likely; a whole training gains little more than that.
 TOLERANCE = 1.0
 RECENT_STEPS = 20  # the recent loss is about their mean
 MAX_SKIPPED_IN_A_ROW = 20  # steps that are not finite, after which a run has diverged

@@ -185,7 +185,7 @@ class Run:
         return before != now
 
     def check_folders(self):
-        """Raises InputError if something cannot be written that will be, perhaps in hours."""
+        """Raises InputError if a folder that the run writes to later is not writable."""
         for name in ('', 'checkpoints', 'samples', 'tensorboard'):
             check_writable(self.workdir / name)
 
@@ -289,7 +289,7 @@ class Run:
                     self.read_all(unread)
                     self.pause(step, state, due)
                 elif len(unread) > 1:
-                    # Steps run ahead of what is read of them by one: the device never waits.
+                    # The report of a step is read while the next step runs: no device ever waits.
                     self.read(*unread.popleft())
         self.read_all(unread)
         return state

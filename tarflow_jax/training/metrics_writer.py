@@ -28,10 +28,9 @@ class MetricsWriter:
 
     Args:
       workdir: the folder of the run; made if it is missing.
-      resume_step: the step of the checkpoint from which the run resumes. What a killed run has
-        recorded past it will be recorded again, so it goes: such lines leave the file, and
-        TensorBoard is told to forget such events. None is a run from the beginning: the record
-        starts empty.
+      resume_step: the step of the checkpoint from which the run resumes. Later records of a killed
+        run will be recorded again, so they are removed: their lines are deleted from the file, and
+        TensorBoard is told to purge their events. None is for a new run, whose record starts empty.
       redo_scores: whether the scores (`test/...`) of `resume_step` itself will be recorded again.
       enabled: False makes a writer that writes nothing, for all processes but the main one.
     """

@@ -33,9 +33,9 @@ class TrainProgram:
       state: a `TrainState` of shapes, each with its sharding over the mesh.
       init: key -> a new state, laid out over the mesh.
       step: (state, batch, signals) -> (state, report). `signals` are those of `Stop.received_on`,
-        and the report's 'signal' is the largest of them: a sum of its own, beside those of the
-        step, could be mistaken for one of them between processes. The state that goes in is
-        donated: its memory becomes that of the new one.
+        and the report's 'signal' is the largest of them. It is computed within the step, because a
+        separate collective could be confused with one of the step's collectives between processes.
+        The input state is donated: its memory is reused for the new state.
     """
 
     microbatches: int

@@ -101,9 +101,9 @@ def make_train_step(
 
 
 def accumulate(gradient, microbatches: int):
-    """The function (params, images, labels) -> tree of means, over parts of the batch in turn.
+    """Returns a function like `gradient` that averages over parts of the batch, one after another.
 
-    `gradient` is such a function.
+    Both functions map (params, images, labels) to a tree of means over the batch.
     """
     if microbatches == 1:
         return gradient
@@ -123,9 +123,10 @@ def accumulate(gradient, microbatches: int):
 
 
 def on_own_rows(gradient):
-    """The function (params, images, labels) -> tree of means, each device with its rows alone.
+    """Returns a function like `gradient` in which each device computes the mean of its own rows.
 
-    `gradient` is such a function. Must be called under `rules.activation_sharding`.
+    Both functions map (params, images, labels) to a tree of means over the batch. The result must
+    be called under `rules.activation_sharding`.
     """
 
     def of_device(params, images, labels):

@@ -85,11 +85,11 @@ def load_photos(places: Sequence[tuple[str, str]]) -> list[Image.Image]:
 
 
 def crop(photo: Image.Image, size: int, seed: int, index: int) -> np.ndarray:
-    """Cuts a random square, a function of the photograph, size, seed and index alone.
+    """Cuts a random square, which depends only on the photograph, size, seed and index.
 
-    The logarithm of the square's side is uniform between those of `size` and of the shorter side
-    of the photograph, and its place is uniform. It is scaled down to `size` with Pillow's
-    antialiased bilinear filter.
+    The side of the square is log-uniform between `size` and the shorter side of the photograph, and
+    its position is uniform. The square is scaled down to `size` with Pillow's antialiased bilinear
+    filter.
 
     Returns:
         uint8 [size, size, 3].

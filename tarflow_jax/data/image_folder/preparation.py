@@ -45,7 +45,7 @@ _HALF_PREPARED = '.half_prepared'
 # A killed preparation loses record files that are half written; a reader holds all of them open.
 _IMAGES_A_RECORD_FILE = 256
 _MOST_RECORD_FILES = 256
-_UNEQUAL = 2  # from this ratio of the largest class to the smallest on, they are mentioned
+_UNEQUAL = 2  # ratio of the largest class to the smallest from which their sizes are printed
 _SHOWN = 3
 
 
@@ -63,7 +63,7 @@ def prepare_image_folder(
     The splits are 'train', 'validation' (of a folder val, valid or validation) and 'test'. Examples
     are image uint8 [size, size, 3], the shorter side scaled to `size` and the centre cut, and the
     label, an index into the sorted names of the class folders. Files that cannot be read as images
-    are left out, and named in `unreadable.txt`. What was found is printed, and how far it is.
+    are left out, and listed in `unreadable.txt`. Prints a summary of the folder, and the progress.
 
     Args:
         name: the name of the data set: lower-case letters, digits and underscores.
@@ -116,7 +116,7 @@ def _check_name(name: str, root: pathlib.Path) -> None:
 
 
 def _remarks(tree: ImageTree) -> Iterator[str]:
-    """Says what was found, and what a person may not expect of it."""
+    """Yields lines that summarize the tree, and lines about what users may not expect."""
     counts = ', '.join(f'{len(files):,} {split}' for split, files in tree.splits.items())
     yield f'{len(tree.classes):,} classes; image files: {counts}.'
     ranking = collections.Counter(file.label for file in tree.splits['train']).most_common()
@@ -137,10 +137,11 @@ def _remarks(tree: ImageTree) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Preparation:
-    """The steps, in a folder beside the `target` that becomes it by one rename.
+    """The steps of a preparation, in a work folder beside the `target`.
 
-    In it are `records/`, the later target, and in `reports/` a report of every finished record
-    file. Its name has a hash of the images and the settings.
+    The work folder holds `records/`, which is renamed to the target at the end, and `reports/`,
+    with a report of every finished record file. A hash of the images and settings is part of its
+    name.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Image files decoded, resized, cropped and written as a file of records.
 
-Pixels are stored uncompressed. Of photographs of 256x256 pixels, one core reads 5,425 a second,
-3,441 with ArrayRecord's default compression (0.79 of the size), and 453 as PNG (0.51).
+Pixels are stored uncompressed. One core reads 5,425 photographs of 256x256 pixels a second, against
+3,441 with ArrayRecord's default compression (0.79 of the size) and 453 as PNG (0.51 of the size).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _BROKEN_LINK = (errno.ENOENT, errno.ELOOP)
 
 
 class RecordTask(NamedTuple):
-    """Image files for a file of records, of images [size, size, 3], and its report after it."""
+    """A record file to write, of images [size, size, 3] from `files`, followed by its report."""
 
     root: pathlib.Path
     split: str
@@ -38,10 +38,10 @@ class RecordTask(NamedTuple):
 
 
 class RecordReport(NamedTuple):
-    """The content of a file of records.
+    """The content of a record file.
 
-    `num_bytes` is its size, and `unreadable` the paths of the image files that it lacks, relative
-    to the tree's root, and why.
+    `num_bytes` is the size of the file. `unreadable` lists the image files that were left out, each
+    as its path relative to the tree's root and the reason.
     """
 
     record_file: str
@@ -129,11 +129,11 @@ def read_report(task: RecordTask) -> RecordReport | None:
 
 
 def _reason(error: Exception) -> str:
-    """Returns in a line why a file is no image.
+    """Returns in one line why a file cannot be read as an image.
 
     Raises:
-        OSError: the error itself if it is the operating system's, of a disk, a network or a
-            permission, which says nothing of the image and can be corrected.
+        OSError: the error itself, if it is an error of the operating system (disk, network,
+            permissions), which the user can correct and which does not concern the image.
     """
     if isinstance(error, OSError) and error.errno and error.errno not in _BROKEN_LINK:
         raise error

@@ -101,7 +101,7 @@ def _extension(path: _Parts) -> str:
 
 
 def _files(folder: pathlib.Path, above: _Parts = ()) -> Iterator[_Parts]:
-    """Yields the paths of all files: the names of the folders below the root, and their own."""
+    """Yields the path of every file, as the names of its folders below the root and its own."""
     for name in sorted(name for name in os.listdir(folder) if not name.startswith('.')):
         if not (folder / name).is_dir():  # a broken link is an image that cannot be read
             yield (*above, name)
