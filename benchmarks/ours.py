@@ -89,7 +89,7 @@ class Ours:
         with self.on_devices():
             self.state = program.init(self.jax.random.key(0))
         self.num_parts = program.microbatches
-        self.step, self.signals = program.step, Stop().received_on(self.mesh)
+        self.step, self.signals = program.step, Stop().signal_array(self.mesh)
 
     def latents(self):
         """Latents and log-determinants of the batch without noise."""

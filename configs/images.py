@@ -26,9 +26,9 @@ from tarflow_jax.errors import InputError
 SIDE_OF_ANY = 64  # pixels, of images that come in any size
 TOKENS = range(4, 1025)  # that an image may have
 IMAGES_A_PARAMETER = 0.025  # to be seen by a model, or a smaller one does better
-MOST_EPOCHS = 1000
-LEAST_STEPS = 100
-LONGEST = 10_000  # minutes, or hours
+MAX_EPOCHS = 1000
+MIN_STEPS = 100
+MAX_AMOUNT = 10_000  # minutes, or hours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +89,9 @@ def get_config(settings=''):
     patch_size = choose_patch_size(height, width, machine.num_tokens)
     num_tokens, num_features = height * width // patch_size**2, channels * patch_size**2
     flops_a_token = amount * machine.seconds * machine.flops / num_tokens
-    size, num_images = choose_size(flops_a_token, num_features, MOST_EPOCHS * count)
+    size, num_images = choose_size(flops_a_token, num_features, MAX_EPOCHS * count)
     batch_size = min(machine.batch_size, 2 ** int(math.log2(count)))
-    num_steps = max(math.ceil(num_images / batch_size), LEAST_STEPS)
+    num_steps = max(math.ceil(num_images / batch_size), MIN_STEPS)
 
     config.model.image_shape = dataset.image_shape
     config.model.num_classes = dataset.num_classes if dataset.num_classes > 1 else 0
@@ -147,9 +147,9 @@ def parse(settings: str) -> tuple[str, str, float, str]:
         amount = float(amount)
     except ValueError:
         amount = math.nan
-    if options or unit not in MACHINES or not 0 < amount <= LONGEST:
+    if options or unit not in MACHINES or not 0 < amount <= MAX_AMOUNT:
         raise InputError(
-            f"'{settings}' is no NAME, NAME,minutes=10 or NAME,hours=8, of at most {LONGEST:,} "
+            f"'{settings}' is no NAME, NAME,minutes=10 or NAME,hours=8, of at most {MAX_AMOUNT:,} "
             'minutes or hours, and perhaps with ,dir=FOLDER at its end.'
         )
     return name, unit, amount, folder

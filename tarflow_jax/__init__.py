@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 # Imported at first use: processes that only read images need no JAX.
-_HOMES = {
+_MODULES = {
     'InputError': 'tarflow_jax.errors',
     'TarFlow': 'tarflow_jax.flow',
     'TrainedFlow': 'tarflow_jax.trained_flow',
@@ -73,9 +73,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,7 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.parallel.memory import host_bytes
 from tarflow_jax.quantities import format_bytes
 
-_MOST = 2**31 - 2**20  # samples, which int32 counts, a last batch included
+_MAX_SAMPLES = 2**31 - 2**20  # samples, which int32 counts, a last batch included
 
 
 def check_samples(
@@ -27,7 +27,7 @@ def check_samples(
     """
     memory = host_bytes()
     disk = shutil.disk_usage(folder).free
-    most = min(_MOST, memory // memory_each, disk // disk_each)
+    most = min(_MAX_SAMPLES, memory // memory_each, disk // disk_each)
     if num_samples > most:
         raise InputError(
             f'{key}={num_samples} is more than this machine holds: samples take '

@@ -45,20 +45,20 @@ COORDINATOR_TIMEOUT = flags.DEFINE_integer(
 
 _CONFIG_FLAG = re.compile('--?config(=|$)')
 _OVERRIDE = re.compile(r'--?(no)?config\.')
-_PLACE_FLAG = re.compile('--?(distributed|coordinator|num_processes|process_id|mode)=')
-_LONGEST_MESSAGE = 500  # of absl, which repeats whole values
+_PROCESS_FLAG = re.compile('--?(distributed|coordinator|num_processes|process_id|mode)=')
+_MAX_MESSAGE_LENGTH = 500  # of absl, which repeats whole values
 
 # Flags that only some modes read.
-_OF_MODES = {
+_MODES_BY_FLAG = {
     'allow_changes': ('train',),
     'topology': ('plan',),
     'search_batch': ('plan',),
     'quick': ('plan',),
 }
-_WITHOUT_CONFIG = ('convert',)
-_WITHOUT_WORKDIR = ('prepare_fid', 'info')
+_MODES_WITHOUT_CONFIG = ('convert',)
+_MODES_WITHOUT_WORKDIR = ('prepare_fid', 'info')
 # Modes for what --checkpoint names.
-_OF_TRAINED = ('sample', 'evaluate', 'calibrate', 'report', 'info')
+_MODES_WITH_MODEL = ('sample', 'evaluate', 'calibrate', 'report', 'info')
 
 
 def parse(argv: list[str]) -> None:
@@ -72,7 +72,7 @@ def parse(argv: list[str]) -> None:
     try:
         # The multi-process flags are parsed first, so that a mistake in any other flag can be
         # reported to the other processes.
-        flags.FLAGS([argv[0], *filter(_PLACE_FLAG.match, argv)])
+        flags.FLAGS([argv[0], *filter(_PROCESS_FLAG.match, argv)])
         argv = _with_config(argv)
         sys.argv[:] = argv  # where the config's flag looks for those of its keys
         remaining = flags.FLAGS(argv)
@@ -83,7 +83,7 @@ def parse(argv: list[str]) -> None:
             f'{remaining[1]!r} is not a flag; a setting is --config.section.key=value.'
         )
     _check_given(bool(CONFIG.value))
-    for name, modes in _OF_MODES.items():
+    for name, modes in _MODES_BY_FLAG.items():
         flag = flags.FLAGS[name]
         if flag.value != flag.default and MODE.value not in modes:
             raise InputError(
@@ -92,26 +92,26 @@ def parse(argv: list[str]) -> None:
             )
 
 
-def place_flags():
+def process_flags():
     """Returns the multi-process flags, as the arguments of `parallel.cluster.connect`."""
-    if not are_parsed():
+    if not process_flags_are_parsed():
         return 'auto', None, None, None
     return DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
 
 
-def are_parsed() -> bool:
+def process_flags_are_parsed() -> bool:
     """Whether at least the multi-process flags have been parsed."""
     return flags.FLAGS.is_parsed()
 
 
-def list_of_flags() -> str:
+def flag_help() -> str:
     """Every flag, its default, and what it is for."""
     own = flags.FLAGS.get_flags_for_module(__name__)
     lines = [f'  --{flag.name:20} {flag.help} ({flag.default_as_str})' for flag in own]
     return '\n'.join(line.replace(' (None)', '') for line in lines)
 
 
-def config_words() -> str:
+def config_notice() -> str:
     """Says which config was taken from a workdir, and what was changed; '' for an experiment's."""
     path = config_flags.get_config_filename(flags.FLAGS['config']) if CONFIG.value else ''
     if not path.endswith('.json'):
@@ -138,7 +138,7 @@ def _with_config(argv: list[str]) -> list[str]:
     if any(map(_CONFIG_FLAG.match, argv)):
         return argv
     flags.FLAGS([argument for argument in argv if not _OVERRIDE.match(argument)])
-    if MODE.value in _WITHOUT_CONFIG:
+    if MODE.value in _MODES_WITHOUT_CONFIG:
         return argv
     workdir = _trained_workdir()
     _check_given(workdir is not None)
@@ -151,29 +151,35 @@ def _trained_workdir() -> Path | None:
     Raises:
       InputError: the mode needs a trained model, and there is none in the workdir.
     """
-    from tarflow_jax.workdir import existing_path, local_folder, read_config, source_of, workdir_of
+    from tarflow_jax.workdir import (
+        checkpoint_or_workdir,
+        existing_path,
+        local_folder,
+        read_config,
+        workdir_of,
+    )
 
-    checkpoint = CHECKPOINT.value if MODE.value in _OF_TRAINED else None
+    checkpoint = CHECKPOINT.value if MODE.value in _MODES_WITH_MODEL else None
     workdir = local_folder(WORKDIR.value) if WORKDIR.value else None
     if workdir and (workdir / CONFIG_FILE).is_file():
         return workdir
     source = existing_path(checkpoint) if checkpoint else workdir
-    if MODE.value not in _OF_TRAINED or source is None:
+    if MODE.value not in _MODES_WITH_MODEL or source is None:
         return None
     if checkpoint and not source.is_dir():
         raise InputError(
             f'--config must be given: {source} does not say everything. Or make a workdir of it, '
             f'which needs none: {command("--mode=convert", f"--checkpoint={source}")} --workdir=DIR'
         )
-    source = workdir_of(Path(source_of(source, None)))
+    source = workdir_of(Path(checkpoint_or_workdir(source, None)))
     read_config(source)  # says what is missing
     return source
 
 
 def _check_given(has_config: bool) -> None:
     """Raises InputError unless the flags are given that the mode needs."""
-    missing = [] if has_config or MODE.value in _WITHOUT_CONFIG else ['--config']
-    if not WORKDIR.value and MODE.value not in _WITHOUT_WORKDIR:
+    missing = [] if has_config or MODE.value in _MODES_WITHOUT_CONFIG else ['--config']
+    if not WORKDIR.value and MODE.value not in _MODES_WITHOUT_WORKDIR:
         missing.append('--workdir')
     if missing:
         example = command('--config=digits', '--workdir=runs/digits')
@@ -190,7 +196,7 @@ def _explain(error: Exception) -> str:
     text = str(error).strip()
     if words := configfile.explain_key(text):
         return words
-    if len(text) > _LONGEST_MESSAGE:
-        text = f'{text[:_LONGEST_MESSAGE]}...'
+    if len(text) > _MAX_MESSAGE_LENGTH:
+        text = f'{text[:_MAX_MESSAGE_LENGTH]}...'
     where = ' Every key stands in configs/base.py with its type.' if 'config' in text else ''
-    return configfile.sentence(text) + where
+    return configfile.with_period(text) + where

@@ -11,8 +11,8 @@ import jaxlib
 
 from tarflow_jax.downloads import cache_folder
 
-_OF_A_CPU = ('model name', 'flags', 'Features')  # lines of /proc/cpuinfo
-MOST_BYTES = 2**30  # of all programs of a machine; the oldest are deleted first
+_CPUINFO_FIELDS = ('model name', 'flags', 'Features')  # lines of /proc/cpuinfo
+MAX_BYTES = 2**30  # of all programs of a machine; the oldest are deleted first
 
 
 def keep_compiled_programs() -> None:
@@ -27,7 +27,7 @@ def keep_compiled_programs() -> None:
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update('jax_compilation_cache_dir', str(folder))
-        jax.config.update('jax_compilation_cache_max_size', MOST_BYTES)
+        jax.config.update('jax_compilation_cache_max_size', MAX_BYTES)
         warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache')
 
 
@@ -36,5 +36,5 @@ def _machine() -> str:
     parts = [jaxlib.__version__, platform.machine()]
     with contextlib.suppress(OSError):
         lines = Path('/proc/cpuinfo').read_text().splitlines()
-        parts += sorted({line for line in lines if line.startswith(_OF_A_CPU)})
+        parts += sorted({line for line in lines if line.startswith(_CPUINFO_FIELDS)})
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]

@@ -47,7 +47,7 @@ class ConfigFile(flags.ArgumentParser):
         if not argument:
             return None
         if argument.endswith('.json'):
-            return _of_workdir(Path(argument).expanduser()).lock()
+            return _load_workdir_config(Path(argument).expanduser()).lock()
         name, colon, variant = argument.partition(':')
         file = _find(name, argument)
         _make_importable(file.parent)
@@ -60,9 +60,9 @@ class ConfigFile(flags.ArgumentParser):
             raise InputError(explain(error, file)) from error
         if not isinstance(config, ConfigDict) or not config:
             raise InputError(
-                f'{file}: get_config() returns {_kind(config)}; it must return a ConfigDict with '
-                'the keys of configs/base.py. Let it begin with config = base.get_config(), and '
-                'end with return config.'
+                f'{file}: get_config() returns {_type_name(config)}; it must return a ConfigDict '
+                'with the keys of configs/base.py. Let it begin with config = base.get_config(), '
+                'and end with return config.'
             )
         return config.lock()
 
@@ -94,7 +94,7 @@ def _make_importable(own: Path) -> None:
     package.__path__ = list(dict.fromkeys(paths))
 
 
-def _of_workdir(path: Path) -> ConfigDict:
+def _load_workdir_config(path: Path) -> ConfigDict:
     """The config of a workdir's `config.json`; keys that it lacks have the values of base.py."""
     from tarflow_jax.keys import KEYS, flatten  # here: they take seconds, which --help has not
     from tarflow_jax.workdir import read_config
@@ -142,12 +142,12 @@ def _get_config(module: ModuleType, file: Path, arguments: list[str]):
 
 def explain(error: BaseException, file: Path) -> str:
     """A mistake in a config file, in a sentence or two, with its line."""
-    path, line = _place(error, file)
+    path, line = _error_location(error, file)
     where = f'See line {line} of {path}.' if line else f'See {path}.'
     if words := explain_key(str(error)):
         return f'{words} {where}'
     text = ' '.join(f'{type(error).__name__}: {error}'.rstrip(': ').split())
-    return f'the config file cannot be used: {sentence(text)} {where}'
+    return f'the config file cannot be used: {with_period(text)} {where}'
 
 
 def explain_key(text: str) -> str | None:
@@ -164,12 +164,12 @@ def explain_key(text: str) -> str | None:
     return f"there is no config key '{key[1]}'{hint} {EVERY_KEY}"
 
 
-def sentence(text: str) -> str:
+def with_period(text: str) -> str:
     """The text with a full stop, if it has no end of its own."""
     return text if text.endswith(('.', '?')) else f'{text}.'
 
 
-def _place(error: BaseException, file: Path) -> tuple[str, int | None]:
+def _error_location(error: BaseException, file: Path) -> tuple[str, int | None]:
     """Returns the file and line of the innermost frame in the config file's folder."""
     if isinstance(error, SyntaxError) and error.filename:
         return error.filename, error.lineno
@@ -179,7 +179,7 @@ def _place(error: BaseException, file: Path) -> tuple[str, int | None]:
     return str(file), None
 
 
-def _kind(value) -> str:
+def _type_name(value) -> str:
     if value is None:
         return 'None'
     if isinstance(value, ConfigDict):

@@ -14,12 +14,12 @@ from tarflow_jax.files import sha256_of, write_json
 from tarflow_jax.formats import torchfile
 from tarflow_jax.likelihood.noise import Noise, agree_rounded, type_and_std
 from tarflow_jax.published import convert
-from tarflow_jax.published.name import Name
+from tarflow_jax.published.name import CheckpointName
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.workdir import CONFIG_FILE, CONVERTED_FROM, config_of, workdir_lock
 
 
-def to_workdir(
+def convert_to_workdir(
     source,
     workdir,
     *,
@@ -58,7 +58,7 @@ def to_workdir(
     noise = _choose_noise(source, noise)
     model, params = loading.load(source, image_shape=image_shape, patch_size=patch_size)
     config = {
-        **config_of(model, noise, dataset or loading.dataset_of(source) or '').to_dict(),
+        **config_of(model, noise, dataset or loading.read_dataset_name(source) or '').to_dict(),
         CONVERTED_FROM: {'file': source.name, 'sha256': sha256_of(source)},
     }
     with _new_workdir(workdir) as unfinished:
@@ -72,7 +72,7 @@ def to_workdir(
     return workdir
 
 
-def to_published(
+def convert_to_published(
     source,
     folder,
     *,
@@ -100,19 +100,19 @@ def to_published(
     """
     source = Path(source).expanduser()
     noise = _choose_noise(source, noise)
-    dataset = dataset or loading.dataset_of(source)
+    dataset = dataset or loading.read_dataset_name(source)
     if not dataset:
         raise InputError(
             f'{source} does not say its data set, which is in the name: give dataset, or the '
             '--config of its model.'
         )
     model, params = loading.load(source)
-    name = Name.of(model, dataset, *noise)
+    name = CheckpointName.of(model, dataset, *noise)
     path = Path(folder).expanduser() / str(name)
     if path.exists():
         raise InputError(f'{path} is there already. Give another folder, or move it away.')
     tensors = convert.to_state_dict(model, params)
-    if noise != loading.noise_of(path):
+    if noise != loading.read_noise(path):
         logging.warning('The noise of %g is rounded in the name %s.', noise[1], path.name)
     torchfile.write_state_dict(path, tensors)
     return path
@@ -122,7 +122,7 @@ def _choose_noise(source: Path, given: tuple[str, float] | None) -> tuple[str, f
     """Returns type and standard deviation, given or of the source, which must agree."""
     if not source.exists():
         raise InputError(f'{source} does not exist.')
-    recorded = loading.noise_of(source)
+    recorded = loading.read_noise(source)
     noise = given or recorded
     if noise is None:
         raise InputError(

@@ -93,7 +93,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
         write(file)
 
 
-def keep_as(path: str | os.PathLike, kept: str | os.PathLike) -> None:
+def link_atomically(path: str | os.PathLike, kept: str | os.PathLike) -> None:
     """Links a file to a second name, atomically, so that its content outlives a replacement."""
     path, kept = Path(path), Path(kept)
     unfinished = kept.with_name(f'.{kept.name}.{os.getpid()}.unfinished')
@@ -125,12 +125,12 @@ def make_writable(folder: str | os.PathLike, instead: str = 'another --workdir')
             pass
     except OSError as error:
         raise InputError(
-            f'{os.fspath(folder)} cannot be written to: {reason_of(error)}. Correct that, or give '
-            f'{instead}.'
+            f'{os.fspath(folder)} cannot be written to: {describe_error(error)}. Correct that, or '
+            f'give {instead}.'
         ) from error
 
 
-def reason_of(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Returns why something could not be written, in a line, with a remedy if there is one.
 
     TensorStore hides the number of the system's error in the text of a ValueError.

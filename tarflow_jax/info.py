@@ -30,14 +30,14 @@ def show(config, workdir: Path | None) -> None:
     jax.config.update('jax_platforms', 'cpu')  # an accelerator may be busy, and is not needed
     quiet_orbax()
     keys.check(config)
-    facts = of_model(config) | of_training(config)
+    facts = describe_model(config) | describe_training(config)
     if workdir:
-        facts |= of_workdir(workdir)
+        facts |= describe_workdir(workdir)
     for name, text in facts.items():
         print(f'{name:12} {text}'.replace('\n', f'\n{"":13}'))
 
 
-def of_model(config) -> dict[str, str]:
+def describe_model(config) -> dict[str, str]:
     """The model, its parameters, and what an image costs."""
     attributes: dict[str, Any] = {**config.model, 'attention': 'xla'}
     model = TarFlow(**attributes)
@@ -76,7 +76,7 @@ def _memory(config, count: int) -> str:
     )
 
 
-def of_training(config) -> dict[str, str]:
+def describe_training(config) -> dict[str, str]:
     """What is learned, and for how long."""
     noise = f'{config.noise.std:g}' if config.noise.type == 'gaussian' else 'dequantisation'
     average = f', moving average {config.train.ema_decay:g}' if config.train.ema_decay else ''
@@ -91,7 +91,7 @@ def of_training(config) -> dict[str, str]:
     }
 
 
-def of_workdir(workdir: Path) -> dict[str, str]:
+def describe_workdir(workdir: Path) -> dict[str, str]:
     """How far a run is, and what is known of it."""
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         steps = checkpoints.steps()

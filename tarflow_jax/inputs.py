@@ -10,9 +10,9 @@ import numpy as np
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow.inputs import as_batch, as_labels
 from tarflow_jax.sampling.labels import class_number
-from tarflow_jax.values import INT32_MAX, Whole, refuse
+from tarflow_jax.values import INT32_MAX, Integer, raise_invalid
 
-SEED = Whole(0, INT32_MAX)
+SEED = Integer(0, INT32_MAX)
 
 
 def image_batch(images: Any, image_shape: tuple[int, int, int], name: str = 'images') -> jax.Array:
@@ -29,7 +29,7 @@ def image_batch(images: Any, image_shape: tuple[int, int, int], name: str = 'ima
     Raises:
       InputError: images of another shape or of other numbers.
     """
-    array = _with_axes(_stacked(images, image_shape, name), image_shape)
+    array = _add_missing_axes(_as_single_array(images, image_shape, name), image_shape)
     if array.dtype == np.uint8:
         array = array.astype(np.float32) / 127.5 - 1
     return as_batch(name, array, image_shape)
@@ -43,7 +43,7 @@ def level_batch(
     Raises:
       InputError: they are not uint8, of another shape, or have a level of `num_levels` or above.
     """
-    array = _with_axes(_stacked(images, image_shape, name), image_shape)
+    array = _add_missing_axes(_as_single_array(images, image_shape, name), image_shape)
     if array.dtype != np.uint8:
         raise InputError(
             f'{name} must be uint8, the levels whose code length is meant; got {array.dtype}.'
@@ -94,22 +94,22 @@ def random_key(key: Any) -> jax.Array:
     """
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.ndim:
-            refuse('key', 'must be a single key', key)
+            raise_invalid('key', 'must be a single key', key)
         return key
     if isinstance(key, jax.Array | np.ndarray) and key.shape == (2,) and key.dtype == np.uint32:
         return jax.random.wrap_key_data(jnp.asarray(key))
     return jax.random.key(SEED.check('key, or seed,', key))
 
 
-def _stacked(images, image_shape, name) -> Any:
+def _as_single_array(images, image_shape, name) -> Any:
     """One array of all images, of whatever type and number of axes."""
     if isinstance(images, jax.Array | np.ndarray):
         return images
     if _is_picture(images):
-        return _pixels(images, image_shape)[None]
+        return _picture_to_array(images, image_shape)[None]
     if isinstance(images, list | tuple) and any(_is_picture(image) for image in images):
         images = [
-            _pixels(image, image_shape) if _is_picture(image) else np.asarray(image)
+            _picture_to_array(image, image_shape) if _is_picture(image) else np.asarray(image)
             for image in images
         ]
     try:
@@ -118,11 +118,11 @@ def _stacked(images, image_shape, name) -> Any:
         shapes = sorted({np.shape(image) for image in images})
         raise InputError(f'{name} must have one shape; got {shapes[:5]}.') from None
     if array.dtype.kind not in 'biufcV':
-        refuse(name, 'must be images: arrays, pictures of Pillow, or lists of them', images)
+        raise_invalid(name, 'must be images: arrays, pictures of Pillow, or lists of them', images)
     return array
 
 
-def _with_axes(array, image_shape: tuple[int, int, int]):
+def _add_missing_axes(array, image_shape: tuple[int, int, int]):
     """Adds the batch axis and the channel axis where the shape shows that they are missing."""
     if image_shape[2] == 1 and array.shape[-2:] == image_shape[:2] and array.ndim in (2, 3):
         array = array[..., None]
@@ -134,7 +134,7 @@ def _is_picture(image) -> bool:
     return any(base.__module__ == 'PIL.Image' for base in type(image).__mro__)
 
 
-def _pixels(picture, image_shape: tuple[int, int, int]) -> np.ndarray:
+def _picture_to_array(picture, image_shape: tuple[int, int, int]) -> np.ndarray:
     from tarflow_jax.data.images import resize_and_crop, upright_rgb
 
     height, width, channels = image_shape

@@ -14,55 +14,64 @@ from tarflow_jax.sampling.denoise import NOISE_STD
 from tarflow_jax.sampling.guidance import ATTENTION_TEMPERATURE, GUIDE, WEIGHT
 from tarflow_jax.sampling.labels import LABELS, Labels
 from tarflow_jax.sampling.sample import METHOD, PRIOR_TEMPERATURE, TOLERANCE
-from tarflow_jax.values import INT32_MAX, Choice, Flag, Location, Real, Text, Texts, Whole
+from tarflow_jax.values import (
+    INT32_MAX,
+    Boolean,
+    Choice,
+    Float,
+    Integer,
+    PathValue,
+    String,
+    Strings,
+)
 
-SEED = Whole(0, INT32_MAX, f'must lie in 0..{INT32_MAX}')
-SHARE = Real(0, 1, below=True)
-COUNT = Whole(1)
-BATCH = Whole(1, 2**20)
-SAMPLES = Whole(1, 10**9)
-RATE = Real(0, 1e30)  # far more than makes sense, far less than float32 holds
-DEVICES = Whole(-1, 2**20)
+SEED = Integer(0, INT32_MAX, f'must lie in 0..{INT32_MAX}')
+FRACTION = Float(0, 1, exclude_high=True)
+COUNT = Integer(1)
+BATCH = Integer(1, 2**20)
+SAMPLES = Integer(1, 10**9)
+RATE = Float(0, 1e30)  # far more than makes sense, far less than float32 holds
+DEVICES = Integer(-1, 2**20)
 
 # Attributes of a model that do not change its parameters.
-FREE_MODEL_KEYS = ('dtype', 'attention', 'remat', 'unroll')
+NON_PARAMETER_KEYS = ('dtype', 'attention', 'remat', 'unroll')
 
 KEYS = {
     'seed': SEED,
     **{f'model.{name}': kind for name, kind in ATTRIBUTES.items()},
     'model.attention': Choice((*IMPLEMENTATIONS, 'auto')),
-    'data.name': Text(),
-    'data.dir': Location(),
-    'data.train_split': Text(),
-    'data.test_split': Text(),
-    'data.num_images': Whole(0, 10**12),
-    'data.workers': Whole(0, 1024),
-    'data.random_flip': Flag(),
+    'data.name': String(),
+    'data.dir': PathValue(),
+    'data.train_split': String(),
+    'data.test_split': String(),
+    'data.num_images': Integer(0, 10**12),
+    'data.workers': Integer(0, 1024),
+    'data.random_flip': Boolean(),
     'noise.type': Choice(NOISE_TYPES),
     'noise.std': NOISE_STD,
     'optimizer.peak_learning_rate': RATE,
     'optimizer.final_learning_rate': RATE,
-    'optimizer.warmup_steps': Whole(0),
-    'optimizer.b1': SHARE,
-    'optimizer.b2': SHARE,
-    'optimizer.weight_decay': Real(0, 1000),
+    'optimizer.warmup_steps': Integer(0),
+    'optimizer.b1': FRACTION,
+    'optimizer.b2': FRACTION,
+    'optimizer.weight_decay': Float(0, 1000),
     'optimizer.clip_norm': RATE,
     'optimizer.first_moment_dtype': Choice(('float32', 'bfloat16')),
-    'train.num_epochs': Real(0, 1e9, above=True),
+    'train.num_epochs': Float(0, 1e9, exclude_low=True),
     'train.batch_size': COUNT,
-    'train.microbatches': Whole(0),
+    'train.microbatches': Integer(0),
     'train.gather': Choice(('layer', 'step')),
-    'train.drop_label': SHARE,
-    'train.ema_decay': SHARE,
+    'train.drop_label': FRACTION,
+    'train.ema_decay': FRACTION,
     'train.log_every': COUNT,
-    'train.profile_steps': Whole(0, 1000),
+    'train.profile_steps': Integer(0, 1000),
     'train.evaluate_every': COUNT,
     'train.evaluate_draws': COUNT,
     'train.sample_every': COUNT,
     'train.checkpoint_every': COUNT,
     'train.keep_checkpoints': COUNT,
-    'train.max_restarts': Whole(0, 1000),
-    'train.restart_factor': Real(0, 1, above=True),
+    'train.max_restarts': Integer(0, 1000),
+    'train.restart_factor': Float(0, 1, exclude_low=True),
     'mesh.data': DEVICES,
     'mesh.fsdp': DEVICES,
     'mesh.tensor': DEVICES,
@@ -71,28 +80,28 @@ KEYS = {
     'sample.batch_size': BATCH,
     'sample.guidance': WEIGHT,
     'sample.guide': GUIDE,
-    'sample.anneal_guidance': Flag(),
+    'sample.anneal_guidance': Boolean(),
     'sample.attention_temperature': ATTENTION_TEMPERATURE,
     'sample.prior_temperature': PRIOR_TEMPERATURE,
-    'sample.denoise': Flag(),
+    'sample.denoise': Boolean(),
     'sample.method': METHOD,
     'sample.tolerance': TOLERANCE,
-    'sample.certify': Flag(),
+    'sample.certify': Boolean(),
     'sample.seed': SEED,
-    'evaluate.metrics': Texts(),
-    'evaluate.splits': Texts(),
+    'evaluate.metrics': Strings(),
+    'evaluate.splits': Strings(),
     'evaluate.batch_size': BATCH,
     'evaluate.num_draws': COUNT,
     'evaluate.seed': SEED,
     'evaluate.num_samples': SAMPLES,
     'evaluate.labels': Choice(LABELS),
-    'evaluate.quantization': Text(),
-    'evaluate.samples': Text(),
-    'evaluate.save_samples': Flag(),
-    'evaluate.preprocessing': Text(),
-    'evaluate.inception_weights': Text(),
-    'evaluate.reference': Text(),
-    'evaluate.reference_flip': Flag(),
+    'evaluate.quantization': String(),
+    'evaluate.samples': String(),
+    'evaluate.save_samples': Boolean(),
+    'evaluate.preprocessing': String(),
+    'evaluate.inception_weights': String(),
+    'evaluate.reference': String(),
+    'evaluate.reference_flip': Boolean(),
 }
 
 
@@ -125,10 +134,10 @@ def _hint(name: str) -> str:
 # Keys that a config.json must have for its model to be loaded. Keys that do not affect the
 # parameters may be missing, such as keys that were introduced after the file was written.
 _NEEDED = {
-    'model': tuple(name for name in ATTRIBUTES if name not in FREE_MODEL_KEYS),
+    'model': tuple(name for name in ATTRIBUTES if name not in NON_PARAMETER_KEYS),
     'train': ('ema_decay',),
 }
-_NEEDED_IF_THERE = {'noise': ('type', 'std'), 'data': ('name',)}
+_REQUIRED_IF_PRESENT = {'noise': ('type', 'std'), 'data': ('name',)}
 
 
 CLASS_NAMES = 'class_names'  # in the config.json of a model that was handed on
@@ -145,9 +154,9 @@ def check_record(record) -> None:
     for section in dict.fromkeys(name.partition('.')[0] for name in KEYS if '.' in name):
         needed = _NEEDED.get(section, ())
         if section in record or needed:
-            needed = needed or _NEEDED_IF_THERE.get(section, ())
+            needed = needed or _REQUIRED_IF_PRESENT.get(section, ())
             _check_section(section, record.get(section, {}), needed)
-    Texts().check(CLASS_NAMES, record.get(CLASS_NAMES, ()))
+    Strings().check(CLASS_NAMES, record.get(CLASS_NAMES, ()))
 
 
 def _check_section(section: str, values, needed: tuple[str, ...]) -> None:

@@ -12,19 +12,25 @@ from tarflow_jax.build import Experiment, make_model
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.formats import torchfile
-from tarflow_jax.keys import FREE_MODEL_KEYS
+from tarflow_jax.keys import NON_PARAMETER_KEYS
 from tarflow_jax.likelihood.noise import TypeAndStd, agree_rounded, type_and_std
 from tarflow_jax.parallel import memory, rules
 from tarflow_jax.parallel.distributed import is_main
 from tarflow_jax.published import convert
-from tarflow_jax.published.name import Name
+from tarflow_jax.published.name import CheckpointName
 from tarflow_jax.sharing import huggingface, pretrained
 from tarflow_jax.trained_flow import TrainedFlow
-from tarflow_jax.values import ImageShape, Location, Whole
-from tarflow_jax.workdir import config_of, existing_path, is_step, read_config, workdir_of
+from tarflow_jax.values import ImageShape, Integer, PathValue
+from tarflow_jax.workdir import (
+    config_of,
+    existing_path,
+    is_checkpoint_path,
+    read_config,
+    workdir_of,
+)
 
 
-class Loaded(NamedTuple):
+class LoadedModel(NamedTuple):
     """What is at a path: a model, its parameters, its config, and the step of the checkpoint.
 
     The config has at least a section model; the step of a published file is None.
@@ -61,7 +67,7 @@ def load(path, *, image_shape=None, patch_size=None) -> TrainedFlow:
     if image_shape is not None:
         image_shape = ImageShape().check('image_shape', image_shape)
     if patch_size is not None:
-        patch_size = Whole(1).check('patch_size', patch_size)
+        patch_size = Integer(1).check('patch_size', patch_size)
     if huggingface.is_name(path) and not Path(path).exists():
         path = huggingface.fetch(path)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -119,7 +125,7 @@ def load_params(experiment: Experiment, path):
     differences = [
         f'{key} is {getattr(model, key)} there, {getattr(expected, key)} in the config'
         for key in experiment.config.model
-        if key not in FREE_MODEL_KEYS and getattr(model, key) != getattr(expected, key)
+        if key not in NON_PARAMETER_KEYS and getattr(model, key) != getattr(expected, key)
     ]
     if differences:
         raise InputError(
@@ -128,7 +134,7 @@ def load_params(experiment: Experiment, path):
     return loaded.params, loaded.step
 
 
-def _load(path, shardings, *, image_shape, patch_size) -> Loaded:
+def _load(path, shardings, *, image_shape, patch_size) -> LoadedModel:
     """What is at `path`, its parameters laid out as `shardings(params)` says."""
     path = existing_path(path)
     if path.is_dir():
@@ -138,32 +144,34 @@ def _load(path, shardings, *, image_shape, patch_size) -> Loaded:
         torchfile.read_state_dict(path),
         image_shape=image_shape,
         patch_size=patch_size,
-        name=Name.parse(path),
+        name=CheckpointName.parse(path),
         source=str(path),
         shardings=shardings,
     )
-    return Loaded(model, params, config_of(model, noise_of(path), dataset_of(path)), None)
+    return LoadedModel(
+        model, params, config_of(model, read_noise(path), read_dataset_name(path)), None
+    )
 
 
-def noise_of(path) -> TypeAndStd | None:
+def read_noise(path) -> TypeAndStd | None:
     """The noise on the images that the model at `path` learned: type and standard deviation.
 
     As in the noise section of a config, 0 for uniform noise. The name of a published file rounds it
     to two digits; None if it is unknown.
     """
-    path = Location().check('path', path)
+    path = PathValue().check('path', path)
     if path.is_dir():
         config = read_config(workdir_of(path))
         if 'noise' not in config:
             return None
         return type_and_std(config.noise.type, config.noise.std)
-    name = Name.parse(path)
+    name = CheckpointName.parse(path)
     return None if name is None else TypeAndStd(name.noise_type, name.noise_std)
 
 
-def warn_of_other_noise(config, path) -> None:
+def warn_of_noise_mismatch(config, path) -> None:
     """Warns if the model at `path` learned images with other noise than a config has."""
-    learned = noise_of(path)
+    learned = read_noise(path)
     configured = type_and_std(config.noise.type, config.noise.std)
     if learned is None or not is_main():
         return
@@ -175,25 +183,25 @@ def warn_of_other_noise(config, path) -> None:
         )
 
 
-def dataset_of(path) -> str | None:
+def read_dataset_name(path) -> str | None:
     """The name of the data set that the model at `path` learned; None if it is unknown."""
-    path = Location().check('path', path)
+    path = PathValue().check('path', path)
     if path.is_dir():
         config = read_config(workdir_of(path))
         return config.data.name if 'data' in config else None
-    name = Name.parse(path)
+    name = CheckpointName.parse(path)
     return None if name is None else name.dataset
 
 
-def _load_pretrained(folder: Path, shardings) -> Loaded:
+def _load_pretrained(folder: Path, shardings) -> LoadedModel:
     config = read_config(folder)
     model = make_model(config.model)
     shapes = model.param_shapes()
     memory.check_fits({'parameters': rules.with_shardings(shapes, shardings(shapes))})
-    return Loaded(model, pretrained.read_params(folder, model, shardings), config, None)
+    return LoadedModel(model, pretrained.read_params(folder, model, shardings), config, None)
 
 
-def _load_folder(path: Path, shardings) -> Loaded:
+def _load_folder(path: Path, shardings) -> LoadedModel:
     from tarflow_jax.training.checkpoint import Checkpoints, quiet_orbax  # with Orbax: only here
 
     workdir = workdir_of(path)
@@ -207,22 +215,22 @@ def _load_folder(path: Path, shardings) -> Loaded:
     with contextlib.ExitStack() as stack:
         stack.callback(quiet_orbax())
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, read_only=True)))
-        if is_step(path):
+        if is_checkpoint_path(path):
             step = int(path.name)
-            return Loaded(model, _restore(checkpoints, path, abstract)[item], config, step)
+            return LoadedModel(model, _restore(checkpoints, path, abstract)[item], config, step)
         newest = checkpoints.restore_newest(abstract)
     if newest is None:
         raise InputError(f'{workdir} has no checkpoint yet: train there first.')
     step, items = newest
-    return Loaded(model, items[item], config, step)
+    return LoadedModel(model, items[item], config, step)
 
 
 def _restore(checkpoints, path: Path, abstract):
-    from tarflow_jax.training.checkpoint import Damaged, Vanished
+    from tarflow_jax.training.checkpoint import DamagedCheckpoint, RemovedCheckpoint
 
     try:
         return checkpoints.restore(int(path.name), abstract)
-    except Vanished as reason:
+    except RemovedCheckpoint as reason:
         raise InputError(f'the checkpoint {path} is no longer there: {reason}.') from reason
-    except Damaged as reason:
+    except DamagedCheckpoint as reason:
         raise InputError(f'the checkpoint {path} is damaged: {reason}.') from reason

@@ -9,7 +9,7 @@ A workdir that was trained has its own config: there, `tarflow --workdir=DIR --m
 --mode=evaluate of the same workdir then use it.
 
 A training resumes from the newest checkpoint of its workdir; if the config now says another data
-set, noise, seed or batch, only with --allow_changes (`workdir.MEANING` has all of these keys).
+set, noise, seed or batch, only with --allow_changes (`workdir.RESUME_KEYS` has all of these keys).
 
 On several hosts the same command runs on each, with the workdir on a disk that all of them share:
 srun, mpirun and Kubernetes' TPU pods are noticed (`parallel/launchers`), on TPU VMs add
@@ -40,13 +40,13 @@ def main() -> None:
     """Runs the program of a process of its own."""
     terminal.prepare()  # before the imports, which take seconds
     arguments = sys.argv[1:]
-    if text := _answer(arguments):
+    if text := _immediate_output(arguments):
         print(text)
         sys.exit(0 if arguments else 2)
     run()
 
 
-def _answer(arguments: list[str]) -> str:
+def _immediate_output(arguments: list[str]) -> str:
     """Returns the output of --help, of --version or without arguments; '' for other arguments."""
     flags = {argument.lstrip('-') for argument in arguments if argument.startswith('-')}
     if 'version' in flags:
@@ -54,11 +54,11 @@ def _answer(arguments: list[str]) -> str:
     if 'helpfull' in flags:
         from tarflow_jax import command_line
 
-        return f'{__doc__}\nFlags:\n{command_line.list_of_flags()}'
+        return f'{__doc__}\nFlags:\n{command_line.flag_help()}'
     if not arguments or flags & {'help', 'h'}:
-        from tarflow_jax.usage import screen
+        from tarflow_jax.usage import help_text
 
-        return screen()
+        return help_text()
     return ''
 
 
@@ -70,7 +70,7 @@ def run() -> None:
     try:
         status = _run()
     except BaseException as error:
-        _end(error)
+        _exit_with_error(error)
     sys.exit(status)
 
 
@@ -90,32 +90,35 @@ def _show_info() -> int:
     from tarflow_jax import command_line, info
     from tarflow_jax.workdir import local_folder
 
-    if words := command_line.config_words():
+    if words := command_line.config_notice():
         print(words)
     workdir = command_line.WORKDIR.value
     info.show(command_line.CONFIG.value, local_folder(workdir) if workdir else None)
     return 0
 
 
-def _end(error: BaseException) -> NoReturn:
+def _exit_with_error(error: BaseException) -> NoReturn:
     """Ends this process, and all others of its run, with the status and the words of an error."""
-    status, message, stack = terminal.explained(error)
+    status, message, stack = terminal.explain(error)
     if _is_alone():
-        _say_last(stack, message)
+        _print_error(stack, message)
     else:
         from tarflow_jax import command_line
         from tarflow_jax.parallel import cluster
 
-        cluster.claim_end(status)
-        _say_last(stack, message)
-        cluster.leave(status, message)
+        cluster.claim_failure_report(status)
+        _print_error(stack, message)
+        cluster.abort_all(status, message)
         of_one_process = ('convert', 'plan', 'report')
-        if command_line.are_parsed() and command_line.MODE.value not in of_one_process:
-            cluster.leave_before_connecting(status, message, *command_line.place_flags())
+        if (
+            command_line.process_flags_are_parsed()
+            and command_line.MODE.value not in of_one_process
+        ):
+            cluster.abort_before_connecting(status, message, *command_line.process_flags())
     os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another
 
 
-def _say_last(stack: str, message: str) -> None:
+def _print_error(stack: str, message: object) -> None:
     print(f'{stack}error: {message}', file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -126,7 +129,7 @@ def _is_alone() -> bool:
     from tarflow_jax import command_line
     from tarflow_jax.parallel.launchers import launched
 
-    mode, *given = command_line.place_flags()
+    mode, *given = command_line.process_flags()
     return mode != 'on' and not launched() and not any(value is not None for value in given)
 
 

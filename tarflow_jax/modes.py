@@ -17,9 +17,9 @@ from tarflow_jax.command_line import (
     TOPOLOGY,
     WORKDIR,
     config_flags_given,
-    config_words,
+    config_notice,
     overrides,
-    place_flags,
+    process_flags,
 )
 from tarflow_jax.commands import command, next_commands
 from tarflow_jax.compile_cache import keep_compiled_programs
@@ -39,7 +39,13 @@ from tarflow_jax.stopping import Stop
 from tarflow_jax.training import loop
 from tarflow_jax.training.checkpoint import quiet_orbax
 from tarflow_jax.training.program import rows_to_share_in_training
-from tarflow_jax.workdir import existing_path, is_step, local_folder, source_of, workdir_of
+from tarflow_jax.workdir import (
+    checkpoint_or_workdir,
+    existing_path,
+    is_checkpoint_path,
+    local_folder,
+    workdir_of,
+)
 
 
 def run() -> int:
@@ -53,25 +59,25 @@ def run() -> int:
     if checkpoint:
         existing_path(checkpoint)
     with Stop() as stop:
-        with stop.at_once():
+        with stop.immediate():
             if MODE.value == 'convert':
                 return convert(config, workdir, checkpoint)
             if MODE.value == 'plan':
-                say(config_words())
+                say(config_notice())
                 options = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
                 return planning.plan(config, workdir, TOPOLOGY.value, **options)
             keys.check(config)
             if MODE.value == 'report':
                 from tarflow_jax.report.write import report  # the only mode that needs Matplotlib
 
-                say(config_words())
+                say(config_notice())
                 report(config, workdir, checkpoint)
                 return 0
-            cluster.connect(*place_flags(), COORDINATOR_TIMEOUT.value)
+            cluster.connect(*process_flags(), COORDINATOR_TIMEOUT.value)
             if not cluster.is_one_of_several():
                 use_cores(config.mesh, rows_to_share(config))
         experiment = build(config)
-        say(config_words())
+        say(config_notice())
         if MODE.value == 'train':
             return train(experiment, workdir, checkpoint, stop)
         if MODE.value == 'prepare_fid':
@@ -119,35 +125,37 @@ def train(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: S
 def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
     """Draws samples into `workdir/samples/`."""
     start = time.perf_counter()
-    source = source_of(workdir, checkpoint)
+    source = checkpoint_or_workdir(workdir, checkpoint)
     params, _ = loading.load_params(experiment, source)
-    loading.warn_of_other_noise(experiment.config, source)
+    loading.warn_of_noise_mismatch(experiment.config, source)
     folder = workdir / 'samples'
     model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
     folders = [workdir, workdir_of(Path(source))]
-    calibration = calibration_file.find_or_make(
+    calibration = calibration_file.find_or_calibrate(
         *(workdir, folders, model, params, mesh, sampling, stop.check)
     )
     settings = {**sampling, 'calibration': calibration}
-    name = name_of_changes(source)
+    name = override_suffix(source)
     write_samples(
         *(model, params, mesh, folder, stop, settings, name), class_names=experiment.class_names
     )
     seconds = format_duration(time.perf_counter() - start)
     kept = f'; kept as samples_{name}.*, too' if name else ''
     say(f'{sampling["num_samples"]} samples in {seconds}: {folder}/samples.npz, samples.png{kept}')
-    say(next_commands(*after_samples(experiment, workdir, checkpoint)))
+    say(next_commands(*next_sample_commands(experiment, workdir, checkpoint)))
 
 
-def name_of_changes(source: str | Path) -> str:
+def override_suffix(source: str | Path) -> str:
     """Names samples of a given checkpoint step or of overridden settings; '' for neither."""
     changes = {key.removeprefix('sample.'): value for key, value in overrides().items()}
     name = name_of({key: value for key, value in changes.items() if '.' not in key})
-    step = f'step{Path(source).name}' if is_step(Path(source)) else ''
+    step = f'step{Path(source).name}' if is_checkpoint_path(Path(source)) else ''
     return '_'.join(filter(None, [step, name]))
 
 
-def after_samples(experiment: Experiment, workdir: Path, checkpoint: str | None) -> list[str]:
+def next_sample_commands(
+    experiment: Experiment, workdir: Path, checkpoint: str | None
+) -> list[str]:
     """Commands to go on with after samples: guided ones, if these are not, and scores."""
     known = any((folder / 'config.json').exists() for folder in (workdir, Path(checkpoint or '')))
     about = [*([] if known else config_flags_given()), f'--workdir={workdir}']
@@ -160,7 +168,7 @@ def after_samples(experiment: Experiment, workdir: Path, checkpoint: str | None)
 def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
     """Measures how samples are drawn fastest, and keeps that in the workdir."""
     start = time.perf_counter()
-    source = source_of(workdir, checkpoint)
+    source = checkpoint_or_workdir(workdir, checkpoint)
     model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
     params, _ = loading.load_params(experiment, source)
     calibration_file.calibrate_and_write(workdir, model, params, mesh, sampling, stop.check)
@@ -183,17 +191,17 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
         keys.check(config)
     # What the checkpoint does not say, a config does.
     settings: dict[str, Any] = {}
-    if config and not loading.dataset_of(checkpoint):
+    if config and not loading.read_dataset_name(checkpoint):
         settings['dataset'] = config.data.name or None
-    if config and loading.noise_of(checkpoint) is None:
+    if config and loading.read_noise(checkpoint) is None:
         settings['noise'] = config.noise.type, config.noise.std
     if Path(checkpoint).expanduser().is_dir():
-        path = exchange.to_published(checkpoint, workdir, **settings)
+        path = exchange.convert_to_published(checkpoint, workdir, **settings)
         print(f'{path}: as the published code reads it')
         return 0
     if config:
         settings |= dict(image_shape=config.model.image_shape, patch_size=config.model.patch_size)
-    exchange.to_workdir(checkpoint, workdir, **settings)
+    exchange.convert_to_workdir(checkpoint, workdir, **settings)
     print(f'{workdir}: converted from {checkpoint}.')
     print(next_commands(command(f'--workdir={workdir}', '--mode=sample')))
     return 0

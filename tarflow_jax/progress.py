@@ -17,10 +17,10 @@ from rich.text import Text
 
 from tarflow_jax.quantities import format_duration
 
-PATIENCE = 10.0  # seconds of work without a progress report
+REPORT_DELAY = 10.0  # seconds of work without a progress report
 _GAP = 2  # spaces between the parts of a line
 _SHORTEST_BAR = 6
-_FIRST_TO_GO = ('elapsed', 'images_per_second', 'skipped_steps', 'left')  # on a narrow terminal
+_OPTIONAL_PARTS = ('elapsed', 'images_per_second', 'skipped_steps', 'left')  # on a narrow terminal
 
 
 class Progress:
@@ -38,7 +38,7 @@ class Progress:
       total_steps: the step at which the run is over.
       first_step: the step from which a run resumes.
       noun: what is counted.
-      patience: seconds before the first line. Work that ends sooner prints no line. If it is above
+      delay: seconds before the first line. Work that ends sooner prints no line. If it is above
         0, the bar is removed at the end.
       stream: the stream to write to; by default what sys.stdout is now.
       clock: a monotonic clock, in seconds.
@@ -51,16 +51,16 @@ class Progress:
         first_step: int = 0,
         *,
         noun: str = 'step',
-        patience: float = 0.0,
+        delay: float = 0.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
         enabled: bool = True,
     ) -> None:
         stream = sys.stdout if stream is None else stream
-        self._status = _Status(total_steps, first_step, clock, noun, patience)
-        display = _Bar if _is_terminal(stream) else _Lines
-        self._display: _Bar | _Lines | _Nothing
-        self._display = display(self._status, stream) if enabled else _Nothing()
+        self._status = _Status(total_steps, first_step, clock, noun, delay)
+        display = _BarDisplay if _is_terminal(stream) else _LineDisplay
+        self._display: _BarDisplay | _LineDisplay | _NullDisplay
+        self._display = display(self._status, stream) if enabled else _NullDisplay()
 
     def __enter__(self) -> Self:
         self._display.start()
@@ -98,9 +98,9 @@ class Progress:
         self.say(format_evaluation(step, values))
 
 
-def counting(noun: str, total: int, first: int = 0, enabled: bool = True) -> Progress:
+def count_progress(noun: str, total: int, first: int = 0, enabled: bool = True) -> Progress:
     """Returns a `Progress` that counts `total` items, for work that may take a while."""
-    return Progress(total, first, noun=noun, patience=PATIENCE, enabled=enabled)
+    return Progress(total, first, noun=noun, delay=REPORT_DELAY, enabled=enabled)
 
 
 def format_evaluation(step: int, values: Mapping[str, Any]) -> str:
@@ -129,10 +129,10 @@ class _Status:
         first_step: int,
         clock: Callable[[], float],
         noun: str,
-        patience: float,
+        delay: float,
     ) -> None:
         self.total_steps = total_steps
-        self.patience = patience
+        self.delay = delay
         self._noun = noun
         self.step = first_step
         self._clock = clock
@@ -190,7 +190,7 @@ def _format_rate(images_per_second: float) -> str:
     return f'{images_per_second:{digits}} images/s'
 
 
-class _Nothing:
+class _NullDisplay:
     """What the other processes show."""
 
     def start(self) -> None:
@@ -206,24 +206,24 @@ class _Nothing:
         pass
 
 
-class _Lines:
+class _LineDisplay:
     """A line now and then."""
 
     def __init__(self, status: _Status, stream: TextIO) -> None:
         self._status = status
         self._stream = stream
         self._shown_step = status.step
-        self._next_line = status.patience
+        self._next_line = status.delay
 
     def start(self) -> None:
         pass
 
     def stop(self) -> None:
-        if self._status.step != self._shown_step and not self._status.patience:
+        if self._status.step != self._shown_step and not self._status.delay:
             self._show()
 
     def updated(self) -> None:
-        is_last = self._status.finished and not self._status.patience
+        is_last = self._status.finished and not self._status.delay
         if self._status.elapsed >= self._next_line or is_last:
             self._show()
 
@@ -241,7 +241,7 @@ class _Lines:
         self._next_line = elapsed + min(max(elapsed / 20, 5), 60)
 
 
-class _Bar:
+class _BarDisplay:
     """A bar that is redrawn on the last line of the terminal."""
 
     def __init__(self, status: _Status, stream: TextIO) -> None:
@@ -250,7 +250,7 @@ class _Bar:
         self._live = Live(
             get_renderable=self._draw,
             console=self._console,
-            transient=status.patience > 0,
+            transient=status.delay > 0,
             # A stream that leads elsewhere (2>errors.log) must still lead there.
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=sys.stderr.isatty(),
@@ -278,7 +278,7 @@ class _Bar:
         def bar_room() -> int:
             return self._console.width - sum(len(part) + _GAP for part in parts.values())
 
-        for name in _FIRST_TO_GO:
+        for name in _OPTIONAL_PARTS:
             if bar_room() < _SHORTEST_BAR:
                 parts.pop(name, None)
         cells: list[Text | ProgressBar] = [Text(part, no_wrap=True) for part in parts.values()]

@@ -23,10 +23,10 @@ from tarflow_jax import files
 from tarflow_jax.parallel import cluster, distributed
 from tarflow_jax.terminal import SIGNALS
 
-PATIENCE_SECONDS = 20  # for the main thread to respond; cloud providers kill after 30
-_IMPATIENCE_SECONDS = 0.5  # for the main thread to respond if there is nothing to save
-_SILENT_SECONDS = 1  # before a first Ctrl-C is acknowledged with a line
-_LOOK_SECONDS = 0.05  # between two polls of the waiting thread
+RESPONSE_SECONDS = 20  # for the main thread to respond; cloud providers kill after 30
+_FAST_RESPONSE_SECONDS = 0.5  # for the main thread to respond if there is nothing to save
+_ACKNOWLEDGE_SECONDS = 1  # before a first Ctrl-C is acknowledged with a line
+_POLL_SECONDS = 0.05  # between two polls of the waiting thread
 
 RESUMES = 'The same command resumes.'
 RESTARTS = 'The same command starts again.'
@@ -51,12 +51,12 @@ class Stopped(BaseException):
 class Stop:
     """Remembers the first signal of `SIGNALS`; a second Ctrl-C interrupts at once.
 
-    Of several processes, each hands what it has received to every train step (`received_on`) and
-    notes what the step reports (`note`), or calls `check` where there is no step, so that all stop
-    at the same point.
+    Of several processes, each hands what it has received to every train step (`signal_array`) and
+    records what the step reports (`record`), or calls `check` where there is no step, so that all
+    stop at the same point.
 
     A context manager of the main thread. Within it, a process whose main thread has not read
-    `signal` within `PATIENCE_SECONDS` of its arrival ends itself with the signal's status; at a
+    `signal` within `RESPONSE_SECONDS` of its arrival ends itself with the signal's status; at a
     second Ctrl-C sooner, and on a terminal a first one is answered with a line after a second.
 
     Attributes:
@@ -66,9 +66,9 @@ class Stop:
     def __init__(self):
         self.received: signal.Signals | None = None
         self._noted: signal.Signals | None = None
-        self._heard = threading.Event()  # the main thread knows
-        self._patience: float = PATIENCE_SECONDS
-        self._at_once = ''  # the message, where a signal ends the work at once
+        self._acknowledged = threading.Event()  # the main thread knows
+        self._response_seconds: float = RESPONSE_SECONDS
+        self._immediate_message = ''  # the message, where a signal ends the work at once
         self._before = {}
 
     @property
@@ -76,14 +76,14 @@ class Stop:
         """The signal that stops the run, the same in every process."""
         number = self.received if jax.process_count() == 1 else self._noted
         if number:
-            self._heard.set()
+            self._acknowledged.set()
         return number
 
-    def received_on(self, mesh: Mesh) -> jax.Array:
+    def signal_array(self, mesh: Mesh) -> jax.Array:
         """The number of the signal received, 0 for none: int32 [mesh.size], laid over `mesh`."""
         return _number_on(mesh, self.received or 0)
 
-    def note(self, number) -> None:
+    def record(self, number) -> None:
         """Takes note of the largest number over all devices, as a step reports it."""
         if number and self._noted is None:
             self._noted = signal.Signals(int(number))
@@ -94,24 +94,24 @@ class Stop:
         Collective: every process must call it.
         """
         if jax.process_count() > 1:
-            self.note(distributed.largest(self.received or 0))
+            self.record(distributed.all_max(self.received or 0))
         if number := self.signal:
             raise Stopped(number, message)
 
     @contextlib.contextmanager
-    def at_once(self, message: str = RESTARTS) -> Iterator[None]:
+    def immediate(self, message: str = RESTARTS) -> Iterator[None]:
         """A part of the program with nothing to save: a signal raises Stopped wherever it is."""
-        self._at_once, self._patience = message, _IMPATIENCE_SECONDS
+        self._immediate_message, self._response_seconds = message, _FAST_RESPONSE_SECONDS
         try:
             if self.received:
                 self._end_at_once(self.received)
             yield
         finally:
-            self._at_once, self._patience = '', PATIENCE_SECONDS
+            self._immediate_message, self._response_seconds = '', RESPONSE_SECONDS
 
     def _end_at_once(self, number):
-        self._heard.set()
-        raise Stopped(number, self._at_once)
+        self._acknowledged.set()
+        raise Stopped(number, self._immediate_message)
 
     def __enter__(self):
         for number in SIGNALS:
@@ -126,7 +126,7 @@ class Stop:
         return self
 
     def __exit__(self, *_):
-        self._heard.set()
+        self._acknowledged.set()
         signal.set_wakeup_fd(self._wakeup_before)
         self._wakeup_end.close()
         for number, handler in self._before.items():
@@ -137,7 +137,7 @@ class Stop:
             raise KeyboardInterrupt
         if self.received is None:
             self.received = signal.Signals(number)
-        if self._at_once:
+        if self._immediate_message:
             self._end_at_once(number)
 
     def _watch(self):
@@ -150,20 +150,21 @@ class Stop:
         """Returns once the main thread knows of a signal; ends the process if that takes long."""
         start = time.monotonic()
         is_answered = number != signal.SIGINT or not os.isatty(2)  # nobody waits for an answer
-        while not self._heard.wait(_LOOK_SECONDS):
+        while not self._acknowledged.wait(_POLL_SECONDS):
             seconds = time.monotonic() - start
-            if seconds > self._patience or self._comes_again():
+            if seconds > self._response_seconds or self._is_repeated():
                 _end(number)
-            if seconds > _SILENT_SECONDS and not is_answered:
+            if seconds > _ACKNOWLEDGE_SECONDS and not is_answered:
                 is_answered = True
                 print(
                     'Stopping at the end of what runs on the device, in '
-                    f'{self._patience:g} seconds at the latest. Ctrl-C again ends it at once.',
+                    f'{self._response_seconds:g} seconds at the latest. Ctrl-C again ends it at '
+                    'once.',
                     file=sys.stderr,
                     flush=True,
                 )
 
-    def _comes_again(self) -> bool:
+    def _is_repeated(self) -> bool:
         """Whether a Ctrl-C has come since the last one."""
         has_come, _, _ = select.select([self._wakeup], [], [], 0)
         return bool(has_come) and self._wakeup.recv(1) == bytes([signal.SIGINT])
@@ -178,7 +179,7 @@ def _end(number: signal.Signals) -> None:
     )
     files.remove_own_unfinished()
     print(f'error: {stopped}', file=sys.stderr, flush=True)
-    cluster.leave(stopped.status, stopped)
+    cluster.abort_all(stopped.status, stopped)
     os._exit(stopped.status)
 
 

@@ -26,7 +26,7 @@ def prepare() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
             signal.signal(number, _leave)
     _open_missing_streams()
-    sys.stdout, sys.stderr = (_patient(stream) for stream in (sys.stdout, sys.stderr))
+    sys.stdout, sys.stderr = (_lossy(stream) for stream in (sys.stdout, sys.stderr))
 
 
 def plain_warnings() -> None:
@@ -35,27 +35,27 @@ def plain_warnings() -> None:
 
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
-    logging.get_absl_handler().setFormatter(_Words())
+    logging.get_absl_handler().setFormatter(_LevelFormatter())
 
 
-def explained(error: BaseException) -> tuple[int, str, str]:
+def explain(error: BaseException) -> tuple[int, object, str]:
     """Returns the exit status and message of an error, and the traceback of an unexpected one."""
     from tarflow_jax.errors import InputError, RunError
 
     if isinstance(error, InputError):
-        return 2, str(error), ''
+        return 2, error, ''
     if isinstance(error, RunError):
-        return 1, str(error), ''
+        return 1, error, ''
     if isinstance(error, OSError):  # of a full disk, while samples or scores are written
         return 1, f'{error}. Fix the cause and run the same command.', ''
     if isinstance(error, KeyboardInterrupt):
         return 130, 'interrupted. Run the same command again.', ''
     if not isinstance(error, Exception):  # Stopped, which knows its status
-        return getattr(error, 'status', 1), str(error), ''
+        return getattr(error, 'status', 1), error, ''
     return 1, f'{type(error).__name__}: {error}', traceback.format_exc()
 
 
-class _Words(python_logging.Formatter):
+class _LevelFormatter(python_logging.Formatter):
     """The level of a record, and what it says."""
 
     def format(self, record: python_logging.LogRecord) -> str:
@@ -87,7 +87,7 @@ def _open_missing_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
-class _Patient(io.FileIO):
+class _LossyFile(io.FileIO):
     """A file that silently drops what it cannot write."""
 
     def write(self, data) -> int:
@@ -98,10 +98,10 @@ class _Patient(io.FileIO):
         return len(data) if written is None else written
 
 
-def _patient(stream: TextIO) -> TextIO:
+def _lossy(stream: TextIO) -> TextIO:
     stream.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(_Patient(stream.fileno(), 'w', closefd=False)),
+        io.BufferedWriter(_LossyFile(stream.fileno(), 'w', closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=getattr(stream, 'line_buffering', False),

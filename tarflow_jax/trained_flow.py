@@ -21,7 +21,7 @@ from tarflow_jax.sampling.denoise import denoise as score_step
 from tarflow_jax.sampling.draw import NUMBER, draw
 from tarflow_jax.sampling.inpaint import Inpainting
 from tarflow_jax.sampling.sample import sample
-from tarflow_jax.values import Location
+from tarflow_jax.values import PathValue
 from tarflow_jax.workdir import config_of, workdir_of
 
 BATCH = 100  # samples at a time, unless the config has another number
@@ -259,7 +259,7 @@ class TrainedFlow:
         """
         from tarflow_jax.sharing import card, pretrained
 
-        folder = Location().check('folder', folder)
+        folder = PathValue().check('folder', folder)
         dataset = self.config.data.get('name', '') if 'data' in self.config else ''
         config = config_of(self.model, self.noise, dataset)
         if self.class_names:
@@ -301,4 +301,4 @@ class TrainedFlow:
         mesh = make_mesh(devices=[next(iter(jax.tree.leaves(self.params)[0].devices()))])
         counts = dict(num_samples=num, batch_size=batch_size)
         sampling = {**(sample.__kwdefaults__ or {}), **settings, **counts}
-        return calibration_file.stored([workdir], self.model, self.params, mesh, sampling)
+        return calibration_file.find_calibration([workdir], self.model, self.params, mesh, sampling)

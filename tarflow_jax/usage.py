@@ -19,7 +19,7 @@ MODES = {
 }
 
 
-def screen() -> str:
+def help_text() -> str:
     """The text of --help, of at most 80 columns."""
     modes = [f'  {mode:12} {words}' for mode, words in MODES.items()]
     examples = [

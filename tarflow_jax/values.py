@@ -16,12 +16,12 @@ import numpy as np
 from tarflow_jax.errors import InputError
 
 INT32_MAX = 2**31 - 1  # what devices count in
-_LONGEST = 80  # characters of a value that are shown
-_SMALLEST = float(np.finfo(np.float32).tiny)  # devices read less than that as zero
+_MAX_SHOWN_LENGTH = 80  # characters of a value that are shown
+_MIN_NORMAL = float(np.finfo(np.float32).tiny)  # devices read less than that as zero
 
 
 @dataclasses.dataclass(frozen=True)
-class Whole:
+class Integer:
     """A whole number from `low` to `high`; `words` replace those for what is too low."""
 
     low: int
@@ -30,37 +30,37 @@ class Whole:
 
     def check(self, name: str, value) -> int:
         if isinstance(value, bool | np.bool_) or not hasattr(value, '__index__'):
-            refuse(name, 'must be a whole number', value)
+            raise_invalid(name, 'must be a whole number', value)
         try:
             number = operator.index(value)
         except TypeError:  # an array of several, or one that `jit` traces
-            refuse(name, 'must be a whole number', value)
+            raise_invalid(name, 'must be a whole number', value)
         if number < self.low:
-            refuse(name, self.words or f'must be at least {self.low}', number)
+            raise_invalid(name, self.words or f'must be at least {self.low}', number)
         if number > self.high:
-            refuse(name, f'must be at most {self.high}', number)
+            raise_invalid(name, f'must be at most {self.high}', number)
         return number
 
 
 @dataclasses.dataclass(frozen=True)
-class Real:
-    """A number in [low, high]; `above` excludes `low`, `below` excludes `high`."""
+class Float:
+    """A number in [low, high]; `exclude_low` excludes `low`, `exclude_high` excludes `high`."""
 
     low: float
     high: float
-    above: bool = False
-    below: bool = False
+    exclude_low: bool = False
+    exclude_high: bool = False
 
     def check(self, name: str, value) -> float:
         number = _as_float(name, value)
-        if self.below and not self.low <= number < self.high:
-            refuse(name, f'must lie in [{self.low}, {self.high})', value)
-        smallest = self.low + _SMALLEST if self.above else self.low
+        if self.exclude_high and not self.low <= number < self.high:
+            raise_invalid(name, f'must lie in [{self.low}, {self.high})', value)
+        smallest = self.low + _MIN_NORMAL if self.exclude_low else self.low
         if not number >= smallest:
-            at_least = 'must be above' if self.above else 'must be at least'
-            refuse(name, f'{at_least} {self.low}', value)
+            at_least = 'must be above' if self.exclude_low else 'must be at least'
+            raise_invalid(name, f'{at_least} {self.low}', value)
         if number > self.high:
-            refuse(name, f'must be at most {self.high:g}', value)
+            raise_invalid(name, f'must be at most {self.high:g}', value)
         return number
 
 
@@ -72,52 +72,52 @@ class Choice:
 
     def check(self, name: str, value) -> str:
         if not isinstance(value, str) or value not in self.names:
-            refuse(name, f'must be one of {", ".join(self.names)}', value)
+            raise_invalid(name, f'must be one of {", ".join(self.names)}', value)
         return value
 
 
-class Flag:
+class Boolean:
     """True or False, and nothing that merely counts as one of them."""
 
     def check(self, name: str, value) -> bool:
         if not isinstance(value, bool | np.bool_):
-            refuse(name, 'must be True or False', value)
+            raise_invalid(name, 'must be True or False', value)
         return bool(value)
 
 
-class Text:
+class String:
     """A text, such as a name or a path, as JSON and every library can write it."""
 
     def check(self, name: str, value) -> str:
         if not isinstance(value, str) or '\0' in value:
-            refuse(name, 'must be a text', value)
+            raise_invalid(name, 'must be a text', value)
         try:
             value.encode()
         except UnicodeEncodeError:  # the bytes of a file name that Python could not decode
             words = 'must be a text in UTF-8 (with PYTHONUTF8=1 where the locale is another)'
-            refuse(name, words, value)
+            raise_invalid(name, words, value)
         return value
 
 
-class Location:
+class PathValue:
     """The path of a file or a folder, ~ being the home folder."""
 
     def check(self, name: str, value) -> Path:
-        text = Text().check(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+        text = String().check(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
         if not text.strip():
-            refuse(name, 'must be a path', text)
+            raise_invalid(name, 'must be a path', text)
         try:
             return Path(text).expanduser()
         except RuntimeError as error:  # a ~user that there is not
             raise InputError(f'{name} {text} cannot be used: {error}') from error
 
 
-class Texts:
+class Strings:
     """Several texts."""
 
     def check(self, name: str, value) -> tuple[str, ...]:
         if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-            refuse(name, "must be texts in parentheses, as ('test',)", value)
+            raise_invalid(name, "must be texts in parentheses, as ('test',)", value)
         return tuple(value)
 
 
@@ -129,11 +129,11 @@ class ImageShape:
 
     def check(self, name: str, value) -> tuple[int, int, int]:
         sides = list(value) if isinstance(value, list | tuple) or np.ndim(value) == 1 else []
-        side = Whole(1, self.high)
+        side = Integer(1, self.high)
         try:
             height, width, channels = (side.check(name, number) for number in sides)
         except ValueError:  # InputError is one, too
-            refuse(
+            raise_invalid(
                 name,
                 'must be three positive whole numbers, height, width and channels (8,8,1)'
                 + (f', of at most {self.high}' if _is_too_large(sides, self.high) else ''),
@@ -142,30 +142,30 @@ class ImageShape:
         return height, width, channels
 
 
-def refuse(name: str, words: str, value: Any) -> NoReturn:
+def raise_invalid(name: str, words: str, value: Any) -> NoReturn:
     """Raises InputError with what is allowed and what was given."""
-    raise InputError(f'{name} {words}; got {shown(value)}.')
+    raise InputError(f'{name} {words}; got {format_value(value)}.')
 
 
-def shown(value) -> str:
+def format_value(value) -> str:
     """A value as a message shows it, cut if it is long."""
-    if isinstance(value, int) and abs(value) > 10**_LONGEST:
+    if isinstance(value, int) and abs(value) > 10**_MAX_SHOWN_LENGTH:
         return 'a number of many digits'  # more than Python would print, perhaps
     text = str(value) if isinstance(value, int | float | np.number) else repr(value)
     text = ' '.join(text.split())
-    return text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'
+    return text if len(text) <= _MAX_SHOWN_LENGTH else f'{text[:_MAX_SHOWN_LENGTH]}...'
 
 
 def _as_float(name: str, value) -> float:
     no_number = bool | np.bool_ | str | bytes | list | tuple | None
     if isinstance(value, no_number) or np.ndim(value):
-        refuse(name, 'must be a number', value)
+        raise_invalid(name, 'must be a number', value)
     try:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):  # no number at all, or one that `jit` traces
-        refuse(name, 'must be a number', value)
+        raise_invalid(name, 'must be a number', value)
 
 
 def _is_too_large(sides, high: int) -> bool:

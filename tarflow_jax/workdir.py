@@ -16,16 +16,16 @@ from ml_collections import ConfigDict
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_json
 from tarflow_jax.flow import TarFlow
-from tarflow_jax.keys import CLASS_NAMES, FREE_MODEL_KEYS, KEYS, check_record, flatten
-from tarflow_jax.values import Location
+from tarflow_jax.keys import CLASS_NAMES, KEYS, NON_PARAMETER_KEYS, check_record, flatten
+from tarflow_jax.values import PathValue
 
 CONFIG_FILE = 'config.json'
 EVALUATION_FILE = 'evaluation.json'
 CONVERTED_FROM = 'converted_from'  # in a config.json: the published file, and its SHA-256
-MOST_BYTES = 1_000_000  # of a config.json
+MAX_BYTES = 1_000_000  # of a config.json
 
 # Keys outside of the model section whose values a resumed run must keep.
-MEANING = (
+RESUME_KEYS = (
     *('seed', 'data.name', 'data.train_split', 'data.test_split', 'data.random_flip'),
     *('noise.type', 'noise.std', 'optimizer.b1', 'optimizer.b2', 'optimizer.weight_decay'),
     *('train.batch_size', 'train.drop_label', 'train.ema_decay'),
@@ -75,7 +75,7 @@ def _open_lock_file(workdir: str | os.PathLike) -> IO[str]:
 
 def local_folder(workdir: str | os.PathLike) -> Path:
     """Returns the path of a workdir, ~ being the home folder; raises InputError for an address."""
-    path = Location().check('--workdir', workdir)
+    path = PathValue().check('--workdir', workdir)
     if '://' in os.fspath(workdir):
         raise InputError(
             f'workdir {os.fspath(workdir)} is an address. A workdir is a folder: give a local '
@@ -92,7 +92,7 @@ def _replace_text(file: IO[str], text: str) -> None:
 
 
 def read_config(workdir) -> ConfigDict:
-    """The config that made a workdir, with `FREE_MODEL_KEYS` that it lacks at their defaults.
+    """The config that made a workdir, with `NON_PARAMETER_KEYS` that it lacks at their defaults.
 
     Raises:
       InputError: the folder has none, or a damaged one.
@@ -104,8 +104,8 @@ def read_config(workdir) -> ConfigDict:
             'there first, or give the --workdir (or --checkpoint) of another.'
         )
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f'it has more than {MOST_BYTES} bytes')
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f'it has more than {MAX_BYTES} bytes')
         record = json.loads(path.read_text(encoding='utf-8'), parse_constant=_refuse_constant)
         check_record(record)
     except RecursionError:
@@ -115,7 +115,7 @@ def read_config(workdir) -> ConfigDict:
     except OSError as error:
         raise InputError(f'{path} cannot be read: {error.strerror}.') from error
     defaults = {f.name: f.default for f in dataclasses.fields(TarFlow)}
-    record['model'] = {key: defaults[key] for key in FREE_MODEL_KEYS} | record['model']
+    record['model'] = {key: defaults[key] for key in NON_PARAMETER_KEYS} | record['model']
     sections = {*(name.partition('.')[0] for name in KEYS), CONVERTED_FROM, CLASS_NAMES}
     return ConfigDict({key: value for key, value in record.items() if key in sections})
 
@@ -144,24 +144,24 @@ def config_of(model: TarFlow, noise: tuple[str, float] | None, dataset: str | No
 
 def check_same_model(config, workdir) -> None:
     """Raises InputError, naming the keys, unless `workdir` was made with the model of `config`."""
-    made_with = read_config(workdir)
-    if CONVERTED_FROM in made_with:
+    recorded = read_config(workdir)
+    if CONVERTED_FROM in recorded:
         raise InputError(
             f'{workdir} was converted from a published checkpoint, which has no optimizer state to '
             f'resume with. Train in another --workdir with --checkpoint={workdir}.'
         )
-    kept = {key: value for key, value in config.model.items() if key not in FREE_MODEL_KEYS}
+    kept = {key: value for key, value in config.model.items() if key not in NON_PARAMETER_KEYS}
     differences = [
-        f'model.{key} is {_plain(made_with.model.get(key))} there, {_plain(value)} in the config'
+        f'model.{key} is {_plain(recorded.model.get(key))} there, {_plain(value)} in the config'
         for key, value in kept.items()
-        if _plain(made_with.model.get(key)) != _plain(value)
+        if _plain(recorded.model.get(key)) != _plain(value)
     ]
-    if bool(made_with.train.ema_decay) != bool(config.train.ema_decay):
+    if bool(recorded.train.ema_decay) != bool(config.train.ema_decay):
         differences.append(
-            f'train.ema_decay is {made_with.train.ema_decay} there, {config.train.ema_decay} in '
+            f'train.ema_decay is {recorded.train.ema_decay} there, {config.train.ema_decay} in '
             'the config'
         )
-    differences += differences_in(config, made_with, ('optimizer.first_moment_dtype',))
+    differences += differences_in(config, recorded, ('optimizer.first_moment_dtype',))
     if differences:
         raise InputError(
             f'{workdir} holds another model: {"; ".join(differences)}. Give another --workdir, or '
@@ -175,9 +175,11 @@ def check_same_run(config, workdir) -> None:
     A run may change its length, learning rates and clipping, how often it reports and saves, and
     the machine it runs on.
     """
-    made_with = read_config(workdir)
-    compared = [name for name in MEANING if name != 'noise.std' or config.noise.type == 'gaussian']
-    if differences := differences_in(config, made_with, compared):
+    recorded = read_config(workdir)
+    compared = [
+        name for name in RESUME_KEYS if name != 'noise.std' or config.noise.type == 'gaussian'
+    ]
+    if differences := differences_in(config, recorded, compared):
         raise InputError(
             f'{workdir} was trained with other settings: {"; ".join(differences)}. Give another '
             '--workdir, or the settings that it was trained with, or add --allow_changes to resume '
@@ -185,9 +187,9 @@ def check_same_run(config, workdir) -> None:
         )
 
 
-def differences_in(config, made_with, names) -> list[str]:
+def differences_in(config, recorded, names) -> list[str]:
     """What differs among the named keys, as far as the older config has them."""
-    before, now = (flatten(c) for c in (made_with, config))
+    before, now = (flatten(c) for c in (recorded, config))
     return [
         f'{name} is {_plain(before[name])} there, {_plain(now[name])} in the config'
         for name in names
@@ -210,7 +212,7 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def source_of(workdir: Path, checkpoint: str | None) -> str | Path:
+def checkpoint_or_workdir(workdir: Path, checkpoint: str | None) -> str | Path:
     """Returns the checkpoint, or without one the workdir, whose newest checkpoint is meant.
 
     Raises:
@@ -227,7 +229,7 @@ def existing_path(path) -> Path:
     Raises:
       InputError: it is not a path, or nothing is there.
     """
-    path = Location().check('path', path)
+    path = PathValue().check('path', path)
     try:
         exists = path.exists()
     except OSError as error:  # a name that is too long, a folder that may not be entered
@@ -237,11 +239,11 @@ def existing_path(path) -> Path:
     return path
 
 
-def is_step(path: Path) -> bool:
+def is_checkpoint_path(path: Path) -> bool:
     """Whether a path is that of a checkpoint, `workdir/checkpoints/<step>`."""
     return path.name.isdigit() and path.parent.name == 'checkpoints'
 
 
 def workdir_of(path: Path) -> Path:
     """Returns the workdir of a checkpoint, and a workdir itself."""
-    return path.parent.parent if is_step(path) else path
+    return path.parent.parent if is_checkpoint_path(path) else path

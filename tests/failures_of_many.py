@@ -101,7 +101,7 @@ def test_a_slow_one_is_waited_for_and_nothing_is_lost(runs, tmp_path):
 def test_failures_of_other_modes(runs, whole, tmp_path, mode):
     flags = (f'--checkpoint={whole[0]}', f'--mode={mode}')
     for victim in 0, 2:
-        trap = ('call', 'sampling/batches.py _redraw', 1, signal.SIGKILL)
+        trap = ('call', 'sampling/batches.py redraw', 1, signal.SIGKILL)
         if mode == 'evaluate':
             trap = (*SCORES, signal.SIGKILL)
         running = runs.start_many(NUMBER, tmp_path, *flags, at={victim: trap})

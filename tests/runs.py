@@ -279,7 +279,7 @@ def _call(folder, function, process, arguments):
     from tarflow_jax.parallel import cluster
 
     def call():
-        cluster.connect(*command_line.place_flags())
+        cluster.connect(*command_line.process_flags())
         print(function(process))
         return 0
 

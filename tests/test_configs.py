@@ -16,7 +16,7 @@ from configs import afhq256, base
 from tarflow_jax.build import build, make_model
 from tarflow_jax.errors import InputError
 from tarflow_jax.keys import KEYS
-from tarflow_jax.values import Real, Whole
+from tarflow_jax.values import Float, Integer
 
 FILES = sorted((ROOT / 'configs').glob('*.py'))
 SHARED = ('base', 'paper')
@@ -113,7 +113,7 @@ def refusal(name, value):
 
 
 # What would only come up after the first steps.
-NUMBERS = [name for name, kind in KEYS.items() if isinstance(kind, Whole | Real)]
+NUMBERS = [name for name, kind in KEYS.items() if isinstance(kind, Integer | Float)]
 
 
 @pytest.mark.parametrize('name', NUMBERS)

@@ -32,7 +32,9 @@ def source(golden_dir, tmp_path_factory):
 @pytest.fixture(scope='module')
 def converted(source, tmp_path_factory):
     """The workdir made of it; only to be read."""
-    return exchange.to_workdir(source, tmp_path_factory.mktemp('converted') / 'a' / 'workdir')
+    return exchange.convert_to_workdir(
+        source, tmp_path_factory.mktemp('converted') / 'a' / 'workdir'
+    )
 
 
 def test_a_workdir_holds_the_same_model_and_parameters(source, converted):
@@ -48,8 +50,8 @@ def test_a_workdir_tells_where_it_is_from_and_of_which_noise(source, converted):
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     assert config['converted_from'] == {'file': NAME, 'sha256': digest}
     assert config['noise'] == {'type': 'gaussian', 'std': 0.07}
-    assert loading.noise_of(converted) == NOISE
-    assert loading.dataset_of(converted) == 'toy'
+    assert loading.read_noise(converted) == NOISE
+    assert loading.read_dataset_name(converted) == 'toy'
 
 
 def test_a_workdir_and_a_file_serve_a_run_of_that_model(runs, source, converted, one_device):
@@ -74,17 +76,19 @@ def test_a_workdir_and_a_file_serve_a_run_of_that_model(runs, source, converted,
 def test_a_file_of_another_name_needs_to_be_described(golden_dir, tmp_path):
     how = dict(image_shape=(8, 8, 3), patch_size=2)
     with pytest.raises(InputError, match='does not say with which noise'):
-        exchange.to_workdir(golden_dir / 'cond.pth', tmp_path / 'workdir', **how)
+        exchange.convert_to_workdir(golden_dir / 'cond.pth', tmp_path / 'workdir', **how)
     assert list(tmp_path.iterdir()) == []
     noise = ('uniform', 0.3)
-    workdir = exchange.to_workdir(golden_dir / 'cond.pth', tmp_path / 'workdir', **how, noise=noise)
-    assert loading.noise_of(workdir) == ('uniform', 0.0)
-    assert loading.dataset_of(workdir) == ''
+    workdir = exchange.convert_to_workdir(
+        golden_dir / 'cond.pth', tmp_path / 'workdir', **how, noise=noise
+    )
+    assert loading.read_noise(workdir) == ('uniform', 0.0)
+    assert loading.read_dataset_name(workdir) == ''
 
 
 def test_noise_that_the_name_rounds_can_be_told(source, tmp_path):
-    workdir = exchange.to_workdir(source, tmp_path / 'workdir', noise=('gaussian', 0.0725))
-    assert loading.noise_of(workdir) == ('gaussian', 0.0725)
+    workdir = exchange.convert_to_workdir(source, tmp_path / 'workdir', noise=('gaussian', 0.0725))
+    assert loading.read_noise(workdir) == ('gaussian', 0.0725)
 
 
 @pytest.mark.parametrize(
@@ -98,22 +102,22 @@ def test_noise_that_the_name_rounds_can_be_told(source, tmp_path):
 )
 def test_other_noise_is_refused(source, tmp_path, noise, message):
     with pytest.raises(InputError, match=message):
-        exchange.to_workdir(source, tmp_path / 'workdir', noise=noise)
+        exchange.convert_to_workdir(source, tmp_path / 'workdir', noise=noise)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_workdir_that_holds_something_is_left_alone(source, converted):
     before = files_in(converted)
     with pytest.raises(InputError, match=f'{converted} is not empty'):
-        exchange.to_workdir(source, converted)
+        exchange.convert_to_workdir(source, converted)
     with pytest.raises(InputError, match='is not empty'):
-        exchange.to_workdir(source, source)
+        exchange.convert_to_workdir(source, source)
     assert files_in(converted) == before
 
 
 def test_an_empty_folder_will_do(source, tmp_path):
     (tmp_path / 'workdir').mkdir()
-    assert tarflow_jax.load(exchange.to_workdir(source, tmp_path / 'workdir'))
+    assert tarflow_jax.load(exchange.convert_to_workdir(source, tmp_path / 'workdir'))
 
 
 def test_what_cannot_be_read_leaves_nothing(source, tmp_path):
@@ -125,7 +129,7 @@ def test_what_cannot_be_read_leaves_nothing(source, tmp_path):
         (tmp_path, 'is a folder'),
     ]:
         with pytest.raises(InputError, match=message):
-            exchange.to_workdir(path, tmp_path / 'workdir')
+            exchange.convert_to_workdir(path, tmp_path / 'workdir')
     assert list(tmp_path.iterdir()) == [damaged]
 
 
@@ -135,7 +139,7 @@ def convert_and_be_killed(source, workdir, renamed):
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-    exchange.to_workdir(source, workdir)
+    exchange.convert_to_workdir(source, workdir)
 
 
 @pytest.mark.parametrize('renamed', ['checkpoint-tmp', 'workdir.unfinished'])
@@ -152,12 +156,12 @@ def test_a_conversion_that_was_killed_left_nothing_believed(runs, source, tmp_pa
     with pytest.raises(InputError, match='does not exist'):
         tarflow_jax.load(workdir)
 
-    tarflow_jax.load(exchange.to_workdir(source, workdir))
+    tarflow_jax.load(exchange.convert_to_workdir(source, workdir))
     assert list(tmp_path.iterdir()) == [workdir]
 
 
 def test_a_model_is_published_under_its_name(source, converted, tmp_path):
-    path = exchange.to_published(converted, tmp_path / 'out')
+    path = exchange.convert_to_published(converted, tmp_path / 'out')
     assert path == tmp_path / 'out' / NAME
     written, published = read_state_dict(path), read_state_dict(source)
     assert list(written) == list(published)
@@ -168,25 +172,25 @@ def test_a_model_is_published_under_its_name(source, converted, tmp_path):
 def test_a_file_that_is_there_is_left_alone(source):
     before = source.read_bytes()
     with pytest.raises(InputError, match=f'{NAME} is there already'):
-        exchange.to_published(source, source.parent)
+        exchange.convert_to_published(source, source.parent)
     assert source.read_bytes() == before
 
 
 def test_noise_that_the_name_rounds_is_told(source, tmp_path, caplog):
-    workdir = exchange.to_workdir(source, tmp_path / 'workdir', noise=('gaussian', 0.0725))
-    path = exchange.to_published(workdir, tmp_path, dataset='other')
+    workdir = exchange.convert_to_workdir(source, tmp_path / 'workdir', noise=('gaussian', 0.0725))
+    path = exchange.convert_to_published(workdir, tmp_path, dataset='other')
     assert path.name == 'other_model_2_64_3_2_0.07.pth'
     assert f'The noise of 0.0725 is rounded in the name {path.name}' in caplog.text
 
 
 def test_a_run_that_the_published_code_could_not_have_made_is_refused(whole, tmp_path):
     with pytest.raises(InputError, match='head_dim=8 are not for the published code'):
-        exchange.to_published(whole[0], tmp_path)
+        exchange.convert_to_published(whole[0], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_file_does_not_tell_has_to_be_told(golden_dir, tmp_path):
     with pytest.raises(InputError, match='does not say with which noise'):
-        exchange.to_published(golden_dir / 'cond.pth', tmp_path)
+        exchange.convert_to_published(golden_dir / 'cond.pth', tmp_path)
     with pytest.raises(InputError, match='does not say its data set'):
-        exchange.to_published(golden_dir / 'cond.pth', tmp_path, noise=NOISE)
+        exchange.convert_to_published(golden_dir / 'cond.pth', tmp_path, noise=NOISE)

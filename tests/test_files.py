@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tarflow_jax.files import (
+    describe_error,
     json_text,
     open_atomically,
     open_regular,
-    reason_of,
     remove_own_unfinished,
     remove_unfinished,
     write_atomically,
@@ -152,12 +152,12 @@ def test_a_read_allocates_no_more_than_there_is(tmp_path):
     ids=str,
 )
 def test_only_a_full_disk_is_called_full(error, words):
-    reason = reason_of(error)
+    reason = describe_error(error)
     assert words in reason
     assert ('disk full' in reason) == ('disk full' in words)
     assert '\n' not in reason
 
 
 def test_a_failure_of_another_kind_has_no_advice_of_a_disk():
-    assert reason_of(RuntimeError('step 4\nexists')) == 'RuntimeError: step 4'
-    assert reason_of(PermissionError(errno.EACCES, 'No')) == '[Errno 13] No'
+    assert describe_error(RuntimeError('step 4\nexists')) == 'RuntimeError: step 4'
+    assert describe_error(PermissionError(errno.EACCES, 'No')) == '[Errno 13] No'

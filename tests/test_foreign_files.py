@@ -38,8 +38,8 @@ from tarflow_jax.formats import safetensors, torchfile
 from tarflow_jax.published import convert
 
 CASES = int(os.environ.get('FOREIGN_FILES', 300))
-MOST_BYTES = 2**27  # that reading may take, beside 64 times the file
-MOST_RESIDENT_KIB = 2**21  # by all of it, decoders in C included: 2 GiB
+MAX_BYTES = 2**27  # that reading may take, beside 64 times the file
+MAX_RESIDENT_KIB = 2**21  # by all of it, decoders in C included: 2 GiB
 
 OUTCOMES = collections.Counter()
 
@@ -532,7 +532,7 @@ def test_whatever_the_bytes(name, wholes, tmp_path):
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
         OUTCOMES[name, outcome(read, path, allowed)] += 1
-        assert tracemalloc.get_traced_memory()[1] - before < MOST_BYTES + 64 * len(content)
+        assert tracemalloc.get_traced_memory()[1] - before < MAX_BYTES + 64 * len(content)
 
     for content in whole_files:
         path.write_bytes(content)
@@ -544,4 +544,4 @@ def test_whatever_the_bytes(name, wholes, tmp_path):
     finally:
         tracemalloc.stop()
         print({key: count for key, count in OUTCOMES.items() if key[0] == name})
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident < MOST_RESIDENT_KIB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident < MAX_RESIDENT_KIB

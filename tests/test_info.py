@@ -49,6 +49,6 @@ def test_the_parameters_of_an_experiment_without_a_workdir(name, capsys):
 @pytest.mark.parametrize('name', ['evaluation.json', 'calibration.npz'])
 def test_damaged_files_are_named(name, tmp_path):
     (tmp_path / name).write_bytes(b'\0damage')
-    facts = info.of_workdir(tmp_path)
+    facts = info.describe_workdir(tmp_path)
     assert facts[name.partition('.')[0]].startswith(f'{tmp_path}/{name} cannot be read: ')
     assert facts['checkpoints'] == 'none'

@@ -157,21 +157,21 @@ def test_a_published_name_that_says_otherwise(golden_dir, tmp_path):
 
 def test_the_noise_and_the_data_set_of_a_model(golden_dir, whole, tmp_path):
     for path in whole[0], whole[0] / 'checkpoints' / '16':
-        assert loading.noise_of(path) == ('gaussian', 0.1)
-        assert loading.dataset_of(path) == 'digits'
+        assert loading.read_noise(path) == ('gaussian', 0.1)
+        assert loading.read_dataset_name(path) == 'digits'
     for path, noise, dataset in [
         (tmp_path / 'afhq_model_8_768_8_8_0.07.pth', ('gaussian', 0.07), 'afhq'),
         (tmp_path / 'imagenet64_model_2_768_8_8_uniform.pth', ('uniform', 0.0), 'imagenet64'),
         (golden_dir / 'cond.pth', None, None),
     ]:
-        assert (loading.noise_of(path), loading.dataset_of(path)) == (noise, dataset)
+        assert (loading.read_noise(path), loading.read_dataset_name(path)) == (noise, dataset)
 
 
 def test_the_std_of_a_config_with_uniform_noise_means_nothing(workdir):
     config = json.loads((workdir / 'config.json').read_text())
     config['noise'] = {'type': 'uniform', 'std': 0.05}
     (workdir / 'config.json').write_text(json.dumps(config))
-    assert loading.noise_of(workdir) == ('uniform', 0.0)
+    assert loading.read_noise(workdir) == ('uniform', 0.0)
 
 
 def test_a_published_file_needs_what_it_does_not_tell(golden_dir):
@@ -235,7 +235,7 @@ def test_a_folder_that_is_no_workdir(tmp_path):
 def test_a_damaged_config(workdir, content, words):
     content = content if isinstance(content, bytes) else content.encode()
     (workdir / 'config.json').write_bytes(content)
-    for reader in tarflow_jax.load, loading.noise_of, loading.dataset_of:
+    for reader in tarflow_jax.load, loading.read_noise, loading.read_dataset_name:
         with pytest.raises(InputError, match=rf'config\.json is damaged: .*{words}.*(?<!\.)\.$'):
             reader(workdir)
 
@@ -281,7 +281,7 @@ def test_a_config_of_another_form(workdir, key, value, words):
     else:
         config[section] = value
     (workdir / 'config.json').write_text(json.dumps(config))
-    for reader in tarflow_jax.load, loading.noise_of, loading.dataset_of:
+    for reader in tarflow_jax.load, loading.read_noise, loading.read_dataset_name:
         with pytest.raises(InputError, match=r'config\.json is damaged: ' + words):
             reader(workdir)
 
@@ -299,7 +299,7 @@ def test_a_config_of_an_older_version(runs, whole, workdir):
     model, params = tarflow_jax.load(workdir)
     assert model == tarflow_jax.load(whole[0])[0]
     assert_saved_as(arrays_in(runs, whole[0], 24), 'ema_params', params)
-    assert loading.noise_of(workdir) == ('gaussian', 0.1)
+    assert loading.read_noise(workdir) == ('gaussian', 0.1)
 
 
 def test_what_is_no_file_is_no_config(workdir):

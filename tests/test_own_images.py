@@ -104,7 +104,7 @@ def test_the_time_is_that_of_the_formula(tmp_path):
 def test_few_images_are_not_shown_for_ever(tmp_path):
     many = own_images.get_config(settings_of(tmp_path, 5000))
     few = own_images.get_config(settings_of(tmp_path, 21))
-    assert few.train.num_epochs <= own_images.MOST_EPOCHS
+    assert few.train.num_epochs <= own_images.MAX_EPOCHS
     assert num_parameters(few) < num_parameters(many)
 
 

@@ -34,8 +34,8 @@ logging.warning('logged afterwards')
 """
 
 COUNT = """
-from tarflow_jax.progress import counting
-with counting('samples', 50) as progress:
+from tarflow_jax.progress import count_progress
+with count_progress('samples', 50) as progress:
     progress.update(40)
 print('done')
 """
@@ -285,7 +285,7 @@ def test_the_other_processes_show_nothing():
 
 def test_what_is_done_soon_leaves_no_line_and_what_takes_long_counts_batches():
     stream, clock, calls = io.StringIO(), Clock(), []
-    with Progress(50, noun='samples', patience=10.0, stream=stream, clock=clock) as progress:
+    with Progress(50, noun='samples', delay=10.0, stream=stream, clock=clock) as progress:
         before_batch = progress.before_batch(20, lambda: calls.append(clock.now))
         for _ in range(3):  # of 20, 20 and 10
             before_batch()

@@ -120,10 +120,10 @@ def test_one_picture_moves_and_has_a_still_one_for_those_who_want_no_motion(repo
     def read(uri):
         return Image.open(io.BytesIO(base64.b64decode(uri.partition(',')[2])))
 
-    with read(moving) as film, read(still) as frame:
-        assert film.n_frames == 1 + 2 * 4
-        film.seek(film.n_frames - 1)
-        np.testing.assert_array_equal(film.convert('L'), frame.convert('L'))
+    with read(moving) as animated_figure, read(still) as frame:
+        assert animated_figure.n_frames == 1 + 2 * 4
+        animated_figure.seek(animated_figure.n_frames - 1)
+        np.testing.assert_array_equal(animated_figure.convert('L'), frame.convert('L'))
 
 
 def test_scores_come_with_what_they_were_measured_on(reported):
@@ -186,7 +186,7 @@ def test_images_are_counted_in_whole_rows_of_classes(name):
     model = FLOWS[name]
     count = models.count_images(model)
     labels = models.spread_labels(count, model.num_classes)
-    assert models.LEAST <= count <= models.MOST
+    assert models.MIN_IMAGES <= count <= models.MAX_IMAGES
     if model.num_classes:
         assert set(np.bincount(labels, minlength=model.num_classes)) == {count // model.num_classes}
 

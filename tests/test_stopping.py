@@ -33,7 +33,7 @@ def test_a_second_ctrl_c_interrupts_at_once():
 
 def test_alone_the_signal_received_is_the_one_agreed_upon():
     with Stop() as stop:
-        stop.note(0)
+        stop.record(0)
         assert stop.signal is None
         signal.raise_signal(signal.SIGTERM)
         assert stop.signal == signal.SIGTERM
@@ -43,10 +43,10 @@ def test_the_first_signal_that_a_step_reports_stops_all_processes(monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     with Stop() as stop:
         signal.raise_signal(signal.SIGINT)
-        stop.note(np.int32(0))
+        stop.record(np.int32(0))
         assert stop.signal is None
-        stop.note(np.int32(signal.SIGTERM))
-        stop.note(np.int32(signal.SIGINT))
+        stop.record(np.int32(signal.SIGTERM))
+        stop.record(np.int32(signal.SIGINT))
         assert stop.signal is signal.SIGTERM
 
 
@@ -54,9 +54,9 @@ def test_the_first_signal_that_a_step_reports_stops_all_processes(monkeypatch):
 def test_every_device_is_told_the_signal(sizes):
     mesh = make_mesh(**sizes)
     with Stop() as stop:
-        np.testing.assert_array_equal(stop.received_on(mesh), np.zeros(8))
+        np.testing.assert_array_equal(stop.signal_array(mesh), np.zeros(8))
         signal.raise_signal(signal.SIGTERM)
-        told = stop.received_on(mesh)
+        told = stop.signal_array(mesh)
     np.testing.assert_array_equal(told, np.full(8, 15))
     assert len({shard.device for shard in told.addressable_shards}) == 8
     assert told.addressable_shards[0].data.shape == (1,)
@@ -128,9 +128,9 @@ def test_work_with_nothing_to_save_ends_at_once():
     """At a signal that comes within it, or came before."""
     with Stop() as stop:
         with (
-            stop.at_once(),
+            stop.immediate(),
             pytest.raises(Stopped, match=r'SIGTERM. The same command starts again'),
         ):
             signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Stopped, match=r'SIGTERM. Resume'):
-            stop.at_once('Resume.').__enter__()
+            stop.immediate('Resume.').__enter__()

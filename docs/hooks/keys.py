@@ -61,15 +61,15 @@ def allowed(kind):
 
 
 @allowed.register
-def _(kind: values.Whole):
+def _(kind: values.Integer):
     low, high = _number(kind.low), _number(kind.high)
     return f'whole, from {low}' if kind.high >= values.INT32_MAX else f'whole, {low} to {high}'
 
 
 @allowed.register
-def _(kind: values.Real):
-    low = f'above {kind.low:g}' if kind.above else f'from {kind.low:g}'
-    high = f'below {kind.high:g}' if kind.below else f'to {kind.high:g}'
+def _(kind: values.Float):
+    low = f'above {kind.low:g}' if kind.exclude_low else f'from {kind.low:g}'
+    high = f'below {kind.high:g}' if kind.exclude_high else f'to {kind.high:g}'
     return f'a number {low}, {high}'
 
 
@@ -79,22 +79,22 @@ def _(kind: values.Choice):
 
 
 @allowed.register
-def _(kind: values.Flag):
+def _(kind: values.Boolean):
     return '`True`, `False`'
 
 
 @allowed.register
-def _(kind: values.Text):
+def _(kind: values.String):
     return 'a text'
 
 
 @allowed.register
-def _(kind: values.Location):
+def _(kind: values.PathValue):
     return 'a path'
 
 
 @allowed.register
-def _(kind: values.Texts):
+def _(kind: values.Strings):
     return 'texts'
 
 

@@ -13,13 +13,13 @@ from tarflow_jax.data.examples import checked_image
 from tarflow_jax.data.folder import (
     PREPARE_COMMAND,
     data_folder,
-    one_process,
+    exclusive_lock,
     prepare_own,
     prepared_folders,
 )
 from tarflow_jax.errors import InputError
 
-_MOST_SHOWN = 12
+_MAX_SHOWN = 12
 
 
 def prepare(
@@ -72,7 +72,7 @@ def prepare(
     logging.info("Preparing TFDS's data set '%s' in %s.", name, root)
     tfds.enable_progress_bar()
     try:
-        with one_process(folder.parent):
+        with exclusive_lock(folder.parent):
             builder.download_and_prepare(file_format='array_record', download_config=config)
     except Exception as error:  # builders and downloads raise everything there is
         raise InputError(_failure(error, name, builder, root, manual)) from error
@@ -102,8 +102,8 @@ def _make_builder(name: str, root: pathlib.Path) -> tfds.core.DatasetBuilder:
         ) from error
     if not variants:
         raise InputError(f"TFDS's data set '{base}' has no variants; its name is '{base}'.")
-    nearest = difflib.get_close_matches(variant, variants, n=_MOST_SHOWN)
-    shown = ', '.join(f'{base}/{variant}' for variant in nearest or variants[:_MOST_SHOWN])
+    nearest = difflib.get_close_matches(variant, variants, n=_MAX_SHOWN)
+    shown = ', '.join(f'{base}/{variant}' for variant in nearest or variants[:_MAX_SHOWN])
     raise InputError(
         f"TFDS's data set '{base}' has no variant '{variant}'; name one of its {len(variants)} "
         f'variants, such as {shown}.'
@@ -128,7 +128,7 @@ def _failure(
 ) -> str:
     """Returns the reason, and where to put files that have to be fetched by hand."""
     files = sorted({file.filename for file in (builder.url_infos or {}).values() if file.filename})
-    names = ', '.join(files[:_MOST_SHOWN]) + (', ...' if len(files) > _MOST_SHOWN else '')
+    names = ', '.join(files[:_MAX_SHOWN]) + (', ...' if len(files) > _MAX_SHOWN else '')
     instructions = ' '.join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or '').split())
     return (
         f"TFDS could not prepare '{name}' in {root} ({_one_line(error)}). Nothing was left "

@@ -17,7 +17,7 @@ from absl import logging
 
 from tarflow_jax.data import builders
 from tarflow_jax.errors import InputError
-from tarflow_jax.values import shown
+from tarflow_jax.values import format_value
 
 PREPARE_COMMAND = 'python -m tarflow_jax.data.prepare'
 
@@ -55,9 +55,9 @@ def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
         return prepared[name]
     known = sorted({*builders.NAMES, *prepared})
     nearest = difflib.get_close_matches(name, known, n=1)
-    plain = shown(name).strip("'")
+    plain = format_value(name).strip("'")
     raise InputError(
-        f'there is no data set {shown(name)} in {root}'
+        f'there is no data set {format_value(name)} in {root}'
         + (f"; did you mean '{nearest[0]}'?" if nearest else '.')
         + f' Known there: {", ".join(known)}. Others are prepared first: '
         + f'{PREPARE_COMMAND} {plain} --data_dir={root} for one of TFDS, the same with '
@@ -99,8 +99,8 @@ def prepare_own(name: str, root: pathlib.Path) -> pathlib.Path:
     if folder.exists():
         return folder
     with (
-        failing_writes(name, root),
-        one_process(folder.parent),
+        explain_write_errors(name, root),
+        exclusive_lock(folder.parent),
         quiet_tfds(),
         tempfile.TemporaryDirectory() as downloads,
     ):
@@ -115,7 +115,7 @@ def prepare_own(name: str, root: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def failing_writes(name: str, root: pathlib.Path) -> Iterator[None]:
+def explain_write_errors(name: str, root: pathlib.Path) -> Iterator[None]:
     """Turns the errors of a full disk, or a folder that cannot be written, into an `InputError`."""
     try:
         yield
@@ -127,7 +127,7 @@ def failing_writes(name: str, root: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_process(folder: pathlib.Path, wait: bool = True) -> Iterator[None]:
+def exclusive_lock(folder: pathlib.Path, wait: bool = True) -> Iterator[None]:
     """Holds a folder for this process, and removes what TFDS left there when it was killed.
 
     TFDS writes a folder `incomplete.*` and renames it when it is complete. The kernel frees the
@@ -173,7 +173,7 @@ def quiet_tfds() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def damaged_files(folder: pathlib.Path) -> Iterator[None]:
+def explain_read_errors(folder: pathlib.Path) -> Iterator[None]:
     """Turns whatever TFDS and ArrayRecord raise at damaged files into an `InputError`."""
     try:
         yield

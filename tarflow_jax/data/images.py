@@ -14,7 +14,7 @@ from tarflow_jax.files import open_regular
 # start Ghostscript for an EPS. (PPM is also PGM and PNM.)
 FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 # Pillow warns above this number. A pixel takes 4 bytes, in at most five copies during conversion.
-MOST_PIXELS = 89_478_485
+MAX_PIXELS = 89_478_485
 _WHITE = (255, 255, 255, 255)
 
 
@@ -38,8 +38,8 @@ def open_image(source: bytes | str | os.PathLike[str]) -> Iterator[ImageFile.Ima
             Image.open(file, formats=FORMATS) as image,
         ):
             width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise ValueError(f'{width}x{height} pixels, more than {MOST_PIXELS:,}')
+            if width * height > MAX_PIXELS:
+                raise ValueError(f'{width}x{height} pixels, more than {MAX_PIXELS:,}')
             yield image
     except (OSError, ValueError, MemoryError):
         raise

@@ -8,9 +8,9 @@ from absl import logging
 from tarflow_jax.data.dataset import ArraySplit, Dataset, one_split, ranges
 from tarflow_jax.data.folder import PREPARE_COMMAND
 from tarflow_jax.errors import InputError
-from tarflow_jax.files import reason_of
+from tarflow_jax.files import describe_error
 from tarflow_jax.formats.npz import Header, NpzArrays
-from tarflow_jax.values import shown
+from tarflow_jax.values import format_value
 
 IMAGE_KEYS = ('arr_0', 'images', 'image', 'data', 'x')
 LABEL_KEYS = ('arr_1', 'labels', 'label', 'y')
@@ -67,8 +67,9 @@ def _read(name: str) -> tuple[np.ndarray, np.ndarray]:
         raise
     except (OSError, RuntimeError) as error:  # of a ~user that there is not
         raise InputError(
-            f'{shown(name)} cannot be opened: {reason_of(error)}. Give its path, absolute or from '
-            'the working directory; copy it here, or mount its bucket, if it is an address.'
+            f'{format_value(name)} cannot be opened: {describe_error(error)}. Give its path, '
+            'absolute or from the working directory; copy it here, or mount its bucket, if it is '
+            'an address.'
         ) from error
     except MemoryError as error:
         raise InputError(

@@ -20,11 +20,11 @@ from typing import NoReturn
 import tensorflow_datasets as tfds
 
 from tarflow_jax.data import catalog
-from tarflow_jax.data.folder import damaged_files, quiet_tfds
+from tarflow_jax.data.folder import explain_read_errors, quiet_tfds
 from tarflow_jax.data.image_folder.preparation import UNREADABLE_FILE, prepare_image_folder
 from tarflow_jax.errors import InputError
 from tarflow_jax.quantities import format_bytes, format_duration
-from tarflow_jax.terminal import explained, plain_warnings
+from tarflow_jax.terminal import explain, plain_warnings
 
 _EXPERIMENTS = {
     'digits': 'digits',
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def describe(name: str, folder: pathlib.Path, data_dir: str, seconds: float) -> str:
     """Returns a few lines on a prepared folder, and the command that trains on it."""
-    with quiet_tfds(), damaged_files(folder):
+    with quiet_tfds(), explain_read_errors(folder):
         info = tfds.builder_from_directory(folder).info
         shape = info.features['image'].shape
         label = dict(info.features.items()).get('label')
@@ -138,7 +138,7 @@ def run() -> None:
     try:
         main(sys.argv[1:])
     except (Exception, KeyboardInterrupt) as error:
-        status, message, stack = explained(error)
+        status, message, stack = explain(error)
         print(f'{stack}error: {message}', file=sys.stderr)
         sys.exit(status)
 

@@ -10,7 +10,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from tarflow_jax.data.dataset import ArraySplit, Batch, Dataset, Split
 from tarflow_jax.data.examples import ExampleReader
-from tarflow_jax.data.folder import PREPARE_COMMAND, damaged_files, quiet_tfds
+from tarflow_jax.data.folder import PREPARE_COMMAND, explain_read_errors, quiet_tfds
 from tarflow_jax.errors import InputError
 
 
@@ -26,7 +26,7 @@ def open_records(
 
     With `needs_levels`, a folder whose metadata has no `num_levels` counts as damaged.
     """
-    with quiet_tfds(), damaged_files(folder):
+    with quiet_tfds(), explain_read_errors(folder):
         info = tfds.builder_from_directory(folder).info
         if needs_levels and 'num_levels' not in info.metadata:
             raise FileNotFoundError('no metadata.json with num_levels')
@@ -36,7 +36,7 @@ def open_records(
 
     def open_split(spec: str) -> Split:
         """Opens a split or slice, which must exist; small ones are read into memory whole."""
-        with quiet_tfds(), damaged_files(folder):
+        with quiet_tfds(), explain_read_errors(folder):
             split = RecordSplit(folder, info.splits[spec].file_instructions, reader)
             if len(split) * int(np.prod(reader.image_shape)) <= in_memory_bytes:
                 return split.load()
@@ -76,7 +76,7 @@ class RecordSplit:
         return len(self._records)
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        with damaged_files(self._folder):
+        with explain_read_errors(self._folder):
             return self._reader(self._records.__getitems__([int(i) for i in indices]))
 
     def check_shards(self) -> None:

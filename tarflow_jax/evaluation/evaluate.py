@@ -15,24 +15,24 @@ from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import sample_scores, split_scores
 from tarflow_jax.evaluation.features import QUANTIZATIONS
-from tarflow_jax.evaluation.metrics import OF_SAMPLES, OF_SPLITS, metric_names, split_names
+from tarflow_jax.evaluation.metrics import SAMPLE_METRICS, SPLIT_METRICS, metric_names, split_names
 from tarflow_jax.evaluation.sample_scores import SampleScores
 from tarflow_jax.evaluation.split_scores import SplitScores
 from tarflow_jax.files import json_text, make_writable, remove_unfinished, write_json
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.quantities import format_duration
-from tarflow_jax.sampling.calibration_file import stored
+from tarflow_jax.sampling.calibration_file import find_calibration
 from tarflow_jax.stopping import Stop
 from tarflow_jax.values import Choice
-from tarflow_jax.workdir import EVALUATION_FILE, source_of, workdir_of
+from tarflow_jax.workdir import EVALUATION_FILE, checkpoint_or_workdir, workdir_of
 
 HISTORY_FILE = 'evaluations.jsonl'  # those before
 _UNFINISHED = 'unfinished'  # a key of the report: metrics still to come
-_DECISIVE = ('version', 'config_sha256', 'params_sha256')  # keys of what the scores depend on
+_IDENTITY_KEYS = ('version', 'config_sha256', 'params_sha256')  # keys of what the scores depend on
 
 
-class Part(Protocol):
+class MetricGroup(Protocol):
     """Some of the metrics of an evaluation; every process calls all methods but `details`.
 
     `prepare` makes what the scores need, perhaps for hours, and raises InputError for files of no
@@ -68,14 +68,14 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
     config = experiment.config
     check_settings(config)
     names = metric_names(config)
-    split_metrics = [name for name in names if name in OF_SPLITS]
-    sample_metrics = [name for name in names if name in OF_SAMPLES]
+    split_metrics = [name for name in names if name in SPLIT_METRICS]
+    sample_metrics = [name for name in names if name in SAMPLE_METRICS]
     params, identity = None, dict[str, Any]()
     if split_metrics or not config.evaluate.samples:
-        params, identity = _load(experiment, source_of(workdir, checkpoint))
+        params, identity = _load(experiment, checkpoint_or_workdir(workdir, checkpoint))
     if distributed.is_main():
         prepare_workdir(workdir)
-    parts: list[Part] = []
+    parts: list[MetricGroup] = []
     if split_metrics:
         parts.append(SplitScores(experiment, params, stop, split_metrics))
     if sample_metrics:
@@ -84,7 +84,9 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
         if not config.evaluate.samples:
             folders = [workdir, workdir_of(Path(identity['checkpoint']))]
             sampling = {**experiment.sampling, 'num_samples': config.evaluate.num_samples}
-            calibration = stored(folders, experiment.model, params, experiment.mesh, sampling)
+            calibration = find_calibration(
+                folders, experiment.model, params, experiment.mesh, sampling
+            )
         parts.append(
             SampleScores(
                 *(experiment, params, params_sha256, calibration, workdir, stop, sample_metrics)
@@ -99,7 +101,9 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
         'config_sha256': hashlib.sha256(json_text(config.to_dict()).encode()).hexdigest(),
         **identity,
     }
-    done = distributed.of_main(_take_over(workdir, about) if distributed.is_main() else None)
+    done = distributed.broadcast_from_main(
+        _resume_scores(workdir, about) if distributed.is_main() else None
+    )
     scores: dict[str, float] = {}
     for number, part in enumerate(parts):
         with rules.activation_sharding(experiment.mesh):
@@ -122,7 +126,7 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
 def _load(experiment: Experiment, source) -> tuple[Any, dict[str, Any]]:
     """The parameters at a source, and what identifies them: checkpoint, step, params_sha256."""
     params, step = loading.load_params(experiment, source)
-    loading.warn_of_other_noise(experiment.config, source)
+    loading.warn_of_noise_mismatch(experiment.config, source)
     return params, {'checkpoint': str(source), 'step': step, 'params_sha256': digest(params)}
 
 
@@ -151,13 +155,13 @@ def _read_last(workdir: Path) -> dict[str, Any] | None:
     return last
 
 
-def _take_over(workdir: Path, about: dict[str, Any]) -> dict[str, float]:
+def _resume_scores(workdir: Path, about: dict[str, Any]) -> dict[str, float]:
     """The scores of the same evaluation, interrupted; any other goes into the history."""
     last = _read_last(workdir)
     if last is None:
         return {}
     if last.get(_UNFINISHED):
-        changed = [key for key in _DECISIVE if last.get(key) != about.get(key)]
+        changed = [key for key in _IDENTITY_KEYS if last.get(key) != about.get(key)]
         if not changed:
             return {key: value for key, value in last.items() if '/' in key}
         logging.warning(
@@ -182,9 +186,9 @@ def check(experiment: Experiment) -> None:
     """Raises InputError if a trained model could not be evaluated as its config says."""
     check_settings(experiment.config)
     names = metric_names(experiment.config)
-    if chosen := [name for name in names if name in OF_SPLITS]:
+    if chosen := [name for name in names if name in SPLIT_METRICS]:
         split_scores.check(experiment, chosen)
-    if chosen := [name for name in names if name in OF_SAMPLES]:
+    if chosen := [name for name in names if name in SAMPLE_METRICS]:
         sample_scores.check(experiment, chosen)
 
 
@@ -198,12 +202,12 @@ def check_settings(config) -> None:
             'evaluate.metrics names iw_bits_per_dim, a bound on the code length of 8-bit images, '
             f"which takes noise.type='uniform'; this model has {config.noise.type!r}. Take it out."
         )
-    if settings.samples and not any(name in OF_SAMPLES for name in names):
+    if settings.samples and not any(name in SAMPLE_METRICS for name in names):
         raise InputError(
             'evaluate.samples is given, and evaluate.metrics names no metric of samples, such as '
             'fid. Name one, or take it out.'
         )
-    if any(name in OF_SPLITS for name in names) and not split_names(settings.splits):
+    if any(name in SPLIT_METRICS for name in names) and not split_names(settings.splits):
         raise InputError(
             'evaluate.splits must name a split of the data set, such as test; got none.'
         )

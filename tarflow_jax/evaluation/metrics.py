@@ -9,7 +9,7 @@ from tarflow_jax.likelihood import classify
 from tarflow_jax.likelihood.scores import score_split
 
 # Metrics of a split, each with the function that computes it.
-OF_SPLITS = {
+SPLIT_METRICS = {
     'nats_per_dim': score_split,
     'bits_per_dim': score_split,
     'iw_bits_per_dim': score_split,
@@ -18,7 +18,7 @@ OF_SPLITS = {
 }
 # Metrics of samples, each with its features and its comparison. Precision and recall come from one
 # computation of neighbours, and must follow one another here.
-OF_SAMPLES = {
+SAMPLE_METRICS = {
     'fid': ('pool', 'frechet'),
     'sfid': ('spatial', 'frechet'),
     'inception_score': ('logits_unbiased', 'score'),
@@ -30,14 +30,16 @@ OF_SAMPLES = {
 }
 # What one file of reference statistics has.
 FAMILIES = {'inception': ('pool', 'spatial'), 'haar': ('haar',)}
-ROWS = {kind for kind, how in OF_SAMPLES.values() if how == 'neighbours'}  # kept one by one
+ROW_FEATURES = {
+    kind for kind, how in SAMPLE_METRICS.values() if how == 'neighbours'
+}  # kept one by one
 FAMILY = {name: family for family, names in FAMILIES.items() for name in names}
 
 # Samples below which a metric does not exist.
-LEAST = {'frechet': 2, 'neighbours': NEIGHBOURS + 1, 'score': 1}
-LEAST_IMAGES = NEIGHBOURS + 1  # of a reference
+MIN_SAMPLES = {'frechet': 2, 'neighbours': NEIGHBOURS + 1, 'score': 1}
+MIN_IMAGES = NEIGHBOURS + 1  # of a reference
 
-METRICS = (*OF_SPLITS, *OF_SAMPLES)
+METRICS = (*SPLIT_METRICS, *SAMPLE_METRICS)
 
 
 def metric_names(config) -> list[str]:
@@ -63,19 +65,19 @@ def split_names(names) -> list[str]:
 def families(names: Iterable[str]) -> dict[str, set[str]]:
     """The families that metrics need, each with the features that they take of samples."""
     kinds_by_family: dict[str, set[str]] = {}
-    for kind, _ in (OF_SAMPLES[name] for name in names if name in OF_SAMPLES):
+    for kind, _ in (SAMPLE_METRICS[name] for name in names if name in SAMPLE_METRICS):
         kinds_by_family.setdefault(FAMILY.get(kind, 'inception'), set()).add(kind)
     return kinds_by_family
 
 
 def needs_reference(names: Iterable[str], family: str) -> bool:
     """Whether a metric compares features of the family with those of a reference."""
-    return any(OF_SAMPLES[name][0] in FAMILIES[family] for name in names)
+    return any(SAMPLE_METRICS[name][0] in FAMILIES[family] for name in names)
 
 
-def too_few(names: Iterable[str], num_samples: int) -> str | None:
+def sample_count_error(names: Iterable[str], num_samples: int) -> str | None:
     """Returns why there are too few samples to measure; None if there are enough."""
-    least = max(LEAST[OF_SAMPLES[name][1]] for name in names)
+    least = max(MIN_SAMPLES[SAMPLE_METRICS[name][1]] for name in names)
     if num_samples >= least:
         return None
     return f'must be at least {least} for {", ".join(names)}; got {num_samples}.'

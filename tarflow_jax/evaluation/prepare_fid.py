@@ -18,8 +18,8 @@ from tarflow_jax.evaluation.features import Features
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.files import make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
-from tarflow_jax.parallel.mesh import shared_batch_size
-from tarflow_jax.progress import counting
+from tarflow_jax.parallel.mesh import padded_batch_size
+from tarflow_jax.progress import count_progress
 from tarflow_jax.stopping import RESTARTS, Stop
 
 
@@ -34,7 +34,7 @@ def prepare_fid(experiment: Experiment, stop: Stop) -> None:
       InputError: the data or the weights of Inception are not there.
     """
     families = {
-        family: features_of(experiment.config, experiment.mesh, metrics.FAMILIES[family])
+        family: make_features(experiment.config, experiment.mesh, metrics.FAMILIES[family])
         for family in metrics.families(metrics.metric_names(experiment.config)) or ['inception']
     }
     with rules.activation_sharding(experiment.mesh):
@@ -43,7 +43,7 @@ def prepare_fid(experiment: Experiment, stop: Stop) -> None:
             reference.ensure(functools.partial(stop.check, RESTARTS), say=print)
 
 
-def features_of(config, mesh, names) -> Features:
+def make_features(config, mesh, names) -> Features:
     """Returns the `Features` of these names, with the settings of a config."""
     return Features(
         names,
@@ -71,9 +71,9 @@ class DataReference:
         self._flip = config.evaluate.reference_flip
         self._split_name = config.data.train_split
         self._split = dataset.split(self._split_name)
-        if len(self._split) < metrics.LEAST_IMAGES:
+        if len(self._split) < metrics.MIN_IMAGES:
             raise InputError(
-                f'reference statistics take at least {metrics.LEAST_IMAGES} images; '
+                f'reference statistics take at least {metrics.MIN_IMAGES} images; '
                 f'{dataset.name}/{self._split_name} has {len(self._split)}.'
             )
         words = [file_name(dataset.name), file_name(self._split_name)]
@@ -101,7 +101,7 @@ class DataReference:
         wanted = self.metadata()
         reference = self._read(wanted) if distributed.is_main() else None
         is_there = reference is not None or not distributed.is_main()
-        if not distributed.agree(is_there):
+        if not distributed.all_true(is_there):
             self._make(wanted, before_batch, say)
             reference = references.read(self.path) if distributed.is_main() else None
         elif reference:
@@ -130,8 +130,8 @@ class DataReference:
             make_writable(self.path.parent, 'another config.data.dir, or evaluate.reference')
             remove_unfinished(self.path.parent)
             print(f'Making reference statistics of {images}, this once.', flush=True)
-        size = shared_batch_size(self._batch_size, len(self._split), self._mesh)
-        with counting('images', len(self._split), enabled=distributed.is_main()) as progress:
+        size = padded_batch_size(self._batch_size, len(self._split), self._mesh)
+        with count_progress('images', len(self._split), enabled=distributed.is_main()) as progress:
             reference = quality.measure_split(
                 self._split,
                 self._dataset.num_levels,

@@ -18,7 +18,13 @@ from tarflow_jax.evaluation.distances import (
     precision_recall,
 )
 from tarflow_jax.evaluation.features import Features, to_8_bits
-from tarflow_jax.evaluation.metrics import FAMILIES, FAMILY, LEAST_IMAGES, OF_SAMPLES, ROWS
+from tarflow_jax.evaluation.metrics import (
+    FAMILIES,
+    FAMILY,
+    MIN_IMAGES,
+    ROW_FEATURES,
+    SAMPLE_METRICS,
+)
 from tarflow_jax.evaluation.moments import Gaussian, Moments
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.likelihood.scores import scored_batches
@@ -43,7 +49,7 @@ class Batch(NamedTuple):
 
 
 @dataclasses.dataclass
-class Measured:
+class Measurements:
     """Measurements of all images of all processes; every process has them."""
 
     gaussians: dict[str, Gaussian]
@@ -58,7 +64,7 @@ def measure(
     *,
     num_images: int,
     keep: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> Measured:
+) -> Measurements:
     """Computes the features of images, and sums them up; every process its own rows.
 
     Args:
@@ -98,22 +104,22 @@ class _Sums:
             self._score.add(values, index)
             return
         self._moments.setdefault(name, Moments(values.shape[1])).add(values)
-        if name in ROWS:
+        if name in ROW_FEATURES:
             self._kept.setdefault(name, []).append(values[chosen])
             self._kept_index.setdefault(name, []).append(index[chosen])
 
-    def total(self) -> Measured:
-        return Measured(
+    def total(self) -> Measurements:
+        return Measurements(
             {name: moments.gaussian() for name, moments in self._moments.items()},
             {
-                name: _in_order(np.concatenate(kept), np.concatenate(self._kept_index[name]))
+                name: _gather_in_order(np.concatenate(kept), np.concatenate(self._kept_index[name]))
                 for name, kept in self._kept.items()
             },
             self._score.score() if self._score else None,
         )
 
 
-def _in_order(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
+def _gather_in_order(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
     """The rows [n, D] of all processes, which have different n, by the number of their image."""
     counts = arrays.gather_rows(np.array([len(rows)], np.int32))
     missing = counts.max() - len(rows)
@@ -184,14 +190,16 @@ def with_missing_features(
     Raises:
       InputError: the file lacks what a metric needs.
     """
-    kinds = {OF_SAMPLES[name] for name in names if FAMILY.get(OF_SAMPLES[name][0]) == 'inception'}
+    kinds = {
+        SAMPLE_METRICS[name] for name in names if FAMILY.get(SAMPLE_METRICS[name][0]) == 'inception'
+    }
     missing = [
         kind
         for kind, comparison in kinds
         if comparison == 'frechet' and kind not in reference.gaussians
     ]
     if ('pool', 'neighbours') in kinds and 'pool' not in reference.rows:
-        if reference.images is None or len(reference.images) < LEAST_IMAGES:
+        if reference.images is None or len(reference.images) < MIN_IMAGES:
             missing.append('images, or features of single ones')
         else:
             split = ArraySplit(reference.images, np.full(len(reference.images), -1, np.int32))
@@ -221,18 +229,18 @@ def fingerprint(split) -> str:
 
 
 def score(
-    samples: Measured, references: dict[str, Reference], names: Iterable[str]
+    samples: Measurements, references: dict[str, Reference], names: Iterable[str]
 ) -> dict[str, float]:
     """The metrics of measured samples.
 
     Args:
       samples: the measurements of the samples.
       references: the references that the metrics need, by family, see `FAMILIES`.
-      names: the metrics, keys of `OF_SAMPLES`.
+      names: the metrics, keys of `SAMPLE_METRICS`.
     """
     scores: dict[str, float] = {}
     for name in names:
-        kind, comparison = OF_SAMPLES[name]
+        kind, comparison = SAMPLE_METRICS[name]
         if comparison == 'score' and samples.inception_score:
             scores['inception_score'], scores['inception_score_std'] = samples.inception_score
             continue
@@ -241,15 +249,17 @@ def score(
             gaussian = reference.gaussians[kind]
             scores[name] = frechet_distance(gaussian, samples.gaussians[kind])
         elif name not in scores:
-            pair = [other for other in OF_SAMPLES if OF_SAMPLES[other] == OF_SAMPLES[name]]
+            pair = [
+                other for other in SAMPLE_METRICS if SAMPLE_METRICS[other] == SAMPLE_METRICS[name]
+            ]
             both = precision_recall(reference.rows[kind], samples.rows[kind])
             scores |= zip(pair, both, strict=True)
     return scores
 
 
-def warn_of_few(name: str, reference: Reference, num_samples: int) -> None:
+def warn_of_small_sample(name: str, reference: Reference, num_samples: int) -> None:
     """Warns that a Frechet distance is biased if samples or reference images are too few."""
-    kind, comparison = OF_SAMPLES[name]
+    kind, comparison = SAMPLE_METRICS[name]
     if comparison != 'frechet':
         return
     gaussian = reference.gaussians[kind]

@@ -18,7 +18,7 @@ from tarflow_jax.formats.npz import NpzArrays
 # Keys of mean and covariance, as pytorch-fid, EDM and ADM name them, by the features they are of.
 KEYS = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s'), 'haar': ('mu_haar', 'sigma_haar')}
 # How torchmetrics and ADM prepare images; other files with mu and sigma do not say.
-_THEIRS = {'preprocessing': 'torch-fidelity'}
+_TORCH_FIDELITY_SETTINGS = {'preprocessing': 'torch-fidelity'}
 _ROUNDING = 1e-5  # of a covariance in float32, relative
 TORCHMETRICS = ('real_features_sum', 'real_features_cov_sum', 'real_features_num_samples')
 
@@ -105,7 +105,7 @@ def _read_npz(path: Path) -> Reference:
     if images is not None and (images.dtype != np.uint8 or images.ndim != 4):
         raise ValueError(f'arr_0 is {images.dtype} {list(images.shape)}, not images of uint8 NHWC')
     is_adm = 'mu_s' in held and 'metadata' not in held
-    return Reference(gaussians, rows, _THEIRS if is_adm else metadata, images)
+    return Reference(gaussians, rows, _TORCH_FIDELITY_SETTINGS if is_adm else metadata, images)
 
 
 def _metadata(text: np.ndarray) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _read_torchmetrics(path: Path) -> Reference:
     gaussian = gaussian_of_sums(int(count), total, products)
     _check_finite(path, *gaussian)
     _check_covariance(path, gaussian.cov)
-    return Reference({'pool': gaussian}, metadata=_THEIRS)
+    return Reference({'pool': gaussian}, metadata=_TORCH_FIDELITY_SETTINGS)
 
 
 def check(reference: Reference, settings: dict[str, Any], image_shape) -> None:
@@ -172,14 +172,14 @@ def check(reference: Reference, settings: dict[str, Any], image_shape) -> None:
       settings: preprocessing and weights, see `Features`.
       image_shape: (H, W, C) of the samples.
     """
-    made_with = reference.metadata
+    recorded_settings = reference.metadata
     expected = {**settings, 'image_shape': list(image_shape)}
     if reference.images is not None:
-        made_with = {**made_with, 'image_shape': list(reference.images.shape[1:])}
+        recorded_settings = {**recorded_settings, 'image_shape': list(reference.images.shape[1:])}
     differences = [
-        f'{key} is {made_with[key]} there, {value} here'
+        f'{key} is {recorded_settings[key]} there, {value} here'
         for key, value in expected.items()
-        if key in made_with and made_with[key] != value
+        if key in recorded_settings and recorded_settings[key] != value
     ]
     if differences:
         raise InputError(

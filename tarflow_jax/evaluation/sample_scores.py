@@ -12,28 +12,28 @@ from tarflow_jax.build import Experiment
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import metrics, quality, references
-from tarflow_jax.evaluation.drawn import DrawnSamples
 from tarflow_jax.evaluation.features import check_preprocessing, to_levels
 from tarflow_jax.evaluation.inception import FEATURES
-from tarflow_jax.evaluation.prepare_fid import DataReference, features_of
+from tarflow_jax.evaluation.prepare_fid import DataReference, make_features
 from tarflow_jax.evaluation.references import Reference
+from tarflow_jax.evaluation.sample_store import SampleStore
 from tarflow_jax.files import make_writable, sha256_of
 from tarflow_jax.likelihood.scores import scored_batches
 from tarflow_jax.parallel import arrays, distributed
-from tarflow_jax.parallel.mesh import shared_batch_size
-from tarflow_jax.progress import counting
+from tarflow_jax.parallel.mesh import padded_batch_size
+from tarflow_jax.progress import count_progress
 from tarflow_jax.sampling.batches import sample_batches
 from tarflow_jax.sampling.labels import spread_labels
 from tarflow_jax.sampling.parallel import Calibration
-from tarflow_jax.stopping import RESUMES, Stop
+from tarflow_jax.stopping import RESUMES, Stop, Stopped
 
-_COPIED = 1024  # samples at a time
+_COPY_BATCH_SIZE = 1024  # samples at a time
 
 
 def check(experiment: Experiment, names: list[str]) -> None:
     """Raises InputError if the config alone shows that samples cannot be measured."""
     settings, channels = experiment.config.evaluate, experiment.model.image_shape[2]
-    problem = metrics.too_few(names, settings.num_samples)
+    problem = metrics.sample_count_error(names, settings.num_samples)
     if problem and not settings.samples:
         raise InputError(f'evaluate.num_samples {problem}')
     if channels not in (1, 3):
@@ -54,7 +54,7 @@ class SampleScores:
       calibration: how samples are drawn, see `sampling.calibrate`; None for sequentially.
       workdir: the folder whose samples/ gets the samples.
       stop: receives the signals.
-      names: the metrics to compute, keys of `metrics.OF_SAMPLES`.
+      names: the metrics to compute, keys of `metrics.SAMPLE_METRICS`.
 
     Attributes:
       names: the metrics.
@@ -83,23 +83,25 @@ class SampleScores:
         self.names = names
         check(experiment, names)
         settings = self._settings
-        self._given = self._open_given() if settings.samples else None
+        self._loaded_samples = self._load_samples() if settings.samples else None
         self._sampling: dict[str, Any] = {}
-        self._num_samples = len(self._given) if self._given else settings.num_samples
-        if not self._given:
+        self._num_samples = (
+            len(self._loaded_samples) if self._loaded_samples else settings.num_samples
+        )
+        if not self._loaded_samples:
             self._sampling = {
                 **experiment.sampling,
                 'num_samples': settings.num_samples,
                 'labels': settings.labels,
             }
-        if problem := metrics.too_few(names, self._num_samples):
+        if problem := metrics.sample_count_error(names, self._num_samples):
             raise InputError(f'the images in {settings.samples} {problem}')
         self._features = {
-            family: features_of(self._config, self._mesh, kinds)
+            family: make_features(self._config, self._mesh, kinds)
             for family, kinds in metrics.families(names).items()
         }
         self._check_reference()
-        self._drawn = None if self._given else self._open_drawn()
+        self._sample_store = None if self._loaded_samples else self._open_drawn()
         self._references: dict[str, Reference] = {}
 
     @property
@@ -112,11 +114,11 @@ class SampleScores:
         references = {family: self._reference(family) for family in self._features}
         self._references = {family: r for family, r in references.items() if r}
         for name in self.names if distributed.is_main() else ():
-            family = metrics.FAMILY.get(metrics.OF_SAMPLES[name][0])
+            family = metrics.FAMILY.get(metrics.SAMPLE_METRICS[name][0])
             if family in self._references:
-                quality.warn_of_few(name, self._references[family], self._num_samples)
+                quality.warn_of_small_sample(name, self._references[family], self._num_samples)
 
-    def _open_given(self):
+    def _load_samples(self):
         """The samples of `evaluate.samples`."""
         settings, model = self._settings, self._model
         if not settings.samples.endswith('.npz'):
@@ -146,13 +148,13 @@ class SampleScores:
                 *(path, ', '.join(self.names)),
             )
 
-    def _open_drawn(self) -> DrawnSamples:
+    def _open_drawn(self) -> SampleStore:
         """The samples that an interrupted evaluation has drawn."""
         settings, folder = self._settings, self._folder
         if distributed.is_main():
             make_writable(folder)
             size = int(np.prod(self._model.image_shape))
-            keeps_rows = any(metrics.OF_SAMPLES[name][1] == 'neighbours' for name in self.names)
+            keeps_rows = any(metrics.SAMPLE_METRICS[name][1] == 'neighbours' for name in self.names)
             capacity.check_samples(
                 'evaluate.num_samples',
                 self._num_samples,
@@ -169,7 +171,7 @@ class SampleScores:
             'windows': self._windows,
             'quantization': settings.quantization,
         }
-        drawn = DrawnSamples(folder, identity, self._model.image_shape)
+        drawn = SampleStore(folder, identity, self._model.image_shape)
         if drawn.count and distributed.is_main():
             print(f'{drawn.count:,} samples are drawn already.', flush=True)
         return drawn
@@ -195,7 +197,9 @@ class SampleScores:
         """
         del done
         measured = quality.measure(
-            self._drawn_batches(self._drawn) if self._drawn else self._measured_batches(),
+            self._drawn_batches(self._sample_store)
+            if self._sample_store
+            else self._measured_batches(),
             list(self._features.values()),
             self._mesh,
             num_images=self._num_samples,
@@ -203,22 +207,22 @@ class SampleScores:
         )
         if not distributed.is_main():
             return {}
-        with self._stop.at_once(RESUMES):  # whatever was drawn is on the disk
-            if self._drawn and self._settings.save_samples:
-                self._save(self._drawn)
+        with self._stop.immediate(RESUMES):  # whatever was drawn is on the disk
+            if self._sample_store and self._settings.save_samples:
+                self._save(self._sample_store)
             return quality.score(measured, self._references, self.names)
 
     def _measured_batches(self) -> Iterator[quality.Batch]:
         batch_size = self._settings.batch_size
         check = self._stop.check
-        for batch in scored_batches(self._given, self._mesh, batch_size, check):
+        for batch in scored_batches(self._loaded_samples, self._mesh, batch_size, check):
             yield quality.Batch(batch['image'], arrays.fetch(batch['index']), batch['mask'])
 
-    def _drawn_batches(self, drawn: DrawnSamples) -> Iterator[quality.Batch]:
+    def _drawn_batches(self, drawn: SampleStore) -> Iterator[quality.Batch]:
         """Yields the samples drawn before an interruption, then draws the remaining ones."""
         total = self._num_samples
         first = min(drawn.count, total)
-        batch_size = shared_batch_size(self._sampling['batch_size'], total, self._mesh)
+        batch_size = padded_batch_size(self._sampling['batch_size'], total, self._mesh)
         for start in range(0, first, batch_size):
             self._stop.check()
             yield self._read_batch(drawn, start, min(start + batch_size, first), batch_size)
@@ -230,7 +234,7 @@ class SampleScores:
             calibration=self._calibration,
             **self._sampling,
         )
-        progress = counting('samples', total, first, enabled=distributed.is_main())
+        progress = count_progress('samples', total, first, enabled=distributed.is_main())
         try:
             with progress:
                 for batch in batches:
@@ -238,18 +242,22 @@ class SampleScores:
                     drawn.add(arrays.fetch(images)[batch.mask], batch.num_redrawn)
                     progress.update(min(drawn.count, total))
                     yield quality.Batch(images, batch.index, batch.mask)
+        except Stopped:  # in all processes, of which none may end before the main one has written
+            drawn.write()
+            distributed.all_true(True)
+            raise
         finally:
             drawn.write()
 
-    def _read_batch(self, drawn: DrawnSamples, start: int, stop: int, size: int) -> quality.Batch:
+    def _read_batch(self, drawn: SampleStore, start: int, stop: int, size: int) -> quality.Batch:
         mesh = self._mesh
         images = np.zeros((size, *self._model.image_shape), np.uint8)
-        images[: stop - start] = arrays.array_of_main(drawn.read(start, stop))
+        images[: stop - start] = arrays.broadcast_array(drawn.read(start, stop))
         index = np.arange(start, start + size, dtype=np.int32)
         rows = arrays.local_rows(mesh, size)
         return quality.Batch(arrays.put_rows(images[rows], mesh, size, rows), index, index < stop)
 
-    def _save(self, drawn: DrawnSamples) -> None:
+    def _save(self, drawn: SampleStore) -> None:
         """Makes `samples/evaluated.npz`, as ADM's sample batches are."""
         total = self._num_samples
         labels = spread_labels(
@@ -257,26 +265,26 @@ class SampleScores:
         )
         path = self._folder / 'evaluated.npz'
         with imagefiles.npz_writer(path, (total, *self._model.image_shape), labels) as write:
-            for start in range(0, total, _COPIED):
-                write(drawn.read(start, min(start + _COPIED, total)))
+            for start in range(0, total, _COPY_BATCH_SIZE):
+                write(drawn.read(start, min(start + _COPY_BATCH_SIZE, total)))
 
     def finish(self) -> None:
         """Removes what an interrupted evaluation would resume from."""
-        if self._drawn:
-            self._drawn.remove()
+        if self._sample_store:
+            self._sample_store.remove()
 
     def details(self) -> dict[str, Any]:
         """Returns what was measured, with which settings, and the references."""
         source: dict[str, Any] = {}
-        if self._given:
+        if self._loaded_samples:
             path = self._settings.samples
             source = {'file': path, 'file_sha256': sha256_of(path)}
-        if self._drawn:
+        if self._sample_store:
             source = {
                 **self._sampling,
                 'windows': self._windows,
                 'quantization': self._settings.quantization,
-                'redrawn': self._drawn.num_redrawn,
+                'redrawn': self._sample_store.num_redrawn,
             }
         for features in self._features.values():
             source |= features.settings

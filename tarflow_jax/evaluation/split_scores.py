@@ -5,11 +5,11 @@ from typing import Any
 
 from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation.metrics import OF_SPLITS, split_names
+from tarflow_jax.evaluation.metrics import SPLIT_METRICS, split_names
 from tarflow_jax.likelihood.scores import in_float32
 from tarflow_jax.parallel import distributed
-from tarflow_jax.parallel.mesh import shared_batch_size
-from tarflow_jax.progress import counting
+from tarflow_jax.parallel.mesh import padded_batch_size
+from tarflow_jax.progress import count_progress
 from tarflow_jax.stopping import Stop
 
 
@@ -31,7 +31,7 @@ class SplitScores:
       experiment: the experiment to evaluate.
       params: the parameters of its model.
       stop: receives the signals.
-      names: the metrics to compute, keys of `OF_SPLITS`.
+      names: the metrics to compute, keys of `SPLIT_METRICS`.
 
     Attributes:
       names: the metrics.
@@ -74,11 +74,11 @@ class SplitScores:
     def _scores_of(self, split_name: str) -> dict[str, float]:
         experiment, settings = self._experiment, self._experiment.config.evaluate
         scores: dict[str, float] = {}
-        for function in dict.fromkeys(OF_SPLITS[name] for name in self.names):
+        for function in dict.fromkeys(SPLIT_METRICS[name] for name in self.names):
             split = self._splits[split_name]
-            size = shared_batch_size(settings.batch_size, len(split), experiment.mesh)
+            size = padded_batch_size(settings.batch_size, len(split), experiment.mesh)
             noun = f'images of {split_name}'
-            with counting(noun, len(split), enabled=distributed.is_main()) as progress:
+            with count_progress(noun, len(split), enabled=distributed.is_main()) as progress:
                 scores |= function(
                     in_float32(experiment.model),
                     self._params,

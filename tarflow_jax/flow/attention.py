@@ -15,8 +15,8 @@ from flax import linen as nn
 
 # Full float32 products: by default, TPUs and recent GPUs round the factors.
 PRECISION = jax.lax.Precision.HIGHEST
-MOST_PARTS = 4  # parts of a sequence; a fifth part would save only 1/40 of the token pairs
-LEAST_QUERIES = 128  # queries of a part of a whole sequence; smaller products are slower
+MAX_PARTS = 4  # parts of a sequence; a fifth part would save only 1/40 of the token pairs
+MIN_QUERIES = 128  # queries of a part of a whole sequence; smaller products are slower
 
 
 def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
@@ -36,7 +36,7 @@ def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
     """
     batch, length, heads, head_dim = q_BTNK.shape
     # XLA's CPU backend takes longer for products in other orders of the axes.
-    logits_BNTS = _products(like_cache(q_BTNK.swapaxes(1, 2), k_BNSK), k_BNSK)
+    logits_BNTS = _products(match_cache_rank(q_BTNK.swapaxes(1, 2), k_BNSK), k_BNSK)
     scale_B = head_dim**-0.5 / jnp.broadcast_to(temperature, (batch,))
     scale_B111 = scale_B.reshape(-1, *(1,) * (logits_BNTS.ndim - 1))
     seen_TS = jnp.arange(k_BNSK.shape[-2])[None] <= position_T[:, None]
@@ -46,7 +46,7 @@ def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
     return mixed_BNTK.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
 
 
-def like_cache(x_BNTK, cache_BNSK):
+def match_cache_rank(x_BNTK, cache_BNSK):
     """Drops the batch axis of a batch of one if the cache lacks that axis, see `KVCache`."""
     return x_BNTK.reshape(*cache_BNSK.shape[:-2], *x_BNTK.shape[-2:])
 
@@ -82,7 +82,7 @@ def xla(q_BTNK, k_BTNK, v_BTNK):
         prefix = k_BNSK[:, :, :end], v_BNSK[:, :, :end]
         return attend(q_BTNK[:, first:end], *prefix, position_T, 1.0)
 
-    parts = causal_parts(q_BTNK.shape[1], LEAST_QUERIES)
+    parts = causal_parts(q_BTNK.shape[1], MIN_QUERIES)
     return jnp.concatenate([mix(first, end) for first, end in parts], axis=1)
 
 
@@ -92,7 +92,7 @@ def causal_parts(length: int, least: int) -> list[tuple[int, int]]:
     Queries then read keys and values up to the end of their part, not of the sequence. Each part is
     compiled separately.
     """
-    step = max(least, math.ceil(length / MOST_PARTS))
+    step = max(least, math.ceil(length / MAX_PARTS))
     return [(first, min(first + step, length)) for first in range(0, length, step)]
 
 

@@ -102,8 +102,8 @@ class FlowBlock(nn.Module):
 
         A loop over tokens would otherwise copy each layer's out of the stack for every token.
         """
-        of_layer = map(operator.itemgetter, range(self.num_layers))
-        layers = tuple(jax.tree.map(take, params['layers']) for take in of_layer)
+        layer_getters = map(operator.itemgetter, range(self.num_layers))
+        layers = tuple(jax.tree.map(take, params['layers']) for take in layer_getters)
         return {**params, 'layers': layers}
 
     def empty_caches(self, batch: int, length: int) -> tuple[KVCache, ...]:
@@ -133,12 +133,12 @@ class FlowBlock(nn.Module):
         pos_embed_TD = jnp.take(self.pos_embed, position_T, axis=0, mode='clip')
         h_BTD = self._embed(x_BTP, labels_B, pos_embed_TD)
         layer = TransformerLayer(self.head_dim, self.dtype, parent=None)
-        written = []
+        new_caches = []
         with jax.named_scope('layers'):
             for params, cache in zip(self.get_variable('params', 'layers'), caches, strict=True):
                 h_BTD, cache = layer.apply({'params': params}, h_BTD, cache, position, temperature)
-                written.append(cache)
-        return self._head(h_BTD), tuple(written)
+                new_caches.append(cache)
+        return self._head(h_BTD), tuple(new_caches)
 
     def _embed(self, x_BTP, labels_B, pos_embed_TD):
         h_BTD = self.proj_in(x_BTP) + pos_embed_TD[None]

@@ -23,7 +23,7 @@ from tarflow_jax.flow.attention import PRECISION
 name_axes = nn.with_logical_constraint
 
 
-def keep(product):
+def checkpoint_product(product):
     """Names the result of a product with parameters, for `block.REMAT_POLICIES`."""
     return checkpoint_name(product, 'product')
 
@@ -92,7 +92,7 @@ class KVCache(NamedTuple):
     keys: jax.Array
     values: jax.Array
 
-    def lengthened(self, length: int) -> 'KVCache':
+    def padded_to(self, length: int) -> 'KVCache':
         """The cache with room for `length` tokens."""
         *rows, size, _ = self.keys.shape
         widths = [(0, 0)] * len(rows) + [(0, length - size), (0, 0)]
@@ -102,7 +102,9 @@ class KVCache(NamedTuple):
         """The cache with tokens written from `position` on, in place under jit."""
 
         def update(x_BNSK, new_BTNK):
-            new_BNTK = attention.like_cache(new_BTNK.swapaxes(1, 2), x_BNSK).astype(x_BNSK.dtype)
+            new_BNTK = attention.match_cache_rank(new_BTNK.swapaxes(1, 2), x_BNSK).astype(
+                x_BNSK.dtype
+            )
             return jax.lax.dynamic_update_slice_in_dim(x_BNSK, new_BNTK, position, axis=-2)
 
         return KVCache(update(self.keys, k_BTNK), update(self.values, v_BTNK))
@@ -122,7 +124,7 @@ class CausalAttention(nn.Module):
 
         qkv = Linear((heads, 3, self.head_dim), self.dtype, name='qkv')(h_BTD)
         qkv = name_axes(qkv, ('batch', 'tokens', 'heads', None, 'head_dim'))
-        q_BTNK, k_BTNK, v_BTNK = (keep(qkv[:, :, :, part]) for part in range(3))
+        q_BTNK, k_BTNK, v_BTNK = (checkpoint_product(qkv[:, :, :, part]) for part in range(3))
         if cache is None:
             mixed_BTNK = attention.IMPLEMENTATIONS[self.attention](q_BTNK, k_BTNK, v_BTNK)
         else:
@@ -132,7 +134,7 @@ class CausalAttention(nn.Module):
             mixed_BTNK = attention.attend(q_BTNK, keys, values, position_T, temperature)
         mixed_BTNK = name_axes(mixed_BTNK, ('batch', 'tokens', 'heads', 'head_dim'))
         out_BTD = Linear((width,), self.dtype, name='out')(mixed_BTNK)
-        return keep(out_BTD), cache
+        return checkpoint_product(out_BTD), cache
 
 
 class Mlp(nn.Module):
@@ -145,7 +147,7 @@ class Mlp(nn.Module):
     def __call__(self, h_BTD):
         width = h_BTD.shape[-1]
         h_BTF = Linear((self.expansion * width,), self.dtype, name='up')(h_BTD)
-        h_BTF = name_axes(gelu(keep(h_BTF)), ('batch', 'tokens', 'hidden'))
+        h_BTF = name_axes(gelu(checkpoint_product(h_BTF)), ('batch', 'tokens', 'hidden'))
         return Linear((width,), self.dtype, name='down')(h_BTF)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.values import refuse
+from tarflow_jax.values import raise_invalid
 
 
 def as_batch(name: str, array, row_shape: tuple[int, ...]) -> jax.Array:
@@ -37,7 +37,7 @@ def as_labels(labels, batch: int, num_classes: int) -> jax.Array:
     if labels.shape != (batch,):
         raise InputError(f'labels must have the shape ({batch},), one per row; got {labels.shape}.')
     if not jnp.issubdtype(labels.dtype, jnp.integer) and batch:
-        refuse('labels', 'must be whole numbers', labels)
+        raise_invalid('labels', 'must be whole numbers', labels)
     if num_classes and not isinstance(labels, jax.core.Tracer):
         values = np.asarray(labels)
         wrong = values[(values < -1) | (values >= num_classes)]
@@ -58,5 +58,5 @@ def _as_array(name: str, value) -> jax.Array | np.ndarray:
     except (TypeError, ValueError):  # lists of unequal lengths
         array = np.array(None)
     if array.dtype.kind not in 'biufcV':  # V includes bfloat16
-        refuse(name, 'must be an array of numbers', value)
+        raise_invalid(name, 'must be an array of numbers', value)
     return array

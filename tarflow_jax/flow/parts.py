@@ -12,10 +12,10 @@ from flax import linen as nn
 from jax.sharding import AbstractMesh
 
 from tarflow_jax.flow.conditioner import TransformerLayer
-from tarflow_jax.parallel.mesh import batch_shares
+from tarflow_jax.parallel.mesh import num_batch_shards
 
 CACHE_BYTES = 2**21  # of a CPU's core, for hidden features
-MOST_UNROLLED = 32  # layers, of which each takes about a second to compile
+MAX_UNROLLED = 32  # layers, of which each takes about a second to compile
 
 
 def count_parts(model, num_images: int, mesh: AbstractMesh | None = None) -> int:
@@ -31,19 +31,19 @@ def count_parts(model, num_images: int, mesh: AbstractMesh | None = None) -> int
         device.
     """
     mesh = mesh or jax.sharding.get_abstract_mesh()
-    if not _is_of_cpus(mesh):
+    if not _is_cpu_mesh(mesh):
         return 1
-    shares = 1 if mesh.empty else math.gcd(num_images, batch_shares(mesh))
+    shares = 1 if mesh.empty else math.gcd(num_images, num_batch_shards(mesh))
     rows = num_images // shares
     counts = (n for n in range(1, rows + 1) if rows % n == 0)
     return next(n for n in counts if n == rows or hidden_bytes(model, rows // n) <= CACHE_BYTES)
 
 
-def for_gradients(model, mesh: AbstractMesh | None = None):
+def unroll_for_gradients(model, mesh: AbstractMesh | None = None):
     """The model with its loops written out, where that makes its gradients faster."""
-    is_small = model.num_blocks * model.layers_per_block <= MOST_UNROLLED
+    is_small = model.num_blocks * model.layers_per_block <= MAX_UNROLLED
     mesh = mesh or jax.sharding.get_abstract_mesh()
-    return model.clone(unroll='all') if is_small and _is_of_cpus(mesh) else model
+    return model.clone(unroll='all') if is_small and _is_cpu_mesh(mesh) else model
 
 
 def hidden_bytes(model, num_images: int) -> float:
@@ -73,5 +73,5 @@ def map_parts(function, model, *batch):
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(num_images, *x.shape[2:]), results)
 
 
-def _is_of_cpus(mesh: AbstractMesh) -> bool:
+def _is_cpu_mesh(mesh: AbstractMesh) -> bool:
     return (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) == 'cpu'

@@ -12,7 +12,7 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.flow import patches
 from tarflow_jax.flow.inputs import as_batch
 from tarflow_jax.flow.tokens import SETTINGS, SIZE, TokenFlow, check_attributes
-from tarflow_jax.values import Choice, ImageShape, refuse
+from tarflow_jax.values import Choice, ImageShape, raise_invalid
 
 ATTRIBUTES = {'image_shape': ImageShape(), 'patch_size': SIZE, **SETTINGS}
 PRIORS = ('tracked', 'standard')
@@ -145,7 +145,7 @@ def check_params(model, params) -> None:
 
 def _check_model(model) -> None:
     if not isinstance(model, TarFlow):
-        refuse('model', 'must be a TarFlow', model)
+        raise_invalid('model', 'must be a TarFlow', model)
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,9 +14,9 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.flow.attention import IMPLEMENTATIONS, SPLASH_BLOCKS
 from tarflow_jax.flow.block import REMAT_POLICIES, FlowBlock
 from tarflow_jax.flow.inputs import as_batch, as_labels
-from tarflow_jax.values import Choice, Flag, Whole
+from tarflow_jax.values import Boolean, Choice, Integer
 
-SIZE = Whole(1, 2**20)
+SIZE = Integer(1, 2**20)
 
 
 class DtypeName(Choice):
@@ -43,9 +43,9 @@ SETTINGS = {
     'width': SIZE,
     'num_blocks': SIZE,
     'layers_per_block': SIZE,
-    'num_classes': Whole(0, 2**24, 'must be at least 0 (for none)'),
+    'num_classes': Integer(0, 2**24, 'must be at least 0 (for none)'),
     'head_dim': SIZE,
-    'volume_preserving': Flag(),
+    'volume_preserving': Boolean(),
     'dtype': DtypeName(('float32', 'bfloat16')),
     'attention': Choice(tuple(IMPLEMENTATIONS)),
     'remat': Choice(tuple(REMAT_POLICIES)),
@@ -110,7 +110,7 @@ class TokenFlow(nn.Module):
     unroll: str = 'none'
 
     def __post_init__(self):
-        check_attributes(self, {'num_tokens': Whole(1), 'token_dim': Whole(1), **SETTINGS})
+        check_attributes(self, {'num_tokens': Integer(1), 'token_dim': Integer(1), **SETTINGS})
         self._check_sizes()
         super().__post_init__()
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from tarflow_jax.files import open_regular
 
-_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # as NumPy writes
-_MOST_HEADER_BYTES = 2**16
+_COMPRESSION_TYPES = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # as NumPy writes
+_MAX_HEADER_BYTES = 2**16
 # Arrays may unpack to a hundredfold of their file and a gigabyte.
-_MOST_TIMES, _MOST_BYTES = 100, 2**30
+_MAX_EXPANSION, _MAX_BYTES = 100, 2**30
 
 
 class Header(NamedTuple):
@@ -41,7 +41,7 @@ class NpzArrays:
         self._file = open_regular(path)
         try:
             self._archive = zipfile.ZipFile(self._file)
-            self._left = _MOST_TIMES * os.fstat(self._file.fileno()).st_size + _MOST_BYTES
+            self._byte_budget = _MAX_EXPANSION * os.fstat(self._file.fileno()).st_size + _MAX_BYTES
             self._infos = {
                 info.filename.removesuffix('.npy'): info
                 for info in self._archive.infolist()
@@ -60,10 +60,10 @@ class NpzArrays:
 
     def _header(self, name: str) -> Header:
         info = self._infos[name]
-        if info.compress_type not in _PACKINGS:
+        if info.compress_type not in _COMPRESSION_TYPES:
             raise zipfile.BadZipFile(f'{name} is packed in another way than NumPy does')
         with self._archive.open(info) as member:
-            start = io.BytesIO(member.read(_MOST_HEADER_BYTES))
+            start = io.BytesIO(member.read(_MAX_HEADER_BYTES))
         is_v1 = np.lib.format.read_magic(start) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if is_v1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(start)
@@ -79,11 +79,11 @@ class NpzArrays:
         info, header = self._infos[name], self.headers[name]
         if header.dtype.kind not in 'biufU':
             raise ValueError(f'{name} is of type {header.dtype}')
-        self._left -= info.file_size
-        if self._left < 0:
+        self._byte_budget -= info.file_size
+        if self._byte_budget < 0:
             raise ValueError(
-                f'{name} would unpack to {info.file_size:,} bytes, more than {_MOST_TIMES} times '
-                'the file'
+                f'{name} would unpack to {info.file_size:,} bytes, more than {_MAX_EXPANSION} '
+                'times the file'
             )
         with self._archive.open(info) as member:
             return np.lib.format.read_array(member, allow_pickle=False)

@@ -13,7 +13,7 @@ from tarflow_jax.formats import torchlegacy, torchzip
 from tarflow_jax.formats.torchpickle import STORAGES, Tensor
 
 # Tensors may repeat elements and share storages, but not be a thousandfold of their file.
-_MOST_TIMES, _MOST_BYTES = 8, 2**30
+_MAX_EXPANSION, _MAX_BYTES = 8, 2**30
 
 
 def read_state_dict(path) -> dict[str, np.ndarray]:
@@ -60,7 +60,7 @@ def _check_state_dict(path: Path, value: Any) -> None:
 
 def _check_size(tensors: dict[str, Tensor], file_size: int) -> None:
     num_bytes = sum(tensor.num_bytes for tensor in tensors.values())
-    if num_bytes > _MOST_TIMES * file_size + _MOST_BYTES:
+    if num_bytes > _MAX_EXPANSION * file_size + _MAX_BYTES:
         raise ValueError(f'its tensors, {num_bytes} bytes, are far larger than it is')
 
 

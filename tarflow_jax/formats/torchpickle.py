@@ -33,9 +33,9 @@ STORAGE_DTYPES = {
 STORAGES = {np.dtype(dtype): storage for storage, dtype in STORAGE_DTYPES.items()}
 
 # A tensor takes about 40 operations; an operation takes some microseconds, and 300 bytes at most.
-_MOST_OPERATIONS = 2**19
-_MOST_AXES = 32
-_LARGEST = 2**63 - 1  # of what PyTorch counts
+_MAX_OPERATIONS = 2**19
+_MAX_AXES = 32
+_MAX_INT64 = 2**63 - 1  # of what PyTorch counts
 
 
 class Storage(NamedTuple):
@@ -134,9 +134,9 @@ class _Interpreter:
                 raise pickle.UnpicklingError(
                     f'its description has the operation {operation.name}, which no tensor takes'
                 )
-            if count == _MOST_OPERATIONS:
+            if count == _MAX_OPERATIONS:
                 raise pickle.UnpicklingError(
-                    f'its description has more than {_MOST_OPERATIONS:,} operations'
+                    f'its description has more than {_MAX_OPERATIONS:,} operations'
                 )
             _OPERATIONS[operation.name](self, argument)
         (value,) = self._stack
@@ -232,14 +232,14 @@ def _checked(value: Any, kind: type) -> Any:
 
 
 def _checked_number(value: Any) -> int:
-    if not 0 <= _checked(value, int) <= _LARGEST:
+    if not 0 <= _checked(value, int) <= _MAX_INT64:
         raise pickle.UnpicklingError('it has a size below 0 or beyond all files')
     return value
 
 
 def _checked_numbers(values: Any) -> tuple[int, ...]:
-    if len(_checked(values, tuple)) > _MOST_AXES:
-        raise pickle.UnpicklingError(f'a tensor has more than {_MOST_AXES} axes')
+    if len(_checked(values, tuple)) > _MAX_AXES:
+        raise pickle.UnpicklingError(f'a tensor has more than {_MAX_AXES} axes')
     return tuple(map(_checked_number, values))
 
 

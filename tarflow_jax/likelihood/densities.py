@@ -12,10 +12,10 @@ from tarflow_jax.flow.parts import map_parts
 from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.likelihood.scores import in_float32, noisy_log_prob
-from tarflow_jax.values import INT32_MAX, Whole
+from tarflow_jax.values import INT32_MAX, Integer
 
-DRAWS = Whole(1)
-SEED = Whole(0, INT32_MAX)
+DRAWS = Integer(1)
+SEED = Integer(0, INT32_MAX)
 
 
 def log_prob(model: TarFlow, params, images, labels=None):

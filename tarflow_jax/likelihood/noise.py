@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tarflow_jax.values import Choice, Real
+from tarflow_jax.values import Choice, Float
 
-STD = Real(0, 10, above=True)  # of pixels, which span a range of 2
+STD = Float(0, 10, exclude_low=True)  # of pixels, which span a range of 2
 
 
 @dataclasses.dataclass(frozen=True)

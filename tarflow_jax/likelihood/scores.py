@@ -12,7 +12,7 @@ from tarflow_jax.flow.parts import map_parts
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import arrays
-from tarflow_jax.parallel.mesh import shared_batch_size
+from tarflow_jax.parallel.mesh import padded_batch_size
 
 
 def score_split(
@@ -97,7 +97,7 @@ def scored_batches(split, mesh, batch_size: int, before_batch: Callable[[], obje
     """
     from tarflow_jax.data import pipeline  # a model is loaded without Grain
 
-    batch_size = shared_batch_size(batch_size, len(split), mesh)
+    batch_size = padded_batch_size(batch_size, len(split), mesh)
     rows = arrays.local_rows(mesh, batch_size)
     batches = pipeline.eval_batches(split, batch_size=batch_size, rows=rows)
     with contextlib.closing(batches):

@@ -111,7 +111,7 @@ def put(tree, shardings):
     return jax.tree.map(put_array, tree, shardings)
 
 
-def array_of_main(array: np.ndarray) -> np.ndarray:
+def broadcast_array(array: np.ndarray) -> np.ndarray:
     """The array of process 0 in every process; others give one of its shape and 32-bit type."""
     if jax.process_count() == 1:
         return array

@@ -28,7 +28,7 @@ _member: Member | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """The place of this process among several.
 
     Attributes:
@@ -69,11 +69,13 @@ def connect(
     """
     global _connecting
     _connecting = True
-    if place := find_place(mode, coordinator, num_processes, process_id, timeout):
-        _start_jax(place, _join(place, timeout), timeout)
+    if info := resolve_process_info(mode, coordinator, num_processes, process_id, timeout):
+        _start_jax(info, _join(info, timeout), timeout)
 
 
-def find_place(mode, coordinator, num_processes, process_id, timeout) -> Place | None:
+def resolve_process_info(
+    mode, coordinator, num_processes, process_id, timeout
+) -> ProcessInfo | None:
     """The place of this process among several, None for one on its own; see `connect`."""
     given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
     if mode == 'off' or (mode == 'auto' and not _any_given(given) and not launched()):
@@ -81,10 +83,10 @@ def find_place(mode, coordinator, num_processes, process_id, timeout) -> Place |
     if timeout < 1:
         raise InputError(f'--coordinator_timeout must be at least 1 second; got {timeout}.')
     if _any_given(given):
-        place = Place(*check(given))
+        info = ProcessInfo(*check(given))
     else:
-        place = _read_launcher(timeout)
-    return place if place.num_processes > 1 else None
+        info = _read_launcher(timeout)
+    return info if info.num_processes > 1 else None
 
 
 def is_one_of_several() -> bool:
@@ -120,7 +122,7 @@ def check(given: dict) -> tuple[str, int, int]:
     return given['coordinator'], given['num_processes'], given['process_id']
 
 
-def _read_launcher(timeout: int) -> Place:
+def _read_launcher(timeout: int) -> ProcessInfo:
     settings: Any = ClusterEnv.auto_detect_unset_distributed_params(
         os.environ.get('JAX_COORDINATOR_ADDRESS'), None, None, None, None, timeout
     )
@@ -137,29 +139,29 @@ def _read_launcher(timeout: int) -> Place:
     coordinator, num_processes, process_id, local_device_ids = settings
     if os.environ.get('JAX_LOCAL_DEVICE_IDS'):  # which JAX reads where none are given
         local_device_ids = None
-    return Place(coordinator, num_processes, process_id, local_device_ids)
+    return ProcessInfo(coordinator, num_processes, process_id, local_device_ids)
 
 
-def _join(place: Place, timeout: float) -> tuple[Member, int]:
+def _join(info: ProcessInfo, timeout: float) -> tuple[Member, int]:
     """This process as a member of the hub, and its port to JAX's coordination service."""
-    if place.process_id == 0:
-        listener = _listen(place.coordinator)
+    if info.process_id == 0:
+        listener = _listen(info.coordinator)
         service_port = _free_port()
-        hub = Hub(listener, place.coordinator, place.num_processes, timeout, service_port)
+        hub = Hub(listener, info.coordinator, info.num_processes, timeout, service_port)
         connection = socket.create_connection(('127.0.0.1', listener.getsockname()[1]))
-        return Member(0, place.num_processes, connection, hub), service_port
-    connection = _reach(place.coordinator, timeout)
-    member = Member(place.process_id, place.num_processes, connection)
-    return member, open_tunnel(_address(place.coordinator))
+        return Member(0, info.num_processes, connection, hub), service_port
+    connection = _reach(info.coordinator, timeout)
+    member = Member(info.process_id, info.num_processes, connection)
+    return member, open_tunnel(_address(info.coordinator))
 
 
-def _start_jax(place: Place, joined: tuple[Member, int], timeout: float) -> None:
+def _start_jax(info: ProcessInfo, joined: tuple[Member, int], timeout: float) -> None:
     global _member
     _member, service_port = joined
     if not _member.wait_for_all(timeout):
         _member = None
         reason = 'what listens there is no process of this program'
-        raise RunError(_no_answer(place.coordinator, timeout, reason))
+        raise RunError(_no_answer(info.coordinator, timeout, reason))
     service = f'127.0.0.1:{service_port}'
     # JAX warns of proxies. The way to this machine leads through none.
     jax.config.update('jax_check_proxy_envs', False)
@@ -169,9 +171,9 @@ def _start_jax(place: Place, joined: tuple[Member, int], timeout: float) -> None
     jax.config.update('jax_enable_preemption_service', False)
     jax.distributed.initialize(
         service,
-        place.num_processes,
-        place.process_id,
-        place.local_device_ids,
+        info.num_processes,
+        info.process_id,
+        info.local_device_ids,
         cluster_detection_method='deactivate',
         coordinator_bind_address=service,
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
@@ -185,8 +187,8 @@ def _finish(member: Member) -> None:
     try:
         member.wait_for_end()
     except KeyboardInterrupt:
-        member.claim_end(130)
-        member.fail(130, 'interrupted.')
+        member.claim_failure_report(130)
+        member.abort_all(130, 'interrupted.')
     jax.distributed.shutdown()
     member.wait_until_alone()
 
@@ -237,7 +239,7 @@ def _no_answer(coordinator, timeout, reason) -> str:
     )
 
 
-def leave(status: int, message: object) -> None:
+def abort_all(status: int, message: object) -> None:
     """Ends all other processes after this one failed, with its status and message.
 
     They may be waiting for it in the middle of a step, so nothing but this would end them soon.
@@ -246,23 +248,25 @@ def leave(status: int, message: object) -> None:
     if _member:
         sys.stdout.flush()
         sys.stderr.flush()
-        _member.fail(status, str(message))
+        _member.abort_all(status, str(message))
 
 
-def leave_before_connecting(
+def abort_before_connecting(
     status: int, message: object, mode, coordinator, num_processes, process_id
 ) -> None:
-    """Like `leave`, for a process that fails before `connect`; takes the arguments of `connect`."""
+    """Like `abort_all`, for a process that fails before `connect`, whose arguments it takes."""
     if _connecting:
         return
     with contextlib.suppress(InputError, RunError):
-        if place := find_place(mode, coordinator, num_processes, process_id, GRACE_SECONDS):
-            member, _ = _join(place, GRACE_SECONDS)
-            member.claim_end(status)
-            member.fail(status, str(message))
+        if info := resolve_process_info(
+            mode, coordinator, num_processes, process_id, GRACE_SECONDS
+        ):
+            member, _ = _join(info, GRACE_SECONDS)
+            member.claim_failure_report(status)
+            member.abort_all(status, str(message))
 
 
-def claim_end(status: int) -> None:
+def claim_failure_report(status: int) -> None:
     """Claims the right to report a failure; if another process failed first, it ends this one.
 
     When a process ends, the collectives of the others fail as well, so the failure of this process
@@ -272,4 +276,4 @@ def claim_end(status: int) -> None:
       status: the exit status of the failure. An invalid command (2) is never such a consequence.
     """
     if _member:
-        _member.claim_end(status, _FAILURES_SECONDS if status == 1 else 0)
+        _member.claim_failure_report(status, _FAILURES_SECONDS if status == 1 else 0)

@@ -9,7 +9,7 @@ import os
 
 import jax
 
-from tarflow_jax.parallel.host_memory import computes_here
+from tarflow_jax.parallel.host_memory import runs_on_cpu
 
 _FLAG = 'xla_force_host_platform_device_count'
 
@@ -26,7 +26,7 @@ def use_cores(mesh, num_rows: int) -> None:
     """
     number = jax.config.values['jax_num_cpu_devices']
     is_chosen = number != -1 or _FLAG in os.environ.get('XLA_FLAGS', '')
-    if is_chosen or not computes_here():
+    if is_chosen or not runs_on_cpu():
         return
     num_cores = count_cores()
     count = count_devices(tuple(mesh.values()), num_rows, num_cores)

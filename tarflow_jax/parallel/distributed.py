@@ -19,23 +19,23 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def agree(ok: bool) -> bool:
+def all_true(ok: bool) -> bool:
     """Whether `ok` is true in every process."""
     if jax.process_count() == 1:
         return ok
     return bool(multihost_utils.process_allgather(np.array([ok])).all())
 
 
-def largest(number: int) -> int:
+def all_max(number: int) -> int:
     """The largest of the int32 `number` of every process."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.array([number], np.int32)).max())
 
 
-def of_main(value: Any) -> Any:
+def broadcast_from_main(value: Any) -> Any:
     """The `value` of process 0, a value of JSON, in every process."""
-    return of_all(value if is_main() else None)[0]
+    return all_gather(value if is_main() else None)[0]
 
 
 def check_same(description: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ def check_same(description: dict[str, Any]) -> None:
     Raises:
       RunError: the descriptions differ; in every process, with the same words.
     """
-    first, *others = [_flatten(description) for description in of_all(description)]
+    first, *others = [_flatten(description) for description in all_gather(description)]
     for process, other in enumerate(others, start=1):
         for name in first | other:
             pair = [json.dumps(flat[name]) if name in flat else 'none' for flat in (first, other)]
@@ -59,12 +59,12 @@ def check_same(description: dict[str, Any]) -> None:
                 )
 
 
-def of_all(value: Any) -> list:
+def all_gather(value: Any) -> list:
     """The JSON value of every process, in their order."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     if jax.process_count() == 1:
         return [json.loads(text.tobytes())]
-    padded = np.full(largest(len(text)), ord(' '), np.uint8)
+    padded = np.full(all_max(len(text)), ord(' '), np.uint8)
     padded[: len(text)] = text
     return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
 

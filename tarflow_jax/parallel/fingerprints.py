@@ -21,9 +21,9 @@ def fingerprints(tree) -> dict[str, int]:
     """A number for each array of a tree by its path; equal on any mesh, changed by any bit flip."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     arrays = {jax.tree_util.keystr(path): array for path, array in flat}
-    if all(_is_in_this_memory(array) for array in arrays.values()):
+    if all(_is_on_host(array) for array in arrays.values()):
         jax.block_until_ready(arrays)
-        return {path: _of_words(_words_of(array)) for path, array in arrays.items()}
+        return {path: _weighted_sum(_words(array)) for path, array in arrays.items()}
     return {path: int(value) for path, value in jax.device_get(_compiled(arrays)).items()}
 
 
@@ -43,7 +43,7 @@ def _word_dtype(array):
     return jnp.float32 if jnp.issubdtype(array.dtype, jnp.floating) else jnp.uint32
 
 
-def _is_in_this_memory(array) -> bool:
+def _is_on_host(array) -> bool:
     """Whether NumPy can read the words: compiling takes longer than reading a small model."""
     return (
         isinstance(array, jax.Array)
@@ -53,13 +53,13 @@ def _is_in_this_memory(array) -> bool:
     )
 
 
-def _words_of(array: jax.Array) -> np.ndarray:
+def _words(array: jax.Array) -> np.ndarray:
     """A view of the array's words; that of `np.asarray` would be cached and prevent donation."""
     data: Any = array.addressable_data(0)
     return np.from_dlpack(data).view(np.uint32).reshape(-1)
 
 
-def _of_words(words: np.ndarray) -> int:
+def _weighted_sum(words: np.ndarray) -> int:
     """What `_fingerprint` computes."""
     odd = 2 * np.arange(min(_CHUNK, words.size), dtype=np.uint32) + 1
     total = 0

@@ -10,7 +10,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # names of malloc.h
 _ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/kfd', '/dev/accel*', '/dev/vfio/[0-9]*')
 
 
-def computes_here() -> bool:
+def runs_on_cpu() -> bool:
     """Whether JAX's backend is the CPU, as far as can be known before JAX looks for devices."""
     if platforms := os.environ.get('JAX_PLATFORMS'):
         return platforms.split(',')[0] == 'cpu'
@@ -25,7 +25,7 @@ def keep_freed_memory() -> None:
     step of the digits takes 1.7 times as long. Does nothing where there is no glibc, nor
     where JAX computes on an accelerator: there, memory that was freed would only be lost to others.
     """
-    if not computes_here():
+    if not runs_on_cpu():
         return
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL('libc.so.6').mallopt

@@ -24,7 +24,7 @@ import threading
 from typing import Any
 
 TUNNEL = json.dumps('tunnel').encode() + b'\n'
-_MOST_WORDS = 4000  # of a failure, which travels as one line
+_MAX_MESSAGE_LENGTH = 4000  # of a failure, which travels as one line
 _SERVICE_SECONDS = 60  # for JAX's service to listen, once all have come
 # A machine that went away sends nothing: after 30 s of silence it is probed, for 30 s.
 _SILENCE = {'TCP_KEEPIDLE': 30, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 6, 'TCP_USER_TIMEOUT': 60_000}
@@ -55,7 +55,7 @@ class Hub:
         self._timeout = timeout
         self._service_port = service_port
         self._writers: dict[int, asyncio.StreamWriter] = {}
-        self._came: set[int] = set()
+        self._joined: set[int] = set()
         self._num_awaited = num_processes  # not yet connected
         self._done: set[int] = set()
         self._failure: dict | None = None
@@ -69,10 +69,10 @@ class Hub:
     async def _serve(self):
         async with await asyncio.start_server(self._accept, sock=self._listener):
             await asyncio.sleep(self._timeout)
-            if missing := sorted(set(range(self._num_processes)) - self._came):
-                self._fail(1, _nobody_came(self._address, self._timeout, missing))
+            if missing := sorted(set(range(self._num_processes)) - self._joined):
+                self._fail(1, _missing_processes_message(self._address, self._timeout, missing))
                 self._num_awaited = 0
-                self._note_alone()
+                self._update_alone()
             await asyncio.Event().wait()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
@@ -85,55 +85,55 @@ class Hub:
             hello = json.loads(line)
             if not isinstance(hello, dict) or not {'process', 'of'} <= hello.keys():
                 return  # a stranger
-            _say(writer, 'welcome')
-            await self._hear(hello['process'], hello['of'], reader, writer)
+            _send(writer, 'welcome')
+            await self._serve_process(hello['process'], hello['of'], reader, writer)
 
-    async def _hear(self, process: int, num_processes: int, reader, writer):
+    async def _serve_process(self, process: int, num_processes: int, reader, writer):
         """Serves a process from its first message to its end."""
         self._num_awaited -= 1
-        if num_processes != self._num_processes or process in self._came:
-            words = _not_ours(process, num_processes, self._num_processes)
-            _say(writer, {'failed': [2, words]})
-            if len(self._came) < self._num_processes:  # else a run under way does not mind
+        if num_processes != self._num_processes or process in self._joined:
+            words = _rejection_message(process, num_processes, self._num_processes)
+            _send(writer, {'failed': [2, words]})
+            if len(self._joined) < self._num_processes:  # else a run under way does not mind
                 self._fail(2, words)
             return
         self._writers[process] = writer
-        self._came.add(process)
+        self._joined.add(process)
         if self._failure:
-            _say(writer, self._failure)
-        elif len(self._came) == self._num_processes:
-            self._say_to_all('begin')
+            _send(writer, self._failure)
+        elif len(self._joined) == self._num_processes:
+            self._send_to_all('begin')
         try:
             while line := await reader.readline():
-                self._take(process, json.loads(line))
+                self._handle_message(process, json.loads(line))
         finally:
             if self._num_processes > len(self._done):
-                self._fail(1, killed(process))
+                self._fail(1, killed_message(process))
             del self._writers[process]
-            self._note_alone()
+            self._update_alone()
 
-    def _note_alone(self):
+    def _update_alone(self):
         if self._num_awaited <= 0 and self._writers.keys() <= {0}:
             self._alone.set()
 
-    def _take(self, process: int, message: dict):
+    def _handle_message(self, process: int, message: dict):
         if 'failed' in message:
             status, words = message['failed']
-            self._fail(status, f'process {process} failed: {words[:_MOST_WORDS]}')
+            self._fail(status, f'process {process} failed: {words[:_MAX_MESSAGE_LENGTH]}')
         else:
             self._done.add(process)
             if len(self._done) == self._num_processes:
-                self._say_to_all('end')
+                self._send_to_all('end')
 
     def _fail(self, status: int, words: str):
         """The first failure is the cause of all that follow."""
         if not self._failure:
             self._failure = {'failed': [status, words]}
-            self._say_to_all(self._failure)
+            self._send_to_all(self._failure)
 
-    def _say_to_all(self, message):
+    def _send_to_all(self, message):
         for writer in self._writers.values():
-            _say(writer, message)
+            _send(writer, message)
 
     async def _tunnel(self, reader, writer):
         async with asyncio.timeout(_SERVICE_SECONDS):
@@ -153,7 +153,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
     writer.write_eof()
 
 
-def _say(writer: asyncio.StreamWriter, message: Any):
+def _send(writer: asyncio.StreamWriter, message: Any):
     writer.write(json.dumps(message).encode() + b'\n')
 
 
@@ -166,7 +166,7 @@ def enable_keepalive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def killed(process: int) -> str:
+def killed_message(process: int) -> str:
     """The message about a process whose connection broke before it said how it ended."""
     return (
         f'process {process} ended without a word: it was killed, perhaps for lack of memory, or '
@@ -174,7 +174,7 @@ def killed(process: int) -> str:
     )
 
 
-def _nobody_came(address: str, timeout: float, missing: list[int]) -> str:
+def _missing_processes_message(address: str, timeout: float, missing: list[int]) -> str:
     names = ', '.join(map(str, missing[:8])) + (', ...' if len(missing) > 8 else '')
     return (
         f'process 0 waited {timeout} seconds at {address} and not all of the processes came; '
@@ -183,7 +183,7 @@ def _nobody_came(address: str, timeout: float, missing: list[int]) -> str:
     )
 
 
-def _not_ours(process: int, num_processes: int, expected: int) -> str:
+def _rejection_message(process: int, num_processes: int, expected: int) -> str:
     if num_processes != expected:
         return (
             f'process {process} was started with --num_processes={num_processes}, process 0 with '

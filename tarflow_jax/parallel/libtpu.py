@@ -4,7 +4,7 @@ import glob
 import os
 
 # libtpu queries a metadata server that is not there, and logs at length that there is no TPU.
-_ANSWERS = {
+_ENVIRONMENT = {
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -21,5 +21,5 @@ def quiet_without_tpu() -> None:
     To be called before JAX looks for devices. Does nothing on a machine with TPUs.
     """
     if not any(glob.glob(pattern) for pattern in _DEVICES):
-        for name, answer in _ANSWERS.items():
+        for name, answer in _ENVIRONMENT.items():
             os.environ.setdefault(name, answer)

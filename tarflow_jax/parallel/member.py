@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-from tarflow_jax.parallel.hub import TUNNEL, Hub, enable_keepalive, killed
+from tarflow_jax.parallel.hub import TUNNEL, Hub, enable_keepalive, killed_message
 
 GRACE_SECONDS = 10  # for the others to receive a failure
 
@@ -40,8 +40,8 @@ class Member:
         self._report_lock = threading.Lock()  # held by whichever thread reports the end
         self._reported = threading.Event()
         self._failure = threading.Event()  # of another process, or of the hub
-        self._heard = {name: threading.Event() for name in ('welcome', 'begin', 'end')}
-        self._say({'process': process, 'of': num_processes})
+        self._received = {name: threading.Event() for name in ('welcome', 'begin', 'end')}
+        self._send({'process': process, 'of': num_processes})
         threading.Thread(target=self._listen, daemon=True).start()
 
     def wait_for_all(self, timeout: float) -> bool:
@@ -50,28 +50,28 @@ class Member:
         Args:
           timeout: seconds for the hub's first answer. The hub decides how long to wait for others.
         """
-        return self._heard['welcome'].wait(timeout) and self._heard['begin'].wait()
+        return self._received['welcome'].wait(timeout) and self._received['begin'].wait()
 
     def wait_for_end(self) -> None:
         """Says that this process is done, and returns once all are."""
-        self._say({'done': True})
-        self._heard['end'].wait()
+        self._send({'done': True})
+        self._received['end'].wait()
 
-    def claim_end(self, status: int, seconds: float = 0) -> None:
-        """Must be called before this process reports its own failure and `fail` ends it.
+    def claim_failure_report(self, status: int, seconds: float = 0) -> None:
+        """Must be called before this process reports its own failure and `abort_all` ends it.
 
         If another process failed before, or does within `seconds`, that ends this one instead, and
         the call does not return. So a terminal shows one failure for each process.
         """
         self._failure.wait(seconds)
         if not self._report_lock.acquire(blocking=False):
-            threading.Event().wait()  # for `_leave`
+            threading.Event().wait()  # for `_exit`
         self._own_status = status
 
-    def fail(self, status: int, words: str) -> None:
+    def abort_all(self, status: int, words: str) -> None:
         """Ends all other processes with `status` and `words`, and then this one with `status`."""
         self._reported.set()
-        self._say({'failed': [status, words]})
+        self._send({'failed': [status, words]})
         time.sleep(GRACE_SECONDS)  # `_listen` ends it sooner, once all others know
         os._exit(status)
 
@@ -80,7 +80,7 @@ class Member:
         if self._hub:
             self._hub.wait_until_alone(GRACE_SECONDS)
 
-    def _say(self, message: Any):
+    def _send(self, message: Any):
         with contextlib.suppress(OSError):  # `_listen` notices it
             self._connection.sendall(json.dumps(message).encode() + b'\n')
 
@@ -89,12 +89,12 @@ class Member:
             for line in self._connection.makefile('rb'):
                 message = json.loads(line)
                 if 'failed' in message:
-                    self._leave(*message['failed'])
-                self._heard[message].set()
-        if self._heard['welcome'].is_set() and not self._heard['end'].is_set():
-            self._leave(1, killed(0))
+                    self._exit(*message['failed'])
+                self._received[message].set()
+        if self._received['welcome'].is_set() and not self._received['end'].is_set():
+            self._exit(1, killed_message(0))
 
-    def _leave(self, status: int, words: str):
+    def _exit(self, status: int, words: str):
         self._failure.set()
         if self._report_lock.acquire(blocking=False):
             print(f'error: {words}', file=sys.stderr, flush=True)

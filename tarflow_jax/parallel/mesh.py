@@ -57,7 +57,7 @@ def count_slices(devices: Sequence[jax.Device]) -> int:
     return len({getattr(device, 'slice_index', None) or 0 for device in devices})
 
 
-def batch_shares(mesh: Mesh | AbstractMesh) -> int:
+def num_batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """The number of equal parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
@@ -77,7 +77,7 @@ def _fill_in(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
     return tuple(sizes.values())
 
 
-def shared_batch_size(batch_size: int, num_rows: int, mesh: Mesh) -> int:
+def padded_batch_size(batch_size: int, num_rows: int, mesh: Mesh) -> int:
     """The size of batches whose rows devices share evenly; the last batch is padded to it."""
-    shares = batch_shares(mesh)
+    shares = num_batch_shards(mesh)
     return -(-min(batch_size, num_rows) // shares) * shares

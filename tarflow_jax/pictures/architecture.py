@@ -7,15 +7,15 @@ import jax
 from matplotlib.patches import FancyBboxPatch
 
 from tarflow_jax.flow.patches import grid_shape
-from tarflow_jax.pictures.picture import BLUE, FAINT, VERMILION, WIDTH, Picture, blank, in_one_look
+from tarflow_jax.pictures.picture import BLUE, FAINT, VERMILION, WIDTH, Picture, blank, house_style
 
-MOST_BLOCKS = 8  # that are drawn; of more, those in the middle are counted
+MAX_BLOCKS = 8  # that are drawn; of more, those in the middle are counted
 _ENDS = 3  # blocks that are drawn at either end then
 _LINE, _BLOCK, _CELL = 0.3, 0.62, 0.2  # inches
 _TOKENS = 16  # that are drawn of a sequence, at most
 
 
-@in_one_look
+@house_style
 def architecture(model) -> Picture:
     """From the image through its tokens and the blocks, of alternating direction, to the latents.
 
@@ -47,7 +47,7 @@ def shortened(number: float) -> str:
 
 def _drawn_blocks(count: int) -> list[int | None]:
     """The numbers of the blocks that are drawn; None for those that are left out."""
-    if count <= MOST_BLOCKS:
+    if count <= MAX_BLOCKS:
         return list(range(1, count + 1))
     return [*range(1, _ENDS + 1), None, *range(count - _ENDS + 1, count + 1)]
 

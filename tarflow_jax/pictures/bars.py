@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from tarflow_jax.pictures.picture import Picture, in_one_look, panels
+from tarflow_jax.pictures.picture import Picture, house_style, panels
 
 
-@in_one_look
+@house_style
 def shares(
     names: Sequence[str], values: Sequence[float], notes: Sequence[str], title: str, of: str
 ) -> Picture:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tarflow_jax.pictures.picture import FAINT, Picture, in_one_look, ordered_colors, panels
+from tarflow_jax.pictures.picture import FAINT, Picture, house_style, ordered_colors, panels
 
 
-@in_one_look
+@house_style
 def calibration(reports: Sequence[Any], tolerance: float) -> Picture:
     """Errors and settled tokens by sweep, times by window, and the published metrics, by block.
 

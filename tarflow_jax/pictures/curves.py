@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.pictures.picture import FAINT, VERMILION, Picture, in_one_look, panels
+from tarflow_jax.pictures.picture import FAINT, VERMILION, Picture, house_style, panels
 
 # Under the losses: the metric and what it is called.
 _BELOW = (
@@ -17,7 +17,7 @@ _LOSSES = 'train/loss', 'test/nats_per_dim'
 _USUAL = 0.94  # quantile of the losses above which the first ones leave the picture
 
 
-@in_one_look
+@house_style
 def training_curves(records: Sequence[Mapping]) -> Picture:
     """Losses of training and test images, gradient norm, learning rate and speed, by step.
 

@@ -12,10 +12,10 @@ from PIL import Image
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_atomically
 from tarflow_jax.pictures.picture import Picture
-from tarflow_jax.pictures.tiles import as_levels, in_range, rows
+from tarflow_jax.pictures.tiles import as_levels, rows, scale_for_display
 
 FORMATS = {'.png': 'PNG', '.gif': 'GIF'}
-_FRAMES_A_BLOCK = 16  # at most
+_FRAMES_PER_BLOCK = 16  # at most
 _VISIBLE = 64  # pixels of a side; smaller images are enlarged
 _GAP, _GREY = 2, 128  # pixels between images, and their level
 _FIRST, _NEXT, _SOLVED, _LAST = 900, 70, 350, 3000  # milliseconds that frames stay
@@ -30,8 +30,8 @@ def journey(stages, captions: Sequence[str] = ()) -> Picture:
       captions: what the columns are called.
     """
     stages, last = np.asarray(stages), len(stages) - 1
-    named = {'noise': in_range(stages[0])}
-    named |= {f'block {last - i + 1} solved': in_range(stages[i]) for i in range(1, last)}
+    named = {'noise': scale_for_display(stages[0])}
+    named |= {f'block {last - i + 1} solved': scale_for_display(stages[i]) for i in range(1, last)}
     return rows({**named, 'block 1 solved: the images': stages[last]}, captions)
 
 
@@ -72,12 +72,12 @@ def last_frame(stages) -> np.ndarray:
 def _frames(stages, patch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Frames with the milliseconds that they stay."""
     *latents, images = stages
-    levels = [*(as_levels(in_range(stage)) for stage in latents), as_levels(images)]
+    levels = [*(as_levels(scale_for_display(stage)) for stage in latents), as_levels(images)]
     yield _side_by_side(levels[0]), _FIRST
     for i, (before, after) in enumerate(itertools.pairwise(levels), start=1):
         depth = len(levels) - 1 - i  # blocks between this one and the data
         order = token_order(before.shape[1:3], patch_size, reverse=depth % 2 == 1)
-        steps = min(_FRAMES_A_BLOCK, order.max() + 1)
+        steps = min(_FRAMES_PER_BLOCK, order.max() + 1)
         for solved in np.linspace(0, order.max() + 1, steps + 1)[1:]:
             now = np.where((order < solved)[None, :, :, None], after, before)
             stays = _NEXT if solved <= order.max() else _SOLVED if depth else _LAST

@@ -8,11 +8,11 @@ from tarflow_jax.pictures.picture import (
     INK,
     VERMILION,
     Picture,
-    in_one_look,
+    house_style,
     ordered_colors,
     panels,
 )
-from tarflow_jax.pictures.tiles import in_range, rows
+from tarflow_jax.pictures.tiles import rows, scale_for_display
 
 _BINS = np.linspace(-4, 4, 81)
 
@@ -30,12 +30,13 @@ def latents(stages, captions: Sequence[str] = (), seed: int = 0) -> Picture:
     noise = np.random.default_rng(seed).standard_normal(stages.shape[1:], np.float32)
     named = {'images': stages[0]}
     named |= {
-        f'after block {block} of {last}': in_range(stages[block]) for block in range(1, last + 1)
+        f'after block {block} of {last}': scale_for_display(stages[block])
+        for block in range(1, last + 1)
     }
-    return rows({**named, 'noise, to compare': in_range(noise)}, captions)
+    return rows({**named, 'noise, to compare': scale_for_display(noise)}, captions)
 
 
-@in_one_look
+@house_style
 def latent_statistics(stages) -> Picture:
     """What latents have in common with noise, by block: density, deviation, correlation.
 

@@ -56,7 +56,7 @@ _SETTINGS = {
     'svg.hashsalt': 'tarflow_jax',
 }
 # Decorates a function that draws, and is a context: these settings, and none of the user's.
-in_one_look = matplotlib.rc_context(
+house_style = matplotlib.rc_context(
     {k: v for k, v in matplotlib.rcParamsDefault.items() if k != 'backend'} | _SETTINGS
 )
 
@@ -64,7 +64,7 @@ in_one_look = matplotlib.rc_context(
 class Picture(Figure):
     """A figure of Matplotlib's that shows itself in notebooks and writes itself to files."""
 
-    @in_one_look
+    @house_style
     def svg(self) -> str:
         """The picture as SVG of the same bytes every time, on no ground, in the page's own ink."""
         file = io.StringIO()
@@ -75,7 +75,7 @@ class Picture(Figure):
         ink = f':root{{--ink:{INK}}}@media(prefers-color-scheme:dark){{:root{{--ink:{_DARK_INK}}}}}'
         return f'<svg{head}><style>{ink}</style>{body.replace(INK, "var(--ink)")}'
 
-    @in_one_look
+    @house_style
     def png(self) -> bytes:
         """The picture as PNG on white, 780 pixels wide."""
         file = io.BytesIO()

@@ -8,11 +8,11 @@ import numpy as np
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.imagefiles import to_uint8
-from tarflow_jax.pictures.picture import WIDTH, Picture, blank, in_one_look
+from tarflow_jax.pictures.picture import WIDTH, Picture, blank, house_style
 
-MOST_COLUMNS = 16  # of a grid whose columns are classes
+MAX_COLUMNS = 16  # of a grid whose columns are classes
 _CAPTIONED_COLUMNS = 6  # where every image has a caption
-_LONGEST = 16  # characters of a caption over a column
+_MAX_CAPTION_LENGTH = 16  # characters of a caption over a column
 _GAP = 0.06  # between images, relative to their width
 _LINE = 0.2  # inches of a line of captions
 _PIXELS_SEEN = 64  # images with a shorter side are shown pixel by pixel
@@ -41,7 +41,7 @@ def grid(images, labels=None, names: Sequence[str] | None = None) -> Picture:
     images, labels = images[order], labels[order]
     classes = np.unique(labels)
     captions = [_name(label, names) for label in labels]
-    if len(classes) > MOST_COLUMNS:
+    if len(classes) > MAX_COLUMNS:
         columns = min(_columns(images), _CAPTIONED_COLUMNS)
         starts = range(0, len(images), columns)
         rows = [images[i : i + columns] for i in starts]
@@ -107,7 +107,7 @@ def as_levels(images) -> np.ndarray:
     return images if images.dtype == np.uint8 else to_uint8(images)
 
 
-def in_range(latents) -> np.ndarray:
+def scale_for_display(latents) -> np.ndarray:
     """Scales latents of any range for display, so that 99 of 100 pixels lie in [-1, 1]."""
     latents = np.asarray(latents, np.float32)
     sizes = np.abs(latents[np.isfinite(latents)])
@@ -131,7 +131,7 @@ def _name(label: int, names: Sequence[str] | None) -> str:
     return str(names[label]) if names is not None and label < len(names) else str(label)
 
 
-@in_one_look
+@house_style
 def _draw(images, titles: Sequence[str] = (), above: Sequence[Sequence[str]] = ()) -> Picture:
     """The picture of some rows of images, with a title over each and captions over each image.
 
@@ -156,7 +156,9 @@ def _draw(images, titles: Sequence[str] = (), above: Sequence[Sequence[str]] = (
 
 def _draw_captions(panel, captions: Sequence[str], top: float) -> None:
     pitch = WIDTH / len(captions)
-    captions = [c if len(c) <= _LONGEST else f'{c[: _LONGEST - 1]}…' for c in captions]
+    captions = [
+        c if len(c) <= _MAX_CAPTION_LENGTH else f'{c[: _MAX_CAPTION_LENGTH - 1]}…' for c in captions
+    ]
     size = min(9.5, 1.6 * 72 * pitch / max(map(len, captions)))
     for column, caption in enumerate(captions):
         middle = (column + 0.5 / (1 + _GAP)) * pitch

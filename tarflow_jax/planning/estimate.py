@@ -9,7 +9,7 @@ products or its HBM traffic take, whichever is longer, and that no message overl
 import dataclasses
 
 from tarflow_jax.flow import TarFlow
-from tarflow_jax.planning import costs, hlo, messages
+from tarflow_jax.planning import collectives, costs, hlo
 from tarflow_jax.planning.compilation import Program
 from tarflow_jax.planning.topologies import Topology
 
@@ -19,7 +19,7 @@ class Estimate:
     """A run of a program on each device: FLOPs of its products, bytes that it moves through HBM.
 
     `ideal` and `compiled` are the seconds of each resource ('compute', 'hbm', 'interconnect',
-    'dcn'); `collectives` is a `messages.summary`.
+    'dcn'); `collectives` is a `collectives.summary`.
     """
 
     flops: float
@@ -45,9 +45,9 @@ def estimate(program: Program, mesh, topology: Topology) -> Estimate | None:
     """The time of a program on the devices of a mesh; None for one that does not fit."""
     if program.entry is None:
         return None
-    chip, collectives = topology.chip, messages.summary(program.entry, mesh, topology)
+    chip, rows = topology.chip, collectives.summary(program.entry, mesh, topology)
     sent = {'interconnect': 0.0, 'dcn': 0.0}
-    for row in collectives:
+    for row in rows:
         sent[row['network']] += row['seconds']
     must_move = (program.argument_bytes + program.result_bytes) / chip.hbm_bandwidth
     ideal = {'compute': 0.0, 'hbm': must_move, **sent}
@@ -62,7 +62,7 @@ def estimate(program: Program, mesh, topology: Topology) -> Estimate | None:
         ideal['compute'] += compute
         flops += times * products
         hbm_bytes += times * moved
-    return Estimate(flops, hbm_bytes, ideal, compiled, collectives)
+    return Estimate(flops, hbm_bytes, ideal, compiled, rows)
 
 
 def peak_in_precision(model: TarFlow, topology: Topology) -> float:

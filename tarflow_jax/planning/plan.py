@@ -10,7 +10,7 @@ from tarflow_jax.build import build
 from tarflow_jax.errors import RunError
 from tarflow_jax.files import write_json
 from tarflow_jax.parallel.memory import bytes_per_device
-from tarflow_jax.parallel.mesh import batch_shares, shared_batch_size
+from tarflow_jax.parallel.mesh import num_batch_shards, padded_batch_size
 from tarflow_jax.planning import flops, programs, report
 from tarflow_jax.planning.compilation import Program, compile_program
 from tarflow_jax.planning.estimate import Estimate, estimate, peak_in_precision
@@ -18,7 +18,7 @@ from tarflow_jax.planning.search import largest_batch
 from tarflow_jax.planning.topologies import Topology, make_topologies
 
 NUM_SAMPLES = 50_000  # of one FID
-THOROUGHNESS = 0.08  # of memory that a thorough compilation may take beyond a quick one
+QUICK_COMPILE_MARGIN = 0.08  # of memory that a thorough compilation may take beyond a quick one
 MAX_IMAGES = 512  # a device, in the search for the largest batch
 
 
@@ -53,7 +53,7 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
     """One object of plan.json."""
     experiment = build(config, topology.devices)
     model, mesh = experiment.model, experiment.mesh
-    shares, batch = batch_shares(mesh), config.train.batch_size
+    shares, batch = num_batch_shards(mesh), config.train.batch_size
     quick = quick and topology.chip.is_tpu
 
     @functools.cache
@@ -99,8 +99,8 @@ def _largest(
     config, microbatches: int, compile_batch, program: Program, mesh, topology: Topology
 ) -> dict:
     """The largest batch, by quick compilations, less what thorough ones may take beyond them."""
-    is_tpu, shares, batch = topology.chip.is_tpu, batch_shares(mesh), config.train.batch_size
-    hbm_bytes = topology.chip.hbm_bytes * (1 - (THOROUGHNESS if is_tpu else 0))
+    is_tpu, shares, batch = topology.chip.is_tpu, num_batch_shards(mesh), config.train.batch_size
+    hbm_bytes = topology.chip.hbm_bytes * (1 - (QUICK_COMPILE_MARGIN if is_tpu else 0))
     unit = shares * microbatches
     ceiling = max(MAX_IMAGES * shares // unit, batch // unit) * unit
     fits, too_large = largest_batch(
@@ -150,7 +150,7 @@ def _training(config, topology: Topology, step: Estimate | None) -> dict:
 def _sampler(experiment, topology: Topology) -> dict:
     """The sampler and the score step after it."""
     settings, mesh = experiment.config.sample, experiment.mesh
-    size = shared_batch_size(settings.batch_size, settings.num_samples, mesh)
+    size = padded_batch_size(settings.batch_size, settings.num_samples, mesh)
     lowered = programs.lower_sampler(experiment, size)
     program = compile_program(lowered, topology.chip.hbm_bytes, quick=topology.chip.is_tpu)
     batch = estimate(program, mesh, topology)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tarflow_jax.planning.compilation import Program
 
-MOST_GUESSES = 4  # after the first batch
+MAX_GUESSES = 4  # after the first batch
 CLOSE_ENOUGH = 0.04  # of the batch, between what fits and what does not
 
 
@@ -25,7 +25,7 @@ def largest_batch(
       The largest batch that was seen to fit, and the smallest that was seen not to; 0 for none.
     """
     programs, batch = {}, first_batch
-    for _ in range(1 + MOST_GUESSES):
+    for _ in range(1 + MAX_GUESSES):
         programs[batch] = compile_batch(batch)
         fitting = [b for b, p in programs.items() if p.fits and p.peak_bytes <= hbm_bytes]
         low = max(fitting, default=0)

@@ -15,7 +15,7 @@ from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import arrays
 from tarflow_jax.parallel.rules import name_of
 from tarflow_jax.published import layout
-from tarflow_jax.published.name import EXAMPLE, Name
+from tarflow_jax.published.name import EXAMPLE, CheckpointName
 
 
 def from_state_dict(
@@ -23,7 +23,7 @@ def from_state_dict(
     *,
     image_shape=None,
     patch_size=None,
-    name: Name | None = None,
+    name: CheckpointName | None = None,
     source='the state dict',
     shardings=None,
     **settings,
@@ -81,7 +81,7 @@ def _make_model(tensors, image_shape, patch_size, name, source, settings) -> Tar
     return TarFlow(image_shape=image_shape, patch_size=patch_size, **sizes, **settings)
 
 
-def choose_patch_size(patch_size: int | None, name: Name | None, source) -> int:
+def choose_patch_size(patch_size: int | None, name: CheckpointName | None, source) -> int:
     """Returns the given size or that of the name; InputError if both are missing or they differ."""
     named = None if name is None else name.patch_size
     if patch_size is None and named is None:
@@ -197,7 +197,7 @@ def convert_params(tensors: Mapping[str, np.ndarray], model: TarFlow, shardings=
             array[:] = model.unpatchify(tensors[layout.VARIANCE][None])[0]
         for tensor, index in parts[name]:
             shape = leaf.shape[len(index) :]
-            array[index] = layout.to_ours(tensors[tensor], name, index[0], shape)
+            array[index] = layout.from_published(tensors[tensor], name, index[0], shape)
         if sharding is None:
             return array
         return jax.block_until_ready(arrays.put(array, sharding))  # and let go of `array`
@@ -223,7 +223,9 @@ def to_state_dict(model: TarFlow, params) -> dict[str, np.ndarray]:
     tensors = {layout.VARIANCE: np.asarray(model.patchify(variance[None])[0])}
     for tensor, name, index in layout.entries(model):
         is_mask = name == layout.MASK
-        tensors[tensor] = mask if is_mask else layout.to_theirs(ours[name][index], name, index[0])
+        tensors[tensor] = (
+            mask if is_mask else layout.to_published(ours[name][index], name, index[0])
+        )
     return tensors
 
 

@@ -61,14 +61,14 @@ def tensor_shapes(model: TarFlow) -> dict[str, tuple[int, ...]]:
 def entries(model: TarFlow) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Yields each tensor of the blocks: its published name, our name, and its block and layer."""
     for block in range(model.num_blocks):
-        for name, theirs in BLOCK.items():
+        for name, published_name in BLOCK.items():
             if name == 'layers':
                 for layer in range(model.layers_per_block):
                     for inner, leaf in LAYER.items():
-                        full = f'blocks.{block}.{theirs}.{layer}.{leaf}'
+                        full = f'blocks.{block}.{published_name}.{layer}.{leaf}'
                         yield full, f'layers/{inner}', (block, layer)
             elif name != 'class_embed' or model.num_classes:
-                yield f'blocks.{block}.{theirs}', name, (block,)
+                yield f'blocks.{block}.{published_name}', name, (block,)
 
 
 def _published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -81,7 +81,7 @@ def _published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return math.prod(shape[inputs:]), math.prod(shape[:inputs])
 
 
-def to_theirs(array: np.ndarray, name: str, block: int) -> np.ndarray:
+def to_published(array: np.ndarray, name: str, block: int) -> np.ndarray:
     """Converts a parameter of one block and layer to its form there."""
     if name == 'pos_embed':
         return array[::-1] if block % 2 else array
@@ -92,8 +92,8 @@ def to_theirs(array: np.ndarray, name: str, block: int) -> np.ndarray:
     return array.reshape(_published_shape(name, array.shape)[::-1]).T
 
 
-def to_ours(tensor: np.ndarray, name: str, block: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Inverts `to_theirs`, to an array of `shape`."""
+def from_published(tensor: np.ndarray, name: str, block: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Inverts `to_published`, to an array of `shape`."""
     if name == 'pos_embed':
         return tensor[::-1] if block % 2 else tensor
     if name == 'class_embed':

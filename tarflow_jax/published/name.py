@@ -17,7 +17,7 @@ _PATTERN = re.compile(r'(.+)_model_(\d+)_(\d+)_(\d+)_(\d+)_(uniform|\d+\.\d+)\.p
 
 
 @dataclasses.dataclass(frozen=True)
-class Name:
+class CheckpointName:
     """The contents of the name of a published checkpoint; `str` of it is the file's name.
 
     Attributes:
@@ -39,7 +39,7 @@ class Name:
     noise_std: float
 
     @classmethod
-    def parse(cls, path: str | os.PathLike) -> 'Name | None':
+    def parse(cls, path: str | os.PathLike) -> 'CheckpointName | None':
         """Returns the name of the file at `path`; None if it is one of another kind."""
         match = _PATTERN.fullmatch(Path(path).name)
         if not match:
@@ -50,7 +50,7 @@ class Name:
         return cls(dataset, *map(int, sizes), noise_type=kind, noise_std=std)
 
     @classmethod
-    def of(cls, model, dataset: str, noise_type: str, noise_std: float) -> 'Name':
+    def of(cls, model, dataset: str, noise_type: str, noise_std: float) -> 'CheckpointName':
         """Returns the name for a `TarFlow`; signs of `dataset` unfit for a file become `_`."""
         return cls(
             re.sub(r'[^\w.-]', '_', dataset),

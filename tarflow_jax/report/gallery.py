@@ -10,7 +10,15 @@ from tarflow_jax.pictures.journey import last_frame
 from tarflow_jax.planning.flops import forward_flops
 from tarflow_jax.report import model as models
 from tarflow_jax.report.model import Samples
-from tarflow_jax.report.page import Section, columns, figure, film, missing, paragraph, table
+from tarflow_jax.report.page import (
+    Section,
+    animated_figure,
+    columns,
+    figure,
+    missing,
+    paragraph,
+    table,
+)
 
 COLUMNS = 10  # of the rows of images, at most
 FILM_PIXELS = 2**17  # of all images of an animation
@@ -55,7 +63,7 @@ def journey(samples: Samples, patch_size: int) -> Section:
     names = [] if samples.labels is None else [str(label) for label in samples.labels[:COLUMNS]]
     pixels = math.prod(samples.stages.shape[2:4])
     shown = samples.stages[:, : max(1, min(COLUMNS, FILM_PIXELS // pixels))]
-    animation = film(
+    animation = animated_figure(
         pictures.animation(shown, patch_size),
         imagefiles.encode_png(last_frame(shown)),
         'The sampler at work: each block is solved token by token, in its own direction.',

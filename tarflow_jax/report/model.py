@@ -15,11 +15,11 @@ from tarflow_jax.sampling.batches import draw_noise
 from tarflow_jax.sampling.denoise import denoise
 from tarflow_jax.sampling.sample import sample
 
-MOST = 100  # images that are drawn or mapped
-LEAST = 8
-FLOPS = 1e13  # of passes over these images, which take a minute or two of a few CPU cores
+MAX_IMAGES = 100  # images that are drawn or mapped
+MIN_IMAGES = 8
+FLOP_BUDGET = 1e13  # of passes over these images, which take a minute or two of a few CPU cores
 SEED = 0
-WEIGHT = 1.0  # of the guidance that is shown where the config has none
+DEFAULT_GUIDANCE = 1.0  # of the guidance that is shown where the config has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def draw(experiment: Experiment, params) -> Samples:
     def without_noise(images):
         return denoise(model, params, images, labels, noise_std=std) if std else images
 
-    weight, guided = settings.get('guidance', 0.0) or WEIGHT, None
+    weight, guided = settings.get('guidance', 0.0) or DEFAULT_GUIDANCE, None
     temperature = settings.get('attention_temperature', 1.0)
     if model.num_classes or temperature != 1:
         how = {key: settings[key] for key in ('guide', 'anneal_guidance') if key in settings}
@@ -123,7 +123,7 @@ def latents(experiment: Experiment, params) -> tuple[np.ndarray, np.ndarray | No
 
 def count_images(model) -> int:
     """The number of images to draw: more for small models, if possible equally many per class."""
-    count = int(np.clip(FLOPS // forward_flops(model), LEAST, MOST))
+    count = int(np.clip(FLOP_BUDGET // forward_flops(model), MIN_IMAGES, MAX_IMAGES))
     return count - count % model.num_classes if 0 < model.num_classes <= count else count
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tarflow_jax import commands
 from tarflow_jax.pictures import Picture
 
-MOST_SVG = 600_000  # bytes of an SVG, above which a picture is a PNG
+MAX_SVG = 600_000  # bytes of an SVG, above which a picture is a PNG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def thumbnails(*parts: str) -> str:
 def figure(picture: Picture, caption: str) -> str:
     """A picture with its caption, as SVG where that is small."""
     svg = picture.svg().encode()
-    if len(svg) <= MOST_SVG:
+    if len(svg) <= MAX_SVG:
         return _figure(_image(svg, 'svg+xml', caption), caption)
     return _figure(_image(picture.png(), 'png', caption), caption)
 
@@ -119,7 +119,7 @@ def png_figure(png: bytes, caption: str) -> str:
     return _figure(_image(png, 'png', caption), caption)
 
 
-def film(png: bytes, still: bytes, caption: str) -> str:
+def animated_figure(png: bytes, still: bytes, caption: str) -> str:
     """An animated PNG, and in its place a still one for readers who want no motion."""
     uri = _data_uri(still, 'png')
     source = f'<source media="(prefers-reduced-motion: reduce)" srcset="{uri}">'

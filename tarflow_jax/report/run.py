@@ -27,7 +27,7 @@ from tarflow_jax.sampling import calibration_file
 from tarflow_jax.training.metrics_writer import read_metrics
 from tarflow_jax.workdir import CONVERTED_FROM
 
-MOST_GRIDS = 6  # of samples through training
+MAX_GRIDS = 6  # of samples through training
 GRID_PIXELS = 720  # to which a larger grid is scaled
 _OWN_FOLDERS = ('data.dir',)  # keys that say more of a machine than of a run
 
@@ -56,7 +56,7 @@ def _samples(workdir: Path) -> str:
     if not grids:
         words = 'There are no samples of the training: they come at every train.sample_every.'
         return missing(words, command(workdir, 'train'))
-    chosen = np.unique(np.linspace(0, len(grids) - 1, min(MOST_GRIDS, len(grids))).astype(int))
+    chosen = np.unique(np.linspace(0, len(grids) - 1, min(MAX_GRIDS, len(grids))).astype(int))
     return thumbnails(*(_grid(grids[i]) for i in chosen))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tarflow_jax.errors import RunError
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.parallel import arrays, distributed
-from tarflow_jax.parallel.mesh import shared_batch_size
+from tarflow_jax.parallel.mesh import padded_batch_size
 from tarflow_jax.sampling.denoise import denoise
 from tarflow_jax.sampling.labels import spread_labels
 from tarflow_jax.sampling.parallel import Calibration
@@ -95,7 +95,7 @@ def sample_batches(
     Raises:
       RunError: a sample is not finite after `max_draws` draws, more than one.
     """
-    batch_size = shared_batch_size(batch_size, num_samples, mesh)
+    batch_size = padded_batch_size(batch_size, num_samples, mesh)
     num_rows = num_samples + batch_size
     all_labels = spread_labels(labels, num_rows, model.num_classes, seed)
     if all_labels is None:
@@ -120,7 +120,7 @@ def sample_batches(
         yield SampleBatch(drawn.images, index, index < num_samples, num_redrawn, *certificate)
 
 
-class Drawn(NamedTuple):
+class DrawnBatch(NamedTuple):
     """What `sample_batch` gives: images, and whether each is finite, its residual, and resolved."""
 
     images: jax.Array
@@ -133,12 +133,12 @@ def redraw(program, placed, max_draws: int = MAX_DRAWS):
     """Samples, and again with other noise what is not finite.
 
     Args:
-      program: (index, labels, attempts) -> `Drawn`; see `sample_batch`.
+      program: (index, labels, attempts) -> `DrawnBatch`; see `sample_batch`.
       placed: its arguments, for the first time.
       max_draws: most draws of the noise of a sample.
 
     Returns:
-      (`Drawn`, the number of noises drawn again, whether all are finite, or were not checked).
+      (`DrawnBatch`, the number of noises drawn again, whether all are finite, or were not checked).
     """
     index, labels, attempts = placed
     drawn = program(index, labels, attempts)
@@ -159,7 +159,7 @@ def _next_attempts(finite, attempts):
 
 
 @jax.jit
-def _keep_finite(drawn: Drawn, new: Drawn) -> Drawn:
+def _keep_finite(drawn: DrawnBatch, new: DrawnBatch) -> DrawnBatch:
     def keep(old, new):
         return jnp.where(drawn.finite.reshape(-1, *(1,) * (old.ndim - 1)), old, new)
 
@@ -169,7 +169,7 @@ def _keep_finite(drawn: Drawn, new: Drawn) -> Drawn:
 @functools.partial(jax.jit, static_argnums=(0, 7))
 def sample_batch(
     model: TarFlow, params, calibration, seed, index, labels, attempts, settings
-) -> Drawn:
+) -> DrawnBatch:
     """Samples a batch in one program, so that processes need not see each other's rows.
 
     Args:
@@ -198,7 +198,7 @@ def sample_batch(
     images, *certificate = images if certify else (images, None, None)
     if denoise_std:
         images = denoise(model, params, images, labels, noise_std=denoise_std)
-    return Drawn(images, jnp.isfinite(images).all(axis=(1, 2, 3)), *certificate)
+    return DrawnBatch(images, jnp.isfinite(images).all(axis=(1, 2, 3)), *certificate)
 
 
 @jax.named_scope('noise')

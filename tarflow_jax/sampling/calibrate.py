@@ -19,27 +19,29 @@ import numpy as np
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.flow.tokens import TokenFlow, reorder
 from tarflow_jax.parallel import arrays, distributed, rules
-from tarflow_jax.parallel.mesh import shared_batch_size
+from tarflow_jax.parallel.mesh import padded_batch_size
 from tarflow_jax.sampling.batches import draw_noise
 from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.sampling.labels import spread_labels
 from tarflow_jax.sampling.parallel import Calibration, lagged, solve_in_windows
 from tarflow_jax.sampling.sample import scale_noise
-from tarflow_jax.sampling.sequential import GuidedStep, solve_in_order
+from tarflow_jax.sampling.sequential import GuidedStep, solve_sequentially
 
 NUM_FITTED = 16  # samples to which linear models are fitted
 GUIDANCE_KEYS = ('guidance', 'guide', 'anneal_guidance', 'attention_temperature')
 FITS = 2  # fits of the response; the second one also uses sweeps with the first response
 FITTED_SWEEPS = 6
-SHOWN_SWEEPS = 16  # of Jacobi's, whose errors a report shows
+REPORTED_SWEEPS = 16  # of Jacobi's, whose errors a report shows
 RESPONSE_LAGS = 3
 RESPONSE_RIDGE = 0.1  # relative to the mean square of what it is fitted to
 GAIN_LAGS = 4
 GAIN_RIDGE = 1e-4
-LEAST_GAIN = 0.05  # of the sequential sampler's time, or a block stays sequential
+MIN_GAIN = 0.05  # of the sequential sampler's time, or a block stays sequential
 REPEATS = 5  # timings, whose median counts
-SECONDS_EACH = 1.0  # for all repeats of a sequential solution; slow ones are repeated less often
-HOPELESS = 1.3  # relative to the best window's time; after two such windows, no larger is tried
+TIMING_SECONDS = 1.0  # for all repeats of a sequential solution; slow ones are repeated less often
+SLOWDOWN_LIMIT = (
+    1.3  # relative to the best window's time; after two such windows, no larger is tried
+)
 ROUNDING = 1e-6
 SEED = 2**31 - 2  # of the noise: other samples than a user's first ones
 
@@ -129,7 +131,7 @@ def calibrate(
         response, gain, offset = (np.stack(x) for x in zip(*fits, strict=True))
         if not windows:
             _time_windows(draw(batch_size), (response, gain, offset), tolerance, reports, say)
-            windows = tuple(distributed.of_main([report.window for report in reports]))
+            windows = tuple(distributed.broadcast_from_main([report.window for report in reports]))
         for block, report in enumerate(reports):
             report.window = windows[block]
             fitted.diagnose(block, report, tolerance)
@@ -162,7 +164,7 @@ class _Samples:
     ):
         self._flow, self._params, self._guidance = model.token_flow(), params, guidance
         self._before_block, self.platform = before_block, mesh.devices.flat[0].platform
-        size = shared_batch_size(number, number, mesh)
+        size = padded_batch_size(number, number, mesh)
         all_labels = spread_labels(labels, size, model.num_classes, SEED)
         if all_labels is None:
             all_labels = np.full(size, -1, np.int32)
@@ -221,7 +223,7 @@ class _Samples:
         """Notes how Jacobi's sweeps converge, and the published metrics of that."""
         z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
         iterate = z_BTP
-        for _ in range(SHOWN_SWEEPS):
+        for _ in range(REPORTED_SWEEPS):
             error = iterate - x_BTP
             report.errors.append(float(np.sqrt((error**2).mean())))
             is_settled = (np.abs(error).max(axis=2) <= tolerance).all(axis=0)
@@ -280,12 +282,12 @@ def _time_windows(samples: _Samples, linear, tolerance, reports, say) -> None:
             + ' '.join(f'{report.times[window]:.2f}' for report in reports)
             + ' of the sequential time, by block.'
         )
-        slow = slow + 1 if distributed.of_main(min(relative)) > HOPELESS else 0
+        slow = slow + 1 if distributed.broadcast_from_main(min(relative)) > SLOWDOWN_LIMIT else 0
         if slow == 2:
             break
     for report in reports:
         fastest = min(report.times, key=lambda window: report.times[window], default=1)
-        if report.times.get(fastest, 1.0) < 1 - LEAST_GAIN:
+        if report.times.get(fastest, 1.0) < 1 - MIN_GAIN:
             report.window = fastest
 
 
@@ -303,7 +305,7 @@ def _window_sizes(num_tokens: int, platform: str) -> list[int]:
 def _relative_time(run, run_sequential) -> float:
     """The median of the ratios of times taken in turn."""
     first = _seconds(run_sequential)
-    repeats = distributed.of_main(max(1, min(REPEATS, round(SECONDS_EACH / first))))
+    repeats = distributed.broadcast_from_main(max(1, min(REPEATS, round(TIMING_SECONDS / first))))
     ratios = [_seconds(run) / _seconds(run_sequential) for _ in range(repeats)]
     return statistics.median(ratios)
 
@@ -324,7 +326,7 @@ def _draw_latents(model, params, index, prior_temperature):
 def _solve(flow: TokenFlow, params, z_BTP, labels, guidance, linear, window, tolerance):
     step = _step(flow, params, labels, guidance)
     if window == 1:
-        return solve_in_order(step, z_BTP), flow.num_tokens - 1
+        return solve_sequentially(step, z_BTP), flow.num_tokens - 1
     return solve_in_windows(step, z_BTP, linear, window, tolerance)
 
 
@@ -332,7 +334,7 @@ def _solve(flow: TokenFlow, params, z_BTP, labels, guidance, linear, window, tol
 def _apply(flow: TokenFlow, params, x_BTP, z_BTP, labels, guidance):
     """A sweep over the whole block: G(x)."""
     step = _step(flow, params, labels, guidance)
-    caches = step.lengthened((), flow.num_tokens - 1)
+    caches = step.padded_to((), flow.num_tokens - 1)
     after, _ = step(x_BTP[:, :-1], z_BTP[:, 1:], jnp.int32(0), caches)
     return jnp.concatenate([z_BTP[:, :1], after], axis=1)
 

@@ -16,7 +16,7 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.files import json_text, make_writable
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.fingerprints import digest
-from tarflow_jax.parallel.mesh import shared_batch_size
+from tarflow_jax.parallel.mesh import padded_batch_size
 from tarflow_jax.sampling.calibrate import (
     GAIN_LAGS,
     GUIDANCE_KEYS,
@@ -28,11 +28,11 @@ from tarflow_jax.sampling.parallel import Calibration
 
 FILE = 'calibration.npz'
 PICTURE = 'calibration.png'
-PAYS_FROM = 50  # batches of samples, several times what a calibration draws
+MIN_BATCHES = 50  # batches of samples, several times what a calibration draws
 SEQUENTIAL = ('cpu',)  # platforms on which windows were not faster than token by token
 
 
-def find_or_make(workdir: Path, folders, model, params, mesh, sampling, before_block):
+def find_or_calibrate(workdir: Path, folders, model, params, mesh, sampling, before_block):
     """Returns a calibration from one of the folders, or makes one in `workdir` if that pays.
 
     A new calibration pays if the method is 'auto', the device benefits from windows, and many
@@ -41,17 +41,17 @@ def find_or_make(workdir: Path, folders, model, params, mesh, sampling, before_b
     Returns:
       A `Calibration`, or None to draw samples token by token.
     """
-    pays = _pays(mesh, sampling)
-    calibration = stored(folders, model, params, mesh, sampling, warns=not pays)
+    pays = _is_worthwhile(mesh, sampling)
+    calibration = find_calibration(folders, model, params, mesh, sampling, warns=not pays)
     if calibration is None and pays:
         _say('There is no calibration for these samples on this device: making it, this once.')
         calibration = calibrate_and_write(workdir, model, params, mesh, sampling, before_block)
     return calibration
 
 
-def _pays(mesh, sampling) -> bool:
+def _is_worthwhile(mesh, sampling) -> bool:
     can_be_faster = mesh.devices.flat[0].platform not in SEQUENTIAL
-    are_many = sampling['num_samples'] >= PAYS_FROM * batch_size_of(mesh, sampling)
+    are_many = sampling['num_samples'] >= MIN_BATCHES * batch_size_of(mesh, sampling)
     return sampling['method'] == 'auto' and can_be_faster and are_many
 
 
@@ -75,7 +75,7 @@ def calibrate_and_write(workdir: Path, model, params, mesh, sampling, before_blo
         before_block=before_block,
         **{key: sampling[key] for key in keys},
     )
-    identity = identity_of(model, params, mesh, sampling)  # collective
+    identity = calibration_identity(model, params, mesh, sampling)  # collective
     if distributed.is_main():
         write(workdir / FILE, calibration, identity, reports)
         print(table(reports, model.token_flow().num_tokens))
@@ -107,7 +107,7 @@ def table(reports: list[BlockReport], num_tokens: int) -> str:
 
 
 def write(path: Path, calibration: Calibration, identity: dict[str, Any], reports) -> None:
-    """Writes a calibration with what it is of, see `identity_of`."""
+    """Writes a calibration with what it is of, see `calibration_identity`."""
     from tarflow_jax.imagefiles import write_npz  # a model is loaded without Pillow
 
     about = {'identity': identity, 'blocks': [dataclasses.asdict(report) for report in reports]}
@@ -115,7 +115,7 @@ def write(path: Path, calibration: Calibration, identity: dict[str, Any], report
     write_npz(path, **jax.device_get(values), about=np.array(json_text(about)))
 
 
-def stored(
+def find_calibration(
     folders: Iterable[Path], model, params, mesh, sampling, warns: bool = True
 ) -> Calibration | None:
     """Returns the calibration in one of the folders that fits this model, device and sampling.
@@ -125,10 +125,10 @@ def stored(
     """
     if sampling['method'] == 'sequential':
         return None
-    identity, reasons = identity_of(model, params, mesh, sampling), []
+    identity, reasons = calibration_identity(model, params, mesh, sampling), []
     for folder in dict.fromkeys(folders):
         calibration, reason = read(folder / FILE, identity)
-        if distributed.agree(calibration is not None):
+        if distributed.all_true(calibration is not None):
             return calibration
         if reason:
             reasons.append(reason)
@@ -161,7 +161,7 @@ def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]
 
 
 def read_reports(path: Path) -> tuple[list[BlockReport], dict[str, Any]]:
-    """What was measured of each block, and what it is of, see `identity_of`.
+    """What was measured of each block, and what it is of, see `calibration_identity`.
 
     Raises:
       FileNotFoundError: there is no calibration.
@@ -197,10 +197,10 @@ def _check_shapes(calibration: Calibration) -> None:
 
 def batch_size_of(mesh, sampling) -> int:
     """How many samples are drawn at a time."""
-    return shared_batch_size(sampling['batch_size'], sampling['num_samples'], mesh)
+    return padded_batch_size(sampling['batch_size'], sampling['num_samples'], mesh)
 
 
-def identity_of(model, params, mesh, sampling) -> dict[str, Any]:
+def calibration_identity(model, params, mesh, sampling) -> dict[str, Any]:
     """What a calibration is of: the model, its parameters, the device, and how it samples."""
     device = mesh.devices.flat[0]
     cores = os.cpu_count() if device.platform == 'cpu' else 0

@@ -5,11 +5,11 @@ import functools
 import jax
 
 from tarflow_jax.flow.inputs import as_batch, as_labels
-from tarflow_jax.flow.parts import for_gradients, map_parts
+from tarflow_jax.flow.parts import map_parts, unroll_for_gradients
 from tarflow_jax.flow.tarflow import PRIORS, TarFlow, check_params
-from tarflow_jax.values import Choice, Real
+from tarflow_jax.values import Choice, Float
 
-NOISE_STD = Real(0, 10)  # pixels span a range of 2
+NOISE_STD = Float(0, 10)  # pixels span a range of 2
 
 
 def denoise(model: TarFlow, params, images, labels=None, *, noise_std: float, prior='standard'):
@@ -41,7 +41,7 @@ def denoise(model: TarFlow, params, images, labels=None, *, noise_std: float, pr
 @functools.partial(jax.jit, static_argnums=(0, 5))
 @jax.named_scope('denoise')
 def _denoise(model, params, images, labels, noise_std, prior):
-    model = for_gradients(model)
+    model = unroll_for_gradients(model)
 
     def total_log_prob(x, labels):
         return model.apply({'params': params}, x, labels, prior, method='log_prob').sum()

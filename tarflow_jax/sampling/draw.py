@@ -6,12 +6,12 @@ from absl import logging
 
 from tarflow_jax.flow.inputs import as_labels
 from tarflow_jax.flow.tarflow import TarFlow
-from tarflow_jax.sampling.batches import MAX_DRAWS, Drawn, draw_noise, redraw
+from tarflow_jax.sampling.batches import MAX_DRAWS, DrawnBatch, draw_noise, redraw
 from tarflow_jax.sampling.denoise import denoise
 from tarflow_jax.sampling.sample import sample
-from tarflow_jax.values import Whole
+from tarflow_jax.values import Integer
 
-NUMBER = Whole(1)
+NUMBER = Integer(1)
 
 
 def draw(
@@ -48,27 +48,27 @@ def draw(
     """
     labels = as_labels(labels, len(labels), model.num_classes)
     batch_size = min(NUMBER.check('batch_size', batch_size), len(labels))
-    images, num_infinite = [], 0
+    images, num_nonfinite = [], 0
 
     def program(index, labels, attempts):
         noise = _noise(model.image_shape, key, index, attempts)
         batch = sample(model, params, noise, labels, **settings)
         if denoise_std:
             batch = denoise(model, params, batch, labels, noise_std=denoise_std)
-        return Drawn(batch, jnp.isfinite(batch).all(axis=(1, 2, 3)))
+        return DrawnBatch(batch, jnp.isfinite(batch).all(axis=(1, 2, 3)))
 
-    for first in _counted(range(0, len(labels), batch_size), progress):
+    for first in _with_progress_bar(range(0, len(labels), batch_size), progress):
         index = jnp.arange(first, first + batch_size, dtype=jnp.int32)  # beyond the last, too
-        of_batch = labels[jnp.minimum(index, len(labels) - 1)]
-        drawn, *_ = redraw(program, (index, of_batch, jnp.zeros_like(index)))
-        num_infinite += int((~drawn.finite & (index < len(labels))).sum())
+        batch_labels = labels[jnp.minimum(index, len(labels) - 1)]
+        drawn, *_ = redraw(program, (index, batch_labels, jnp.zeros_like(index)))
+        num_nonfinite += int((~drawn.finite & (index < len(labels))).sum())
         images.append(drawn.images)
-    if num_infinite:
+    if num_nonfinite:
         logging.warning(
             '%d samples are not finite after %d draws of their noise. Lower the guidance or the '
             'temperature, sample in float32, or take an earlier checkpoint: the model may have '
             'diverged.',
-            *(num_infinite, MAX_DRAWS),
+            *(num_nonfinite, MAX_DRAWS),
         )
     return jnp.concatenate(images)[: len(labels)]
 
@@ -76,7 +76,7 @@ def draw(
 _noise = jax.jit(draw_noise, static_argnums=0)
 
 
-def _counted(numbers: range, progress: bool):
+def _with_progress_bar(numbers: range, progress: bool):
     """The same numbers, with a bar on the screen while they are worked off."""
     if not progress:
         return numbers

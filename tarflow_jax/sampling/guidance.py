@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.values import Choice, Flag, Real
+from tarflow_jax.values import Boolean, Choice, Float
 
 GUIDED_PARTS = {'both': ('shift', 'log_scale'), 'scale': ('log_scale',), 'shift': ('shift',)}
-WEIGHT = Real(0, 1000)  # the paper's are below 4
+WEIGHT = Float(0, 1000)  # the paper's are below 4
 GUIDE = Choice(tuple(GUIDED_PARTS))
-ATTENTION_TEMPERATURE = Real(0, 1000, above=True)
+ATTENTION_TEMPERATURE = Float(0, 1000, exclude_low=True)
 
 
 @functools.partial(
@@ -54,7 +54,7 @@ class Guidance:
         """Guidance of a model with `num_classes`; guidance without any effect is refused."""
         weight = WEIGHT.check('guidance', weight)
         GUIDE.check('guide', guide)
-        anneal = Flag().check('anneal_guidance', anneal)
+        anneal = Boolean().check('anneal_guidance', anneal)
         temperature = ATTENTION_TEMPERATURE.check('attention_temperature', attention_temperature)
         if weight > 0 and not num_classes and temperature == 1:
             raise InputError(

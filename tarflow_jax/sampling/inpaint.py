@@ -20,19 +20,19 @@ import numpy as np
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow.inputs import as_batch, as_labels
-from tarflow_jax.flow.parts import for_gradients, map_parts
+from tarflow_jax.flow.parts import map_parts, unroll_for_gradients
 from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.sampling.denoise import NOISE_STD, denoise
 from tarflow_jax.sampling.sample import sample
-from tarflow_jax.values import Whole
+from tarflow_jax.values import Integer
 
-CANDIDATES = Whole(1)
-STEPS = Whole(1)
+CANDIDATES = Integer(1)
+STEPS = Integer(1)
 TARGET_ACCEPTANCE = 0.574  # Langevin steps are then the most efficient (Roberts and Rosenthal)
 _CANDIDATES_AT_A_TIME = 100
-_SMALLEST_SPREAD = 0.05  # of known pixels, where there is little noise or none
+_MIN_SPREAD = 0.05  # of known pixels, where there is little noise or none
 _FIRST_STEP = 0.08  # of pixels; adapted in the first half of the chain
-_ANY_LABEL = 0.1  # share of the labels that are proposed whatever the candidates have
+_UNIFORM_LABEL_RATE = 0.1  # share of the labels that are proposed whatever the candidates have
 
 
 class Inpainting(NamedTuple):
@@ -50,7 +50,7 @@ class Inpainting(NamedTuple):
     acceptance: jax.Array
 
 
-class _Place(NamedTuple):
+class _ChainState(NamedTuple):
     """The state of the chains.
 
     Attributes:
@@ -107,12 +107,12 @@ def inpaint(
     keys = jax.random.split(key, 4)
     noisy = images + noise_std * jax.random.normal(keys[0], images.shape)
     candidates, of_class = _draw_candidates(model, params, keys[1], labels, num_candidates)
-    spread = max(2 * noise_std, _SMALLEST_SPREAD)
-    x, first_labels, logits = _begin(
+    spread = max(2 * noise_std, _MIN_SPREAD)
+    x, first_labels, logits = _initialize_chains(
         keys[2], noisy, known, labels, candidates, of_class, spread, max(model.num_classes, 1)
     )
     redraws_labels = bool(model.num_classes) and bool((labels < 0).any())
-    x, labels, acceptance = _walk(
+    x, labels, acceptance = _run_chains(
         *(model, params, keys[3], x, known, first_labels, labels < 0, logits),
         *(num_steps, redraws_labels),
     )
@@ -136,8 +136,8 @@ def as_mask(mask, shape: tuple[int, ...]) -> jax.Array:
 
 def _draw_candidates(model, params, key, labels, number: int):
     """Samples [M, H, W, C] and their labels [M]: of all classes, or of those that are given."""
-    is_open = bool((labels < 0).any())
-    classes = np.arange(model.num_classes) if is_open else np.unique(np.asarray(labels))
+    is_unknown = bool((labels < 0).any())
+    classes = np.arange(model.num_classes) if is_unknown else np.unique(np.asarray(labels))
     number = max(number, len(classes))
     of_class = np.resize(classes, number) if len(classes) else np.full(number, -1)
     noise = jax.random.normal(key, (number, *model.image_shape))
@@ -147,7 +147,7 @@ def _draw_candidates(model, params, key, labels, number: int):
 
 
 @functools.partial(jax.jit, static_argnums=7)
-def _begin(key, noisy, known, labels, candidates, of_class, spread, num_classes):
+def _initialize_chains(key, noisy, known, labels, candidates, of_class, spread, num_classes):
     """Starts [B, H, W, C] with labels [B], and log-probabilities of labels to propose [B, classes].
 
     The weight of a candidate is the likelihood of the given pixels under Gaussian noise of standard
@@ -165,71 +165,75 @@ def _begin(key, noisy, known, labels, candidates, of_class, spread, num_classes)
     log_weights = jnp.where(fits, -distance / (2 * spread**2), -jnp.inf)
     chosen = jax.random.categorical(key, log_weights)
     shares = jax.nn.softmax(log_weights) @ jax.nn.one_hot(of_class, num_classes)
-    logits = jnp.log((1 - _ANY_LABEL) * shares + _ANY_LABEL / num_classes)
+    logits = jnp.log((1 - _UNIFORM_LABEL_RATE) * shares + _UNIFORM_LABEL_RATE / num_classes)
     return jnp.where(known, noisy, candidates[chosen]), of_class[chosen], logits
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8, 9))
 @jax.named_scope('inpaint')
-def _walk(model, params, key, x, known, labels, is_open, logits, num_steps, redraws_labels):
+def _run_chains(
+    model, params, key, x, known, labels, is_unknown, logits, num_steps, redraws_labels
+):
     """The last images and labels of the chains, and the share of steps that were accepted [B]."""
-    model = for_gradients(model)
+    model = unroll_for_gradients(model)
 
-    def at(x, labels) -> _Place:
+    def evaluate(x, labels) -> _ChainState:
         def total_log_prob(x, labels):
             log_prob = model.apply({'params': params}, x, labels, method='log_prob')
             return log_prob.sum(), log_prob
 
         value_and_grad = jax.grad(total_log_prob, has_aux=True)
         score, log_prob = map_parts(value_and_grad, model, x, labels)
-        return _Place(x, labels, log_prob, jnp.where(known, 0, score))
+        return _ChainState(x, labels, log_prob, jnp.where(known, 0, score))
 
     def step(carry, inputs):
-        place, size = carry
+        state, size = carry
         key, rate = inputs
         keys = jax.random.split(key, 4)
-        place, accepted = _langevin_step(at, keys[:2], place, size, known)
+        state, accepted = _langevin_step(evaluate, keys[:2], state, size, known)
         if redraws_labels:
-            place = _label_step(at, keys[2:], place, is_open, logits)
-        return (place, size * jnp.exp(rate * (accepted - TARGET_ACCEPTANCE))), accepted
+            state = _label_step(evaluate, keys[2:], state, is_unknown, logits)
+        return (state, size * jnp.exp(rate * (accepted - TARGET_ACCEPTANCE))), accepted
 
     number = jnp.arange(num_steps)
     rates = jnp.where(number < num_steps // 2, (number + 1.0) ** -0.5, 0)  # of adaptation
-    carry = at(x, labels), jnp.full(len(x), _FIRST_STEP)
-    (place, _), accepted = jax.lax.scan(step, carry, (jax.random.split(key, num_steps), rates))
-    return place.x, place.labels, accepted[num_steps // 2 :].mean(axis=0)
+    carry = evaluate(x, labels), jnp.full(len(x), _FIRST_STEP)
+    (state, _), accepted = jax.lax.scan(step, carry, (jax.random.split(key, num_steps), rates))
+    return state.x, state.labels, accepted[num_steps // 2 :].mean(axis=0)
 
 
-def _langevin_step(at, keys, place: _Place, size, known):
+def _langevin_step(evaluate, keys, state: _ChainState, size, known):
     """x + size^2 / 2 * score + size * noise, accepted by Metropolis and Hastings' rule."""
     size = size[:, None, None, None]
-    noise = jnp.where(known, 0, jax.random.normal(keys[0], place.x.shape))
-    there = at(place.x + size**2 / 2 * place.score + size * noise, place.labels)
-    noise_back = jnp.where(known, 0, place.x - there.x - size**2 / 2 * there.score) / size
-    log_ratio = _sum((noise**2 - noise_back**2) / 2) + there.log_prob - place.log_prob
-    return _accept(keys[1], log_ratio, place, there)
+    noise = jnp.where(known, 0, jax.random.normal(keys[0], state.x.shape))
+    proposal = evaluate(state.x + size**2 / 2 * state.score + size * noise, state.labels)
+    noise_back = jnp.where(known, 0, state.x - proposal.x - size**2 / 2 * proposal.score) / size
+    log_ratio = _sum((noise**2 - noise_back**2) / 2) + proposal.log_prob - state.log_prob
+    return _accept(keys[1], log_ratio, state, proposal)
 
 
-def _label_step(at, keys, place: _Place, is_open, logits):
+def _label_step(evaluate, keys, state: _ChainState, is_unknown, logits):
     """A Metropolis-Hastings step of the unknown labels, proposed with probabilities of `logits`."""
     proposed = jax.random.categorical(keys[0], logits)
-    there = at(place.x, jnp.where(is_open, proposed, place.labels))
+    proposal = evaluate(state.x, jnp.where(is_unknown, proposed, state.labels))
 
     def log_share(labels):
         return jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
-    log_ratio = there.log_prob - place.log_prob + log_share(place.labels) - log_share(there.labels)
-    return _accept(keys[1], log_ratio, place, there)[0]
+    log_ratio = (
+        proposal.log_prob - state.log_prob + log_share(state.labels) - log_share(proposal.labels)
+    )
+    return _accept(keys[1], log_ratio, state, proposal)[0]
 
 
-def _accept(key, log_ratio, place: _Place, there: _Place):
-    """Moves to `there` with probability min(1, exp(log_ratio)); returns which did as float [B]."""
+def _accept(key, log_ratio, state: _ChainState, proposal: _ChainState):
+    """Moves to `proposal` with probability min(1, exp(log_ratio)); returns which did, float [B]."""
     accepted = jnp.log(jax.random.uniform(key, log_ratio.shape)) < log_ratio
 
     def choose(new, old):
         return jnp.where(accepted.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-    return jax.tree.map(choose, there, place), accepted.astype(jnp.float32)
+    return jax.tree.map(choose, proposal, state), accepted.astype(jnp.float32)
 
 
 def _sum(x):

@@ -11,7 +11,7 @@ from tarflow_jax.flow.tokens import TokenFlow, reorder
 from tarflow_jax.parallel import rules
 from tarflow_jax.sampling.guidance import NO_GUIDANCE, Guidance
 from tarflow_jax.sampling.parallel import Calibration, residual, solve_in_windows
-from tarflow_jax.sampling.sequential import GuidedStep, solve_in_order
+from tarflow_jax.sampling.sequential import GuidedStep, solve_sequentially
 
 # Residuals of sequential solutions, which are exact but for rounding, by the layers' dtype.
 ROUNDING = {'float32': 1e-5, 'bfloat16': 1e-2}
@@ -78,8 +78,8 @@ def inverse(
     for window, group in itertools.groupby(reversed(calibration.windows)):
         first = end - len(list(group))
         solve_group = functools.partial(invert, max(1, min(window, flow.num_tokens - 1)))
-        of_group = jax.tree.map(lambda x: x[first:end], inputs)  # noqa: B023 (called at once)
-        z_BTP, solution = jax.lax.scan(solve_group, z_BTP, of_group, reverse=True)
+        group_inputs = jax.tree.map(lambda x: x[first:end], inputs)  # noqa: B023 (called at once)
+        z_BTP, solution = jax.lax.scan(solve_group, z_BTP, group_inputs, reverse=True)
         solutions.insert(0, solution)
         end = first
     solution = jax.tree.map(lambda *x: jnp.concatenate(x), *solutions)
@@ -91,7 +91,7 @@ def _solve(step: GuidedStep, z_BTP, linear, window: int, tolerance, certify: boo
     """The input of a block, the number of sweeps, and residuals and failures of each sample."""
     batch, num_tokens, _ = z_BTP.shape
     if window == 1:
-        x_BTP, sweeps = solve_in_order(step, z_BTP), jnp.int32(num_tokens - 1)
+        x_BTP, sweeps = solve_sequentially(step, z_BTP), jnp.int32(num_tokens - 1)
     else:
         x_BTP, sweeps = solve_in_windows(step, z_BTP, linear, window, tolerance)
     none_failed_B = jnp.zeros(batch, bool)
@@ -103,7 +103,7 @@ def _solve(step: GuidedStep, z_BTP, linear, window: int, tolerance, certify: boo
     failed_B = ~(residual_B <= tolerance + ROUNDING[jnp.dtype(step.dtype).name])
 
     def solve_again():
-        again_BTP = jnp.where(failed_B[:, None, None], solve_in_order(step, z_BTP), x_BTP)
+        again_BTP = jnp.where(failed_B[:, None, None], solve_sequentially(step, z_BTP), x_BTP)
         return again_BTP, residual(step, again_BTP, z_BTP)
 
     x_BTP, residual_B = jax.lax.cond(failed_B.any(), solve_again, lambda: (x_BTP, residual_B))

@@ -7,22 +7,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.values import Text, refuse
+from tarflow_jax.values import String, raise_invalid
 
 LABELS = ('even', 'uniform')
-MOST_CAPTIONS = 20  # of a grid with a column for each label
+MAX_CAPTIONS = 20  # of a grid with a column for each label
 _LABEL_STREAM = 1
 _NUMBERS = re.compile(r'\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*')
-_MOST_NAMES = 50  # in a message
+_MAX_NAMES = 50  # in a message
 
 
 class Labels:
     """'even', 'uniform', or classes with commas in between, by number or by name."""
 
     def check(self, name: str, value) -> str:
-        text = Text().check(name, value)
+        text = String().check(name, value)
         if text not in LABELS and not all(part.strip() for part in text.split(',')):
-            refuse(name, "must be 'even', 'uniform', or classes such as 3,3,7", text)
+            raise_invalid(name, "must be 'even', 'uniform', or classes such as 3,3,7", text)
         return text
 
     def numbers(self, name: str, text: str, class_names: Callable[[], Sequence[str]]) -> str:
@@ -53,9 +53,7 @@ def class_number(name: str, names: Sequence[str]) -> int:
         raise InputError(f'the names of the classes are not known; give numbers, not {name!r}.')
     nearest = difflib.get_close_matches(name, names, n=1)
     hint = f'; did you mean {nearest[0]!r}?' if nearest else '.'
-    raise InputError(
-        f'there is no class {name!r}{hint} There are {", ".join(names[:_MOST_NAMES])}.'
-    )
+    raise InputError(f'there is no class {name!r}{hint} There are {", ".join(names[:_MAX_NAMES])}.')
 
 
 def spread_labels(
@@ -107,6 +105,6 @@ def captions(distribution: str, num_classes: int, names: Sequence[str] = ()) -> 
     The `names` of the classes, or their numbers where these are not known.
     """
     cycle = label_cycle(distribution, num_classes)
-    if len(cycle) > MOST_CAPTIONS:
+    if len(cycle) > MAX_CAPTIONS:
         return []
     return [names[label] if label < len(names) else str(label) for label in cycle]

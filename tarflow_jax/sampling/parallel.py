@@ -28,10 +28,10 @@ import jax.numpy as jnp
 
 from tarflow_jax.flow.attention import causal_parts
 from tarflow_jax.flow.tokens import TokenFlow
-from tarflow_jax.sampling.sequential import LEAST_STEPS, GuidedStep
+from tarflow_jax.sampling.sequential import MIN_STEPS, GuidedStep
 
 WINDOW = 16  # of a model that was not calibrated
-LIMIT = 100.0  # of the iterates that are not committed; pixels lie in [-1, 1]
+MAX_GUESS = 100.0  # of the iterates that are not committed; pixels lie in [-1, 1]
 
 
 @functools.partial(
@@ -105,16 +105,16 @@ def solve_in_windows(step: GuidedStep, z_BTP, linear, window: int, tolerance):
         error_BTP = jnp.select([order_1T1 < 0, order_1T1 > 0], [0, finite_BTP], error_BTP)
         new_BTP = old_BTP[:, 1:] + error_BTP
         if num_lags:
-            foreseen_BTP = jnp.matmul(lagged(error_BTP, range(1, num_lags + 1)), response)
-            new_BTP = jnp.where(order_1T1 > 0, new_BTP + foreseen_BTP, new_BTP)
-        new_BTP = jnp.where(order_1T1 > 0, jnp.clip(new_BTP, -LIMIT, LIMIT), new_BTP)
+            predicted_BTP = jnp.matmul(lagged(error_BTP, range(1, num_lags + 1)), response)
+            new_BTP = jnp.where(order_1T1 > 0, new_BTP + predicted_BTP, new_BTP)
+        new_BTP = jnp.where(order_1T1 > 0, jnp.clip(new_BTP, -MAX_GUESS, MAX_GUESS), new_BTP)
         x_BTP = _write(x_BTP, new_BTP, position + 1)
         return position + settled + 1, x_BTP, caches, count + 1
 
     state: Any = jnp.int32(0), x_BTP, (), jnp.int32(0)
-    for _, end in causal_parts(num_tokens - 1, max(LEAST_STEPS, window)):
+    for _, end in causal_parts(num_tokens - 1, max(MIN_STEPS, window)):
         position, x_BTP, caches, count = state
-        longer = step.lengthened(caches, end + window - 1)
+        longer = step.padded_to(caches, end + window - 1)
         state = jax.lax.while_loop(
             lambda state, end=end: state[0] < end, sweep, (position, x_BTP, longer, count)
         )
@@ -133,16 +133,16 @@ def _num_settled(error_BWP, settled_BP, num_left, tolerance):
     window = error_BWP.shape[1]
     is_settled_BW = jnp.abs(error_BWP).max(axis=2) <= tolerance
     # Tokens of a sample that is not finite never settle, and must not hold up the batch.
-    is_lost_B = ~jnp.isfinite(settled_BP).all(axis=1)
+    is_nonfinite_B = ~jnp.isfinite(settled_BP).all(axis=1)
     is_beyond_W = jnp.arange(window) >= num_left
-    is_settled_W = (is_settled_BW | is_lost_B[:, None] | is_beyond_W[None]).all(axis=0)
+    is_settled_W = (is_settled_BW | is_nonfinite_B[:, None] | is_beyond_W[None]).all(axis=0)
     # The last prediction is of a token outside the window, whose keys are not in the cache.
     return jnp.cumprod(is_settled_W[:-1].astype(jnp.int32)).sum()
 
 
 def residual(step: GuidedStep, x_BTP, z_BTP):
     """max |x - G(x)| of each sample [B], by one pass over all tokens."""
-    caches = step.lengthened((), x_BTP.shape[1] - 1)
+    caches = step.padded_to((), x_BTP.shape[1] - 1)
     expected_BTP, _ = step(x_BTP[:, :-1], z_BTP[:, 1:], jnp.int32(0), caches)
     return jnp.abs(x_BTP[:, 1:] - expected_BTP).max(axis=(1, 2), initial=0)
 

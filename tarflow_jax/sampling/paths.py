@@ -12,9 +12,9 @@ from tarflow_jax.flow.inputs import as_batch, as_labels
 from tarflow_jax.flow.parts import map_parts
 from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.sampling import inverse as blocks
-from tarflow_jax.values import Whole
+from tarflow_jax.values import Integer
 
-STEPS = Whole(2)
+STEPS = Integer(2)
 _PARALLEL = 1e-6  # sine of the angle between latents below which the arc is a straight line
 
 

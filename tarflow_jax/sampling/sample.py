@@ -12,11 +12,11 @@ from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.sampling.inverse import inverse
 from tarflow_jax.sampling.parallel import WINDOW, Calibration
-from tarflow_jax.values import Choice, Flag, Real
+from tarflow_jax.values import Boolean, Choice, Float
 
-PRIOR_TEMPERATURE = Real(0, 100)
+PRIOR_TEMPERATURE = Float(0, 100)
 METHOD = Choice(('auto', 'sequential', 'parallel'))
-TOLERANCE = Real(0, 1)
+TOLERANCE = Float(0, 1)
 
 
 def sample(
@@ -78,10 +78,10 @@ def sample(
     prior_temperature = PRIOR_TEMPERATURE.check('prior_temperature', prior_temperature)
     METHOD.check('method', method)
     tolerance = TOLERANCE.check('tolerance', tolerance)
-    calibration = _of_method(method, calibration, model)
-    Flag().check('return_sequence', return_sequence)
-    Flag().check('return_residual', return_residual)
-    Flag().check('return_resolved', return_resolved)
+    calibration = _resolve_calibration(method, calibration, model)
+    Boolean().check('return_sequence', return_sequence)
+    Boolean().check('return_residual', return_residual)
+    Boolean().check('return_resolved', return_resolved)
     noise = as_batch('noise', noise, model.image_shape)
     labels = as_labels(labels, len(noise), model.num_classes)
     sequence, residual, resolved = _sample(
@@ -94,7 +94,7 @@ def sample(
     return (images, residual, resolved) if return_resolved else (images, residual)
 
 
-def _of_method(method, calibration: Calibration | None, model: TarFlow) -> Calibration:
+def _resolve_calibration(method, calibration: Calibration | None, model: TarFlow) -> Calibration:
     flow = model.token_flow()
     default = Calibration.default(flow, WINDOW if method == 'parallel' else 1)
     if method == 'sequential' or calibration is None:

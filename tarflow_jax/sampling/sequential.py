@@ -8,10 +8,10 @@ from tarflow_jax.flow.block import FlowBlock
 from tarflow_jax.flow.conditioner import KVCache
 from tarflow_jax.sampling.guidance import Guidance
 
-LEAST_STEPS = 16  # of the inverse, between growths of the KV cache
+MIN_STEPS = 16  # of the inverse, between growths of the KV cache
 
 
-def solve_in_order(step: 'GuidedStep', z_BTP):
+def solve_sequentially(step: 'GuidedStep', z_BTP):
     """Solves a block for its input: scans over tokens, each read once into the KV cache.
 
     x_0 = z_0,  x_{t+1} = z_{t+1} * exp(log_scale(x_<=t)) + shift(x_<=t)
@@ -26,9 +26,9 @@ def solve_in_order(step: 'GuidedStep', z_BTP):
 
     z_TBP = z_BTP.swapaxes(0, 1)
     x_B1P, solved = z_BTP[:, :1], [z_TBP[:1]]
-    caches = step.lengthened((), 0)
-    for first, end in causal_parts(z_BTP.shape[1] - 1, LEAST_STEPS):
-        caches = step.lengthened(caches, end)
+    caches = step.padded_to((), 0)
+    for first, end in causal_parts(z_BTP.shape[1] - 1, MIN_STEPS):
+        caches = step.padded_to(caches, end)
         inputs = (jnp.arange(first, end), z_TBP[first + 1 : end + 1])
         (x_B1P, caches), x_TBP = jax.lax.scan(invert, (x_B1P, caches), inputs)
         solved.append(x_TBP)
@@ -58,11 +58,11 @@ class GuidedStep:
         """The dtype of the transformer layers."""
         return self._block.dtype
 
-    def lengthened(self, caches, length: int) -> tuple[KVCache, ...]:
+    def padded_to(self, caches, length: int) -> tuple[KVCache, ...]:
         """The caches of the layers with room for `length` tokens; empty ones of no caches."""
         if not caches:
             return self._block.empty_caches(len(self._labels_B), length)
-        return tuple(cache.lengthened(length) for cache in caches)
+        return tuple(cache.padded_to(length) for cache in caches)
 
     def __call__(self, x_BTP, z_BTP, position, caches):
         """Maps T tokens to those that follow them.
@@ -71,7 +71,7 @@ class GuidedStep:
           x_BTP: tokens from `position` on, those before them being in the caches.
           z_BTP: latents from `position + 1` on.
           position: scalar int array; the last tokens may lie beyond the sequence.
-          caches: see `lengthened`, with room for the tokens.
+          caches: see `padded_to`, with room for the tokens.
 
         Returns:
           (tokens from `position + 1` on [B, T, P], new caches).

@@ -11,10 +11,10 @@ from absl import logging
 
 from tarflow_jax import capacity, imagefiles
 from tarflow_jax.errors import RunError
-from tarflow_jax.files import keep_as, make_writable, remove_unfinished
+from tarflow_jax.files import link_atomically, make_writable, remove_unfinished
 from tarflow_jax.parallel import distributed, rules
-from tarflow_jax.parallel.mesh import shared_batch_size
-from tarflow_jax.progress import counting
+from tarflow_jax.parallel.mesh import padded_batch_size
+from tarflow_jax.progress import count_progress
 from tarflow_jax.sampling.batches import (
     MAX_DRAWS,
     REMEDIES,
@@ -70,8 +70,8 @@ def write_samples(
             folder=folder,
         )
     images, is_finite, certificates = [], [], []
-    batch_size = shared_batch_size(sampling['batch_size'], sampling['num_samples'], mesh)
-    progress = counting('samples', sampling['num_samples'], enabled=distributed.is_main())
+    batch_size = padded_batch_size(sampling['batch_size'], sampling['num_samples'], mesh)
+    progress = count_progress('samples', sampling['num_samples'], enabled=distributed.is_main())
     with rules.activation_sharding(mesh), progress:
         batches = sample_batches(
             *(model, params, mesh),
@@ -94,7 +94,7 @@ def write_samples(
     imagefiles.write_npz(folder / 'samples.npz', **arrays)
     imagefiles.write_png(folder / 'samples.png', grid(images, sampling, model, class_names))
     for suffix in ('npz', 'png') if name else ():
-        keep_as(folder / f'samples.{suffix}', folder / f'samples_{name}.{suffix}')
+        link_atomically(folder / f'samples.{suffix}', folder / f'samples_{name}.{suffix}')
 
 
 def _noting(certificates: list, batches: Iterable[SampleBatch]) -> Iterator[SampleBatch]:

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from tarflow_jax.errors import InputError, RunError
-from tarflow_jax.files import reason_of, write_json
+from tarflow_jax.files import describe_error, write_json
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.fingerprints import fingerprints
 
@@ -35,14 +35,14 @@ STEP_ITEM = 'counters'  # the item that knows the step
 
 # Seconds before reading is tried again, after what does not prove that a checkpoint is damaged.
 RETRY_SECONDS = (0.5, 2.0, 5.0)
-LOOK_SECONDS = 0.5  # between two looks at a folder that another process may be removing
-MOST_LOOKS = 20
+POLL_SECONDS = 0.5  # between two looks at a folder that another process may be removing
+MAX_POLLS = 20
 
 # TensorStore's words for files that are not what was written.
 DAMAGE = ('DATA_LOSS', 'OUT_OF_RANGE', 'NOT_FOUND', 'INVALID_ARGUMENT', 'FAILED_PRECONDITION')
 
 # What asyncio logs of the other tasks of a read or write that failed.
-ECHOES = (
+SECONDARY_ERRORS = (
     'Task exception was never retrieved',
     'Future exception was never retrieved',
     'Task was destroyed but it is pending',
@@ -87,7 +87,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints on disk, newest first."""
-        return distributed.of_main(self._list() if distributed.is_main() else None)
+        return distributed.broadcast_from_main(self._list() if distributed.is_main() else None)
 
     def _list(self) -> list[int]:
         try:
@@ -102,7 +102,9 @@ class Checkpoints:
 
     def scores(self, step: int) -> dict[str, float] | None:
         """The scores of a checkpoint; None if there are none that can be read."""
-        return distributed.of_main(self._read_scores(step) if distributed.is_main() else None)
+        return distributed.broadcast_from_main(
+            self._read_scores(step) if distributed.is_main() else None
+        )
 
     def _read_scores(self, step: int) -> dict[str, float] | None:
         try:
@@ -113,11 +115,13 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step whose `BEST_METRIC` is lowest; None if none has any."""
-        return distributed.of_main(self._best_of(self._list()) if distributed.is_main() else None)
+        return distributed.broadcast_from_main(
+            self._best_of(self._list()) if distributed.is_main() else None
+        )
 
     def _best_of(self, steps: list[int]) -> int | None:
         scores = {step: self._read_scores(step) for step in sorted(steps, reverse=True)}
-        scored = {step: _badness(values) for step, values in scores.items() if values}
+        scored = {step: _score_key(values) for step, values in scores.items() if values}
         return min(scored, key=scored.__getitem__, default=None)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
@@ -155,7 +159,7 @@ class Checkpoints:
         if distributed.is_main():
             with self._failures():
                 write_json(self._at(step) / 'metrics' / 'metrics', scores)
-        distributed.agree(True)  # the others see it done
+        distributed.all_true(True)  # the others see it done
 
     def restore(self, step: int, items: dict[str, Any], optional=()) -> dict[str, Any]:
         """Named trees of arrays like the abstract ones in `items`, checked.
@@ -172,9 +176,9 @@ class Checkpoints:
         """
         try:
             return self._restore(step, items, optional)
-        except Damaged as reason:
-            if self._read_only and distributed.of_main(self._is_vanishing(step)):
-                raise Vanished('another process removed it') from reason
+        except DamagedCheckpoint as reason:
+            if self._read_only and distributed.broadcast_from_main(self._is_vanishing(step)):
+                raise RemovedCheckpoint('another process removed it') from reason
             raise
 
     def _restore(self, step, items, optional) -> dict[str, Any]:
@@ -185,19 +189,19 @@ class Checkpoints:
             prints = self._read_patiently(lambda: self._read_prints(step))
             names = [name for name in items if name in prints or name not in optional]
             restored = self._read_patiently(lambda: self._read(step, names, items))
-        except (Damaged, RunError) as reason:
+        except (DamagedCheckpoint, RunError) as reason:
             error = reason
-        failures = distributed.of_all(error and [isinstance(error, RunError), str(error)])
+        failures = distributed.all_gather(error and [isinstance(error, RunError), str(error)])
         if passing := [words for may_pass, words in filter(None, failures) if may_pass]:
             raise RunError(passing[0]) from error
         if any(failures):
-            raise error or Damaged('says another process')
+            raise error or DamagedCheckpoint('says another process')
         differing = [name for name in restored if fingerprints(restored[name]) != prints.get(name)]
-        if not distributed.agree(not differing):
+        if not distributed.all_true(not differing):
             arrays = f'the arrays of {", ".join(differing)}' if differing else 'arrays elsewhere'
-            raise Damaged(f'{arrays} are not those that were saved')
+            raise DamagedCheckpoint(f'{arrays} are not those that were saved')
         if STEP_ITEM in restored and (held := int(restored[STEP_ITEM]['step'])) != step:
-            raise Damaged(f'it is that of step {held}, copied or renamed')
+            raise DamagedCheckpoint(f'it is that of step {held}, copied or renamed')
         return restored
 
     def _read_patiently(self, read) -> Any:
@@ -213,7 +217,7 @@ class Checkpoints:
             except Exception as wrapped:
                 error = _cause(wrapped)
                 if _proves_damage(error):
-                    raise Damaged(_first_line(error)) from error
+                    raise DamagedCheckpoint(_first_line(error)) from error
                 if seconds is None:
                     raise RunError(
                         f'reading a checkpoint in {self.folder} failed {len(RETRY_SECONDS) + 1} '
@@ -244,7 +248,7 @@ class Checkpoints:
     def _is_vanishing(self, step: int) -> bool:
         """Whether a checkpoint has been removed, or is being removed."""
         before = self._files_of(step)
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
         return not self._at(step).is_dir() or self._files_of(step) != before
 
     def _files_of(self, step: int) -> list[str]:
@@ -276,9 +280,11 @@ class Checkpoints:
                 break
             try:
                 return steps[0], self.restore(steps[0], items, optional)
-            except Damaged as reason:
+            except DamagedCheckpoint as reason:
                 # A concurrent run that saves and removes checkpoints leaves none damaged.
-                if isinstance(reason, Vanished) or (self._read_only and self.steps() != listed):
+                if isinstance(reason, RemovedCheckpoint) or (
+                    self._read_only and self.steps() != listed
+                ):
                     looks += 1
                     self._check_looks(looks)
                     continue
@@ -298,7 +304,7 @@ class Checkpoints:
 
     def _check_looks(self, looks: int) -> None:
         """Raises RunError once a folder has been looked at often enough."""
-        if looks == MOST_LOOKS:
+        if looks == MAX_POLLS:
             raise RunError(
                 f'the checkpoints in {self.folder} are removed faster than they can be read, by '
                 'the run that writes them: wait for its end, or raise its train.keep_checkpoints '
@@ -315,7 +321,7 @@ class Checkpoints:
                 names = (f'{step}.{because}{n}' for n in ['', *range(2, 1000)])
                 free = next(name for name in names if not (self.folder / name).exists())
                 os.rename(self._at(step), self.folder / free)
-        distributed.agree(True)  # the others see it done
+        distributed.all_true(True)  # the others see it done
         self._writer.reload()
 
     def check(self) -> None:
@@ -334,7 +340,7 @@ class Checkpoints:
             yield
         except Exception as error:  # a full disk comes as OSError, ValueError or XlaRuntimeError
             raise RunError(
-                f'saving a checkpoint in {self.folder} failed: {reason_of(error)}. '
+                f'saving a checkpoint in {self.folder} failed: {describe_error(error)}. '
                 f'{self._last_good()} Fix the cause and run the same command.'
             ) from error
 
@@ -376,11 +382,11 @@ def _proves_damage(error: BaseException) -> bool:
     return isinstance(error, (*missing, *malformed))
 
 
-class Damaged(Exception):
+class DamagedCheckpoint(Exception):
     """A checkpoint that cannot be trusted; the message says why."""
 
 
-class Vanished(Damaged):
+class RemovedCheckpoint(DamagedCheckpoint):
     """A checkpoint that was removed while it was read."""
 
 
@@ -398,7 +404,7 @@ def quiet_orbax() -> Callable[[], None]:
         return 'orbax' not in record.pathname
 
     def is_no_echo(record: python_logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(ECHOES)
+        return not record.getMessage().startswith(SECONDARY_ERRORS)
 
     def show(unraisable):
         code = getattr(unraisable.object, 'cr_code', None)
@@ -421,7 +427,7 @@ def quiet_orbax() -> Callable[[], None]:
     return undo.close
 
 
-def _badness(scores: dict[str, Any]) -> float:
+def _score_key(scores: dict[str, Any]) -> float:
     value = scores[BEST_METRIC]
     return value if isinstance(value, int | float) and math.isfinite(value) else math.inf
 

@@ -19,7 +19,7 @@ def init() -> dict[str, jax.Array]:
     return {'recent': jnp.zeros(()), 'best': jnp.full((), jnp.inf, jnp.float32)}
 
 
-def follow(health: dict[str, jax.Array], loss, finite, step) -> dict[str, jax.Array]:
+def update(health: dict[str, jax.Array], loss, finite, step) -> dict[str, jax.Array]:
     """The health after a step: a running mean of the loss, in which one outlier counts little."""
     recent, best = health['recent'], health['best']
     rate = jnp.maximum(1 / RECENT_STEPS, 1 / (step + 1.0))

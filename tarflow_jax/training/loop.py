@@ -14,7 +14,7 @@ from absl import logging
 from tarflow_jax.build import Experiment
 from tarflow_jax.data import pipeline
 from tarflow_jax.errors import RunError
-from tarflow_jax.files import check_writable, json_text, reason_of, remove_unfinished
+from tarflow_jax.files import check_writable, describe_error, json_text, remove_unfinished
 from tarflow_jax.parallel import arrays, distributed, rules
 from tarflow_jax.progress import Progress
 from tarflow_jax.stopping import Stop
@@ -22,11 +22,11 @@ from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.health import MAX_SKIPPED_IN_A_ROW, TOLERANCE
 from tarflow_jax.training.metrics_writer import MetricsWriter
 from tarflow_jax.training.milestones import Milestones, grid_of
-from tarflow_jax.training.pace import Pace
 from tarflow_jax.training.profile import profiled
 from tarflow_jax.training.program import count_steps, make_program
-from tarflow_jax.training.resume import first_state, forget_losses, restarted
+from tarflow_jax.training.resume import first_state, reset_health, with_restart_count
 from tarflow_jax.training.state import TrainState
+from tarflow_jax.training.throughput import Throughput
 from tarflow_jax.workdir import (
     check_same_model,
     check_same_run,
@@ -74,14 +74,14 @@ def train(
     with contextlib.ExitStack() as stack:
         if distributed.is_main():
             stack.enter_context(workdir_lock(workdir))
-        distributed.agree(True)  # no process continues unless the workdir is ours
+        distributed.all_true(True)  # no process continues unless the workdir is ours
         run = Run(experiment, workdir, stop, load_params, allow_changes)
         try:
             with contextlib.closing(run.checkpoints):
                 return run.train()
         except OSError as error:
             raise RunError(
-                f'writing in {workdir} failed: {reason_of(error)}. Fix the cause and run the '
+                f'writing in {workdir} failed: {describe_error(error)}. Fix the cause and run the '
                 'same command: it resumes from the last checkpoint.'
             ) from error
 
@@ -111,7 +111,7 @@ class Run:
         self.data_changed = False
         self.restarts = self.skipped = 0
         self.sound = True
-        self.pace = Pace(self.config.train.batch_size)
+        self.throughput = Throughput(self.config.train.batch_size)
         self.train_split = experiment.dataset.split(self.config.data.train_split)
         self.test_split = experiment.dataset.split(self.config.data.test_split)
         self.total_steps = count_steps(self.config.train, len(self.train_split))
@@ -134,7 +134,7 @@ class Run:
                 'give another --workdir.',
                 self.workdir,
             )
-        self.data_changed = distributed.of_main(self.has_other_data())
+        self.data_changed = distributed.broadcast_from_main(self.has_other_data())
         state = self.first_state()
         step = int(state.step)
         distributed.check_same({'the step of the newest checkpoint': step})
@@ -155,7 +155,7 @@ class Run:
             step = self.train_through(state)
             self.checkpoints.wait()
         status = self.exit_status(step)
-        self.say_goodbye(step, status)
+        self.print_summary(step, status)
         return status
 
     def check_processes(self):
@@ -172,7 +172,7 @@ class Run:
             load_params=self.load_params,
             older_than=older_than,
         )
-        return forget_losses(state, self.mesh) if self.data_changed else state
+        return reset_health(state, self.mesh) if self.data_changed else state
 
     def has_other_data(self) -> bool:
         """Whether the workdir's losses were those of other data or noise."""
@@ -197,7 +197,7 @@ class Run:
             except Diverged as reason:
                 diverged = reason.with_traceback(None)  # which holds on to the state
             del state  # there may be no room for two
-            state = self.go_back(diverged)
+            state = self.restore_after_divergence(diverged)
 
     def attempt(self, state: TrainState) -> int:
         """Trains from a state until the end, a signal or a divergence."""
@@ -211,15 +211,15 @@ class Run:
             enabled=distributed.is_main(),
         )
         with self.writer:
-            self.introduce(step)
-            self.finish_pause(step, state, unfinished)
-            state = self.take_steps(state)
+            self.record_inputs(step)
+            self.finish_milestones(step, state, unfinished)
+            state = self.run_steps(state)
             step = int(state.step)
             if self.sound and step not in self.saved_steps():
                 self.save(step, state)
         return step
 
-    def introduce(self, step: int):
+    def record_inputs(self, step: int):
         """Records the config, and images that are learned, for TensorBoard."""
         config = json_text(self.config.to_dict(), indent=2)
         self.writer.text(step, 'config', f'```json\n{config}\n```')
@@ -230,7 +230,7 @@ class Run:
         self.checkpoints.wait()
         return self.checkpoints.steps()
 
-    def go_back(self, diverged: Diverged) -> TrainState:
+    def restore_after_divergence(self, diverged: Diverged) -> TrainState:
         """Returns the last sound state, for another order of the data."""
         self.checkpoints.wait()
         if self.restarts >= self.config.train.max_restarts:
@@ -244,7 +244,7 @@ class Run:
             f'{diverged}. Back to {where}, with another order of the data '
             f'({self.restarts} of at most {self.config.train.max_restarts} times)'
         )
-        return restarted(state, self.restarts, self.mesh)
+        return with_restart_count(state, self.restarts, self.mesh)
 
     def describe(self, state: TrainState):
         """Says which model is trained on which data, and from which step."""
@@ -258,7 +258,7 @@ class Run:
         if state.step:
             self.progress.say(f'resuming from the checkpoint of step {int(state.step)}')
 
-    def take_steps(self, state: TrainState) -> TrainState:
+    def run_steps(self, state: TrainState) -> TrainState:
         """Trains to the last step or a signal."""
         first_step = int(state.step)
         batch_size = self.config.train.batch_size
@@ -271,9 +271,9 @@ class Run:
             rows=rows,
             workers=self.config.data.workers,
         )
-        self.pace.restart()
+        self.throughput.restart()
         self.skipped = int(state.skipped)
-        unread = collections.deque()
+        pending_reports = collections.deque()
         steps = range(first_step + 1, self.total_steps + 1)
         num_profiled = self.config.train.profile_steps if distributed.is_main() else 0
         with contextlib.closing(batches):
@@ -281,28 +281,28 @@ class Run:
                 if self.stop.signal:
                     break
                 batch = arrays.put_rows(next(batches), self.mesh, batch_size, rows)
-                signals = self.stop.received_on(self.mesh)
+                signals = self.stop.signal_array(self.mesh)
                 with jax.transfer_guard('disallow'):  # all of it lies on the devices by now
                     state, report = self.program.step(state, batch, signals)
-                unread.append((step, report))
+                pending_reports.append((step, report))
                 if due := self.milestones.due(step):
-                    self.read_all(unread)
-                    self.pause(step, state, due)
-                elif len(unread) > 1:
+                    self.read_all(pending_reports)
+                    self.run_milestones(step, state, due)
+                elif len(pending_reports) > 1:
                     # The report of a step is read while the next step runs: no device ever waits.
-                    self.read(*unread.popleft())
-        self.read_all(unread)
+                    self.read(*pending_reports.popleft())
+        self.read_all(pending_reports)
         return state
 
-    def read_all(self, unread: collections.deque):
-        while unread:
-            self.read(*unread.popleft())
+    def read_all(self, pending_reports: collections.deque):
+        while pending_reports:
+            self.read(*pending_reports.popleft())
 
     def read(self, step, report):
         """Takes note of a step: its metrics if they are due, and what it says of the training."""
         report = jax.device_get(report)
-        self.pace.step()
-        self.stop.note(report['signal'])
+        self.throughput.step()
+        self.stop.record(report['signal'])
         if report['skipped'] > self.skipped:
             self.skipped = int(report['skipped'])
             self.progress.say(
@@ -318,7 +318,7 @@ class Run:
             # Costs as much as a small step: not for every one.
             factor = self.config.train.restart_factor**self.restarts
             values['train/learning_rate'] = np.asarray(self.program.schedule(step - 1)) * factor
-            values['train/images_per_second'] = self.pace.images_per_second()
+            values['train/images_per_second'] = self.throughput.images_per_second()
             if self.restarts:
                 values['train/restarts'] = self.restarts
             self.writer.scalars(step, values)
@@ -346,19 +346,19 @@ class Run:
             f'same command: it {"resumes from there" if steps else "starts again"}.'
         )
 
-    def pause(self, step, state: TrainState, due: list[str]):
+    def run_milestones(self, step, state: TrainState, due: list[str]):
         """Saves, then scores and samples, as far as each is due: both may take long."""
         if self.sound:
             self.save(step, state)
-            self.finish_pause(step, state, due)
+            self.finish_milestones(step, state, due)
         elif step == self.total_steps:
             raise Diverged(step, f'its loss is {TOLERANCE:g} nats/dim above the best, or infinite')
         else:
             self.progress.say(f'step {step}: its loss is not sound; no checkpoint is made of it')
 
-    def finish_pause(self, step, state: TrainState, parts: list[str]):
+    def finish_milestones(self, step, state: TrainState, parts: list[str]):
         self.milestones.reach(step, state, parts, self.writer, self.progress)
-        self.pace.restart()
+        self.throughput.restart()
 
     def save(self, step, state: TrainState):
         self.checkpoints.save(step, state.to_items())
@@ -369,7 +369,7 @@ class Run:
         is_over = self.sound and step >= self.total_steps and not self.milestones.unfinished(step)
         return 128 + self.stop.signal if self.stop.signal and not is_over else 0
 
-    def say_goodbye(self, step, status):
+    def print_summary(self, step, status):
         where = self.checkpoints.folder / str(step)
         if not status:
             say(

@@ -61,7 +61,7 @@ class Milestones:
         parts = []
         if 'evaluate' in due and self._checkpoints.scores(step) is None:
             parts.append('evaluate')
-        if 'sample' in due and not distributed.of_main(self._picture(step).exists()):
+        if 'sample' in due and not distributed.broadcast_from_main(self._picture(step).exists()):
             parts.append('sample')
         return parts
 

@@ -11,16 +11,16 @@ import optax
 
 from tarflow_jax import stopping
 from tarflow_jax.errors import InputError
-from tarflow_jax.flow.parts import count_parts, for_gradients, hidden_bytes
+from tarflow_jax.flow.parts import count_parts, hidden_bytes, unroll_for_gradients
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel import rules
-from tarflow_jax.parallel.mesh import batch_shares
+from tarflow_jax.parallel.mesh import num_batch_shards
 from tarflow_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tarflow_jax.training.state import TrainState, init_state
 from tarflow_jax.training.train_step import make_train_step
 from tarflow_jax.values import INT32_MAX
 
-LEAST_SHARED_BYTES = 2**21  # of the hidden features of a batch
+MIN_SHARED_BYTES = 2**21  # of the hidden features of a batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class TrainProgram:
       schedule: the learning rate by step.
       state: a `TrainState` of shapes, each with its sharding over the mesh.
       init: key -> a new state, laid out over the mesh.
-      step: (state, batch, signals) -> (state, report). `signals` are those of `Stop.received_on`,
+      step: (state, batch, signals) -> (state, report). `signals` are those of `Stop.signal_array`,
         and the report's 'signal' is the largest of them. It is computed within the step, because a
         separate collective could be confused with one of the step's collectives between processes.
         The input state is donated: its memory is reused for the new state.
@@ -61,7 +61,7 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
     microbatches = count_microbatches(experiment)
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
     if not config.train.microbatches:
-        model = for_gradients(model, mesh.abstract_mesh)
+        model = unroll_for_gradients(model, mesh.abstract_mesh)
     settings = config.optimizer
     schedule = learning_rate_schedule(
         peak=settings.peak_learning_rate,
@@ -152,7 +152,7 @@ def count_microbatches(experiment) -> int:
 
 def rows_to_share_in_training(config) -> int:
     """How many images the cores of a CPU share at a time; 1 where a step is too short for that."""
-    if hidden_bytes(config.model, config.train.batch_size) < LEAST_SHARED_BYTES:
+    if hidden_bytes(config.model, config.train.batch_size) < MIN_SHARED_BYTES:
         return 1
     return config.train.batch_size // max(config.train.microbatches, 1)
 
@@ -160,7 +160,7 @@ def rows_to_share_in_training(config) -> int:
 def _check_shares(settings, mesh) -> None:
     """Raises InputError unless the devices share every part of a batch evenly."""
     batch_size, microbatches = settings.batch_size, max(settings.microbatches, 1)
-    shares = batch_shares(mesh)
+    shares = num_batch_shards(mesh)
     if batch_size % (shares * microbatches):
         parts = f', in {microbatches} parts (train.microbatches)' if microbatches > 1 else ''
         raise InputError(

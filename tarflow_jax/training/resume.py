@@ -82,12 +82,12 @@ def _replicated(mesh, value):
     return arrays.put(array, rules.replicated(mesh))
 
 
-def forget_losses(state: TrainState, mesh) -> TrainState:
+def reset_health(state: TrainState, mesh) -> TrainState:
     """Returns a state whose later losses are not compared with earlier ones, of other data."""
     return dataclasses.replace(state, health=_new_health(mesh))
 
 
-def restarted(state: TrainState, restarts: int, mesh) -> TrainState:
+def with_restart_count(state: TrainState, restarts: int, mesh) -> TrainState:
     """Returns the state of a checkpoint to which a run has gone back for the n-th time."""
     return dataclasses.replace(
         state, restarts=_replicated(mesh, restarts), skipped_in_a_row=_replicated(mesh, 0)

@@ -53,7 +53,7 @@ def make_train_step(
     update = optax.with_extra_args_support(optimizer).update
     gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), microbatches)
     if separate:
-        gradient = on_own_rows(gradient)
+        gradient = per_device_gradient(gradient)
 
     def train_step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -92,7 +92,7 @@ def make_train_step(
             ),
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
-            health=health.follow(state.health, loss, finite, state.step),
+            health=health.update(state.health, loss, finite, state.step),
             restarts=state.restarts,
         )
         return state, {**report(state), 'sound': health.is_sound(state.health, loss, finite)}
@@ -122,7 +122,7 @@ def accumulate(gradient, microbatches: int):
     return accumulated
 
 
-def on_own_rows(gradient):
+def per_device_gradient(gradient):
     """Returns a function like `gradient` in which each device computes the mean of its own rows.
 
     Both functions map (params, images, labels) to a tree of means over the batch. The result must

@@ -11,7 +11,7 @@ import pytest
 from image_trees import KINDS, SUFFIXES, as_pillow_sees, write_image
 from PIL import EpsImagePlugin, Image
 
-from tarflow_jax.data.images import FORMATS, MOST_PIXELS, decode, resize_and_crop
+from tarflow_jax.data.images import FORMATS, MAX_PIXELS, decode, resize_and_crop
 
 
 def encoded(image, file_format, **options):
@@ -204,7 +204,7 @@ def png_of(width, height, *chunks):
 @pytest.mark.filterwarnings('ignore:Image size')  # Pillow warns of them, too
 def test_too_many_pixels_are_refused_before_they_are_decoded():
     side = 9500
-    assert side**2 > MOST_PIXELS
+    assert side**2 > MAX_PIXELS
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match='9500x9500 pixels, more than 89,478,485'):

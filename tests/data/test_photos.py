@@ -54,7 +54,7 @@ def test_no_photograph_is_in_both_splits(pictures):
 
 def test_photographs_are_in_colour_and_large_enough(pictures):
     every = pictures['train'] + pictures['test']
-    assert min(min(photo.size) for photo in every) == photos.LARGEST
+    assert min(min(photo.size) for photo in every) == photos.MAX_SIZE
     for photo in every:
         assert photo.mode == 'RGB'
         assert np.ptp(np.asarray(photo).astype(int), axis=-1).mean() > 10
@@ -92,7 +92,7 @@ def test_crops_have_every_scale_and_place():
 
 def test_a_crop_as_large_as_the_photograph(pictures):
     cat = pictures['test'][0]
-    image = photos.crop(cat, photos.LARGEST, 0, 0)
+    image = photos.crop(cat, photos.MAX_SIZE, 0, 0)
     wide = np.asarray(cat)
     assert any(np.array_equal(image, wide[:, x : x + 300]) for x in range(wide.shape[1] - 299))
 

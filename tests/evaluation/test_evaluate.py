@@ -307,7 +307,7 @@ def test_an_evaluation_keeps_the_one_before(runs, whole, tmp_path):
     assert json.loads(line) == before
 
 
-TWENTIETH_BATCH = 'call', 'evaluation/drawn.py add', 20
+TWENTIETH_BATCH = 'call', 'evaluation/sample_store.py add', 20
 STOPPED = 'error: stopped by {}. The same command resumes.\n'
 
 

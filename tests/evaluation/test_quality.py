@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_features(split, one_device):
     reference = measure_split(split, one_device)
     others = make_split(1, 80)
     found = measure_split(others, one_device)
-    samples = quality.Measured(found.gaussians, found.rows)
+    samples = quality.Measurements(found.gaussians, found.rows)
     scores = quality.score(samples, {'haar': reference}, HAAR)
     ours, theirs = (features_by_hand(s).astype(np.float64) for s in (split, others))
     gaussians = [Gaussian(x.mean(axis=0), np.cov(x.T)) for x in (ours, theirs)]
@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_features(split, one_device):
 
 def test_a_set_is_at_no_distance_from_itself(split, one_device):
     reference = measure_split(split, one_device)
-    samples = quality.Measured(reference.gaussians, reference.rows)
+    samples = quality.Measurements(reference.gaussians, reference.rows)
     scores = quality.score(samples, {'haar': reference}, HAAR)
     assert scores == {
         'haar_frechet': pytest.approx(0, abs=1e-8),
@@ -91,10 +91,10 @@ def test_a_set_is_at_no_distance_from_itself(split, one_device):
 def test_few_samples_are_warned_of_with_their_bias(split, one_device, caplog):
     reference = measure_split(split, one_device)
     few = measure_split(make_split(0, 20), one_device)
-    samples = quality.Measured(few.gaussians, few.rows)
-    quality.warn_of_few('haar_frechet', reference, 20)
-    quality.warn_of_few('haar_recall', reference, 20)
-    quality.warn_of_few('haar_frechet', reference, 65)
+    samples = quality.Measurements(few.gaussians, few.rows)
+    quality.warn_of_small_sample('haar_frechet', reference, 20)
+    quality.warn_of_small_sample('haar_recall', reference, 20)
+    quality.warn_of_small_sample('haar_frechet', reference, 65)
     found = quality.score(samples, {'haar': reference}, ['haar_frechet'])['haar_frechet']
     (record,) = caplog.records
     text = record.getMessage()
@@ -104,10 +104,10 @@ def test_few_samples_are_warned_of_with_their_bias(split, one_device, caplog):
 
 
 def test_numbers_of_samples_for_which_there_is_no_metric():
-    assert metrics.too_few(['haar_frechet'], 2) is None
-    assert 'at least 2 for haar_frechet; got 1' in metrics.too_few(['haar_frechet'], 1)
-    assert 'at least 4 for fid, recall; got 3' in metrics.too_few(['fid', 'recall'], 3)
-    assert metrics.too_few(['inception_score'], 1) is None
+    assert metrics.sample_count_error(['haar_frechet'], 2) is None
+    assert 'at least 2 for haar_frechet; got 1' in metrics.sample_count_error(['haar_frechet'], 1)
+    assert 'at least 4 for fid, recall; got 3' in metrics.sample_count_error(['fid', 'recall'], 3)
+    assert metrics.sample_count_error(['inception_score'], 1) is None
 
 
 def test_the_fingerprint_is_of_the_images(split):

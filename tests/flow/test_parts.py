@@ -34,13 +34,13 @@ def test_accelerators_take_a_batch_whole(monkeypatch):
     device = make_device(device_kind='TPU v5 lite', num_cores=1, platform='tpu')
     mesh = AbstractMesh((2, 1, 1), AXES, (AxisType.Auto,) * 3, abstract_device=device)
     assert parts.count_parts(MODEL, 64, mesh) == 1
-    assert parts.for_gradients(MODEL, mesh) == MODEL
+    assert parts.unroll_for_gradients(MODEL, mesh) == MODEL
 
 
 def test_only_few_layers_are_written_out():
-    assert parts.for_gradients(MODEL, cpus(1)).unroll == 'all'
-    deep = MODEL.clone(layers_per_block=parts.MOST_UNROLLED)
-    assert parts.for_gradients(deep, cpus(1)) == deep
+    assert parts.unroll_for_gradients(MODEL, cpus(1)).unroll == 'all'
+    deep = MODEL.clone(layers_per_block=parts.MAX_UNROLLED)
+    assert parts.unroll_for_gradients(deep, cpus(1)) == deep
 
 
 @pytest.mark.parametrize('devices', [None, 1, 4])

@@ -7,16 +7,18 @@ from tarflow_jax.parallel import cluster, distributed
 
 
 def test_alone_one_agrees_with_oneself():
-    assert distributed.agree(True)
-    assert not distributed.agree(False)
-    cluster.leave(1, 'nobody hears this')
+    assert distributed.all_true(True)
+    assert not distributed.all_true(False)
+    cluster.abort_all(1, 'nobody hears this')
 
 
 DESCRIPTION = {'config': {'seed': 0, 'model': {'width': 16}}, 'step': None, 'sizes': [7, 0.1]}
 
 
 def words_of_main(process):
-    return distributed.of_main({'process': process, 'text': 'ä' * (2 + process), 'none': None})
+    return distributed.broadcast_from_main(
+        {'process': process, 'text': 'ä' * (2 + process), 'none': None}
+    )
 
 
 def same(process):

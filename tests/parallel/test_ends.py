@@ -23,7 +23,7 @@ def add_up(process, failing=(), end=None):
     """Adds over all processes, for ever if one of them comes to an end."""
     turn = 0
     while failing or turn < 10:
-        turn = distributed.largest(turn) + 1
+        turn = distributed.all_max(turn) + 1
         if turn == 5 and process in failing:
             if isinstance(end, Exception):
                 raise end
@@ -164,7 +164,7 @@ def test_a_stranger_at_the_port_changes_nothing(runs):
 def knock(process):
     import socket
 
-    address = ('127.0.0.1', distributed.of_main(_port()))
+    address = ('127.0.0.1', distributed.broadcast_from_main(_port()))
     for words in b'', b'GET / HTTP/1.1\r\n\r\n', b'{"process": [], "of": 2}\n', b'\xff' * 2**17:
         with socket.create_connection(address) as connection:
             connection.sendall(words)

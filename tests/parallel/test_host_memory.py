@@ -22,4 +22,4 @@ def test_where_jax_computes(monkeypatch, tmp_path, platforms, devices, is_here):
     monkeypatch.setenv('JAX_PLATFORMS', platforms)
     for name in devices:
         (tmp_path / name).touch()
-    assert host_memory.computes_here() is is_here
+    assert host_memory.runs_on_cpu() is is_here

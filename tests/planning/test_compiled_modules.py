@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tarflow_jax.planning import costs, hlo, messages
+from tarflow_jax.planning import collectives, costs, hlo
 from tarflow_jax.planning.chips import CHIPS
 from tarflow_jax.planning.compilation import compile_program
 from tarflow_jax.planning.estimate import estimate
@@ -145,7 +145,7 @@ def test_collectives_of_a_loop(mesh):
         (6, 32, 32), np.float32, sharding=NamedSharding(mesh, P(None, 'fsdp'))
     )
     x = jax.ShapeDtypeStruct((64, 32), np.float32, sharding=NamedSharding(mesh, P('data')))
-    rows = messages.summary(compiled(gather, kernels, x), mesh, TOPOLOGY)
+    rows = collectives.summary(compiled(gather, kernels, x), mesh, TOPOLOGY)
     moved = sum(row['bytes'] for row in rows)
     assert moved in (6 * 4 * 32 * 32, 6 * 4 * 16 * 32)  # of kernels, or of partial sums
     assert {(row['types'], row['axes'], row['devices']) for row in rows} == {
@@ -158,7 +158,7 @@ def test_a_sum_over_an_axis(mesh):
         return x.sum(axis=0)
 
     x = jax.ShapeDtypeStruct((64, 128), np.float32, sharding=NamedSharding(mesh, P('data')))
-    (row,) = messages.summary(compiled(mean, x), mesh, TOPOLOGY)
+    (row,) = collectives.summary(compiled(mean, x), mesh, TOPOLOGY)
     assert (row['kind'], row['bytes'], row['count']) == ('all-reduce', 4 * 128, 1)
     assert (row['network'], row['axes'], row['devices']) == ('interconnect', ('data',), 4)
     half_a_link = TOPOLOGY.chip.link_bandwidth / 2  # the other half is the other group's
@@ -183,7 +183,7 @@ TOPOLOGY = Topology('v5e:8x1', CHIPS['v5e'], jax.devices(), (8, 1))
     ],
 )
 def test_groups_of_devices(text, group):
-    assert messages.device_group(f', channel_id=1, {text}, to_apply=%add') == group
+    assert collectives.device_group(f', channel_id=1, {text}, to_apply=%add') == group
 
 
 # As TPUs' compilers write a reduce-scatter: a sum of which a fusion keeps a slice, or a computation
@@ -224,7 +224,7 @@ async_execution_thread="sparsecore", to_apply=%scatter
 @pytest.mark.parametrize('text', SCATTERED.values(), ids=SCATTERED)
 def test_a_sum_of_which_each_keeps_its_share(text):
     mesh = jax.make_mesh((8,), ('fsdp',), axis_types=(AxisType.Auto,))
-    (row,) = messages.summary(hlo.parse(text), mesh, TOPOLOGY)
+    (row,) = collectives.summary(hlo.parse(text), mesh, TOPOLOGY)
     assert (row['kind'], row['bytes'], row['count']) == ('reduce-scatter', 4 * 64 * 128, 1)
     assert row['seconds'] == pytest.approx(4 * 64 * 128 * 7 / 8 / TOPOLOGY.chip.link_bandwidth)
 
@@ -237,7 +237,7 @@ is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_RE
 
 def test_a_sum_between_slices(mesh):
     topology = Topology('2xv5e:2x2', CHIPS['v5e'], jax.devices(), (2, 2), 2)
-    (row,) = messages.summary(hlo.parse(module(SEND)), mesh, topology)
+    (row,) = collectives.summary(hlo.parse(module(SEND)), mesh, topology)
     assert (row['kind'], row['bytes'], row['network']) == ('all-reduce', 2048, 'dcn')
     assert (row['axes'], row['devices']) == (('data',), 2)
     assert row['seconds'] == pytest.approx(2048 / topology.chip.dcn_bandwidth)

@@ -3,7 +3,7 @@
 import pytest
 
 from tarflow_jax.planning.compilation import Program
-from tarflow_jax.planning.search import MOST_GUESSES, largest_batch
+from tarflow_jax.planning.search import MAX_GUESSES, largest_batch
 
 HBM = 16e9
 
@@ -28,7 +28,7 @@ def test_finds_it_in_a_few_compilations(first, tells_peak, bend):
 
     fits, too_large = largest_batch(compile_batch, first, 64, HBM, 64_000)
     assert fits % 64 == 0
-    assert len(compiled) <= 1 + MOST_GUESSES
+    assert len(compiled) <= 1 + MAX_GUESSES
     assert peak(fits) <= HBM
     if too_large:
         assert peak(too_large) > HBM

@@ -14,10 +14,10 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.formats.torchfile import read_state_dict
 from tarflow_jax.published.convert import from_state_dict, to_state_dict
-from tarflow_jax.published.name import Name
+from tarflow_jax.published.name import CheckpointName
 
 SHAPE = dict(image_shape=(8, 8, 3), patch_size=2)
-NAME = Name('toy', 2, 64, 3, 2, 'gaussian', 0.1)
+NAME = CheckpointName('toy', 2, 64, 3, 2, 'gaussian', 0.1)
 
 SMALL = dict(width=128, num_blocks=3, layers_per_block=2)
 MODELS = {

@@ -111,20 +111,20 @@ def test_the_published_metrics(params, one_device):
 def test_what_is_stored_is_found_again(params, measured, one_device, tmp_path, caplog):
     calibration, reports = measured
 
-    def stored(params=params, **changes):
+    def find_calibration(params=params, **changes):
         sampling = {**SAMPLING, **changes}
-        return calibration_file.stored([tmp_path], MODEL, params, one_device, sampling)
+        return calibration_file.find_calibration([tmp_path], MODEL, params, one_device, sampling)
 
-    assert stored() is None
+    assert find_calibration() is None
     assert not caplog.records
-    identity = calibration_file.identity_of(MODEL, params, one_device, SAMPLING)
+    identity = calibration_file.calibration_identity(MODEL, params, one_device, SAMPLING)
     path = tmp_path / 'calibration.npz'
     calibration_file.write(path, calibration, identity, reports)
-    found = stored()
+    found = find_calibration()
     assert found is not None
     assert found.windows == calibration.windows
     jax.tree.map(np.testing.assert_array_equal, found, calibration)
-    assert stored(method='sequential') is None
+    assert find_calibration(method='sequential') is None
     assert not caplog.records
 
     others = jax.tree.map(lambda x: 2 * x, params)
@@ -134,7 +134,7 @@ def test_what_is_stored_is_found_again(params, measured, one_device, tmp_path, c
         (dict(batch_size=2), 'batch_size was 4, is 2'),
     ):
         caplog.clear()
-        assert stored(**arguments) is None
+        assert find_calibration(**arguments) is None
         (record,) = caplog.records
         assert words in record.getMessage()
         assert 'Run --mode=calibrate.' in record.getMessage()
@@ -143,7 +143,7 @@ def test_what_is_stored_is_found_again(params, measured, one_device, tmp_path, c
 @pytest.mark.parametrize('damage', ['cut', 'other', 'shapes'])
 def test_a_damaged_file_is_not_used(damage, params, measured, one_device, tmp_path, caplog):
     calibration, reports = measured
-    identity = calibration_file.identity_of(MODEL, params, one_device, SAMPLING)
+    identity = calibration_file.calibration_identity(MODEL, params, one_device, SAMPLING)
     path = tmp_path / 'calibration.npz'
     if damage == 'shapes':
         calibration = dataclasses.replace(calibration, gain=jnp.zeros((2, 3, 4)))
@@ -152,7 +152,9 @@ def test_a_damaged_file_is_not_used(damage, params, measured, one_device, tmp_pa
         path.write_bytes(path.read_bytes()[:-100])
     if damage == 'other':
         path.write_text('not a calibration')
-    assert calibration_file.stored([tmp_path], MODEL, params, one_device, SAMPLING) is None
+    assert (
+        calibration_file.find_calibration([tmp_path], MODEL, params, one_device, SAMPLING) is None
+    )
     (record,) = caplog.records
     assert f'{path} is damaged' in record.getMessage()
 
@@ -172,7 +174,9 @@ def test_many_samples_are_calibrated_once(
     monkeypatch.setattr(calibration_file, 'calibrate', calibrated)
     sampling = {**SAMPLING, 'num_samples': 50, 'batch_size': 1, **change}
     of_sampling = MODEL, params, one_device, sampling, lambda: None
-    found = [calibration_file.find_or_make(tmp_path, [tmp_path], *of_sampling) for _ in range(2)]
+    found = [
+        calibration_file.find_or_calibrate(tmp_path, [tmp_path], *of_sampling) for _ in range(2)
+    ]
     out = capsys.readouterr().out
     if change or sequential:
         assert (found, calls, out) == ([None, None], [], '')

@@ -33,7 +33,7 @@ from tarflow_jax.training.checkpoint import (
     BEST_METRIC,
     RETRY_SECONDS,
     Checkpoints,
-    Damaged,
+    DamagedCheckpoint,
 )
 
 SHAPES = {'w': (40, 50), 'b': (7,)}
@@ -144,7 +144,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, opened):
 def test_a_damaged_newest_is_named_and_the_one_before_is_used(workdir, opened, caplog, damage):
     damage(workdir / 'checkpoints' / '30')
     checkpoints = opened(workdir)
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedCheckpoint):
         checkpoints.restore(30, abstract_items())
     step, items = checkpoints.restore_newest(abstract_items())
     assert step == 20
@@ -357,7 +357,7 @@ def test_a_save_that_fails_is_told_without_waiting_for_the_next(tmp_path, capfd)
 def test_shapes_of_another_model_are_not_taken(saved, opened):
     other = abstract_items()
     other['params']['w'] = jax.ShapeDtypeStruct((50, 40), jnp.float32, sharding=None)
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedCheckpoint):
         opened(saved, read_only=True).restore(10, other)
 
 

@@ -86,7 +86,7 @@ def follow(*losses):
     for step, loss in enumerate(losses):
         finite = np.isfinite(loss)
         before = state
-        state = jax.jit(health.follow)(before, loss, finite, step)
+        state = jax.jit(health.update)(before, loss, finite, step)
         sound.append(bool(health.is_sound(state, loss, finite)))
         states.append(state)
     return states, sound

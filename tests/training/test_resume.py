@@ -8,7 +8,7 @@ import pytest
 from damage import data_file, empty_the_folder, truncate_arrays
 from runs import TOTAL_STEPS, arrays_in, assert_same_run, files_in, metrics_in, steps_in
 
-from tarflow_jax.training.checkpoint import Damaged
+from tarflow_jax.training.checkpoint import DamagedCheckpoint
 
 
 def flip_a_bit_that_matters(runs, workdir, step):
@@ -21,7 +21,7 @@ def flip_a_bit_that_matters(runs, workdir, step):
         path.write_bytes(damaged)
         try:
             arrays_in(runs, workdir, step)
-        except Damaged:
+        except DamagedCheckpoint:
             return
     raise AssertionError(f'no bit of {path} matters')
 

@@ -8,7 +8,7 @@ import pathlib
 import tensorflow_datasets as tfds
 
 from tarflow_jax.data.builders.digits import Digits
-from tarflow_jax.data.builders.photos import LARGEST, SMALLEST, Photos
+from tarflow_jax.data.builders.photos import MAX_SIZE, MIN_SIZE, Photos
 from tarflow_jax.errors import InputError
 
 BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
@@ -37,7 +37,7 @@ def version(name: str) -> str:
         return str(BUILDERS[builder].VERSION)
     raise InputError(
         f"there is no data set '{name}': {Digits.name} has no variants, and the photos end in the "
-        f'side of their crops in pixels, photos/{SMALLEST} to photos/{LARGEST}, such as photos/64.'
+        f'side of their crops in pixels, photos/{MIN_SIZE} to photos/{MAX_SIZE}, such as photos/64.'
     )
 
 

@@ -22,10 +22,10 @@ TEST_PHOTOS = (
     ('skimage.data', 'chelsea.png'),
     ('skimage.data', 'rocket.jpg'),
 )
-SMALLEST, LARGEST = 8, 300  # pixels; the shorter side of the smallest photograph is 300
+MIN_SIZE, MAX_SIZE = 8, 300  # pixels; the shorter side of the smallest photograph is 300
 
 _SEEDS = {'train': 0, 'test': 1}
-_LARGEST_OF_MANY = 64
+_MAX_SIZE_OF_MANY = 64
 
 
 class Photos(tfds.core.GeneratorBasedBuilder):
@@ -39,7 +39,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version('1.0.0')
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's way)
         tfds.core.BuilderConfig(name=str(size), description=f'Crops of {size} x {size} pixels.')
-        for size in range(SMALLEST, LARGEST + 1)
+        for size in range(MIN_SIZE, MAX_SIZE + 1)
     ]
     url_infos = None  # nothing is downloaded; looking for checksums takes importlib_resources
 
@@ -61,7 +61,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # the photographs are in the packages
-        is_small = self._size <= _LARGEST_OF_MANY
+        is_small = self._size <= _MAX_SIZE_OF_MANY
         return {
             'train': self._generate_examples(
                 load_photos(TRAIN_PHOTOS), 8192 if is_small else 2048, _SEEDS['train']

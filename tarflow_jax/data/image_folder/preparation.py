@@ -19,7 +19,12 @@ import PIL
 import tensorflow_datasets as tfds
 
 from tarflow_jax.data import builders
-from tarflow_jax.data.folder import data_folder, failing_writes, one_process, prepared_folders
+from tarflow_jax.data.folder import (
+    data_folder,
+    exclusive_lock,
+    explain_write_errors,
+    prepared_folders,
+)
 from tarflow_jax.data.image_folder.records import (
     RecordReport,
     RecordTask,
@@ -32,21 +37,23 @@ from tarflow_jax.data.image_folder.tree import ImageTree, read_tree
 from tarflow_jax.data.workers import map_unordered
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import remove_unfinished, write_atomically
-from tarflow_jax.progress import counting
+from tarflow_jax.progress import count_progress
 from tarflow_jax.quantities import format_bytes, format_count
-from tarflow_jax.values import Whole
+from tarflow_jax.values import Integer
 
 VERSION = '1.0.0'
 UNREADABLE_FILE = 'unreadable.txt'
 
 _NAME = re.compile('[a-z][a-z0-9_]*')
-_HALF_PREPARED = '.half_prepared'
+_WORK_SUFFIX = '.half_prepared'
 
 # A killed preparation loses record files that are half written; a reader holds all of them open.
-_IMAGES_A_RECORD_FILE = 256
-_MOST_RECORD_FILES = 256
-_UNEQUAL = 2  # ratio of the largest class to the smallest from which their sizes are printed
-_SHOWN = 3
+_IMAGES_PER_RECORD_FILE = 256
+_MAX_RECORD_FILES = 256
+_IMBALANCE_RATIO = (
+    2  # ratio of the largest class to the smallest from which their sizes are printed
+)
+_MAX_EXAMPLES = 3
 
 
 def prepare_image_folder(
@@ -82,13 +89,13 @@ def prepare_image_folder(
     """
     root = data_folder(data_dir)
     _check_name(name, root)
-    Whole(1).check('--size', size)
-    Whole(1).check('--workers', workers)
+    Integer(1).check('--size', size)
+    Integer(1).check('--workers', workers)
     tree = read_tree(folder)
-    for line in _remarks(tree):
+    for line in _summary_lines(tree):
         print(line, flush=True)
     preparation = _Preparation(name, tree, root / name / VERSION, size, upscale, workers)
-    with failing_writes(name, root), one_process(root / name, wait=False):
+    with explain_write_errors(name, root), exclusive_lock(root / name, wait=False):
         preparation.begin_or_resume()
         preparation.finish(preparation.write_records())
     return preparation.target
@@ -115,13 +122,13 @@ def _check_name(name: str, root: pathlib.Path) -> None:
             )
 
 
-def _remarks(tree: ImageTree) -> Iterator[str]:
+def _summary_lines(tree: ImageTree) -> Iterator[str]:
     """Yields lines that summarize the tree, and lines about what users may not expect."""
     counts = ', '.join(f'{len(files):,} {split}' for split, files in tree.splits.items())
     yield f'{len(tree.classes):,} classes; image files: {counts}.'
     ranking = collections.Counter(file.label for file in tree.splits['train']).most_common()
     (most, largest), (least, smallest) = ranking[0], ranking[-1]
-    if largest >= _UNEQUAL * smallest:
+    if largest >= _IMBALANCE_RATIO * smallest:
         names = tree.classes[least], tree.classes[most]
         yield f'Images of a class: {smallest:,} ({names[0]}) to {largest:,} ({names[1]}).'
     if len(tree.splits) == 1:
@@ -154,7 +161,7 @@ class _Preparation:
     @functools.cached_property
     def work(self) -> pathlib.Path:
         fingerprint = self.tree.fingerprint(self.size, self.upscale, PIL.__version__)
-        return self.target.with_name(f'{VERSION}.{fingerprint}{_HALF_PREPARED}')
+        return self.target.with_name(f'{VERSION}.{fingerprint}{_WORK_SUFFIX}')
 
     @property
     def records(self) -> pathlib.Path:
@@ -168,7 +175,7 @@ class _Preparation:
         """Checks all headers and creates the work folder, unless that was done before."""
         if not self.records.is_dir():
             self._check_headers()
-        for other in set(self.target.parent.glob(f'*{_HALF_PREPARED}')) - {self.work}:
+        for other in set(self.target.parent.glob(f'*{_WORK_SUFFIX}')) - {self.work}:
             print('The images or the settings changed since the interruption: it starts again.')
             shutil.rmtree(other)
         self.records.mkdir(parents=True, exist_ok=True)
@@ -177,7 +184,7 @@ class _Preparation:
     def _check_headers(self) -> None:
         small: list[tuple[int, str]] = []
         done = num_transparent = 0
-        with counting('headers', self.num_files) as progress:
+        with count_progress('headers', self.num_files) as progress:
             for headers in map_unordered(read_headers, self._tasks(), self.workers):
                 small += headers.small
                 done += headers.num_files
@@ -203,7 +210,7 @@ class _Preparation:
         if reports:
             print(f'Resuming: {len(reports)} of {len(tasks)} record files are written.')
         self._check_space(missing)
-        with counting('images', self.num_files, first=_images_in(reports)) as progress:
+        with count_progress('images', self.num_files, first=_images_in(reports)) as progress:
             for report in map_unordered(write_records, missing, self.workers):
                 reports.append(report)
                 progress.update(_images_in(reports))
@@ -212,7 +219,7 @@ class _Preparation:
     def _tasks(self) -> Iterator[RecordTask]:
         """Deals the images evenly to record files."""
         for split, files in self.tree.splits.items():
-            count = min(math.ceil(len(files) / _IMAGES_A_RECORD_FILE), _MOST_RECORD_FILES)
+            count = min(math.ceil(len(files) / _IMAGES_PER_RECORD_FILE), _MAX_RECORD_FILES)
             for index in range(count):
                 part = slice(len(files) * index // count, len(files) * (index + 1) // count)
                 target = self._template(split).sharded_filepath(shard_index=index, num_shards=count)
@@ -249,7 +256,7 @@ class _Preparation:
         for report in reports:
             by_split[report.split].append(report)
         if any(report.unreadable for report in reports):
-            self._name_unreadable(by_split)
+            self._list_unreadable(by_split)
         split_infos = [
             tfds.core.SplitInfo(
                 name=split,
@@ -273,12 +280,12 @@ class _Preparation:
         self.records.rename(self.target)
         shutil.rmtree(self.work)
 
-    def _name_unreadable(self, by_split: dict[str, list[RecordReport]]) -> None:
+    def _list_unreadable(self, by_split: dict[str, list[RecordReport]]) -> None:
         """Writes which files are left out; raises InputError if a split has no others."""
         reports = itertools.chain(*by_split.values())
         unreadable = sorted(file for report in reports for file in report.unreadable)
-        examples = ', '.join(f"'{path}': {reason}" for path, reason in unreadable[:_SHOWN])
-        examples += ', ...' if len(unreadable) > _SHOWN else ''
+        examples = ', '.join(f"'{path}': {reason}" for path, reason in unreadable[:_MAX_EXAMPLES])
+        examples += ', ...' if len(unreadable) > _MAX_EXAMPLES else ''
         for split, reports in by_split.items():
             if not any(report.num_examples for report in reports):
                 raise InputError(f'no file of the {split} split can be read ({examples}).')

@@ -21,13 +21,13 @@ EXTENSIONS = (
     *('.avif', '.bmp', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg'),
     *('.pgm', '.png', '.pnm', '.ppm', '.tif', '.tiff', '.webp'),
 )
-ONLY_CLASS = 'images'  # of a folder without class folders
+DEFAULT_CLASS = 'images'  # of a folder without class folders
 _LAYOUT = (
     'Images are expected as FILE, CLASS/FILE or SPLIT/CLASS/FILE, with splits named train, val and '
     'test.'
 )
-_DEEPEST = 3
-_SHOWN = 5
+_MAX_DEPTH = 3
+_MAX_NAMES = 5
 
 _Parts = tuple[str, ...]
 
@@ -105,7 +105,7 @@ def _files(folder: pathlib.Path, above: _Parts = ()) -> Iterator[_Parts]:
     for name in sorted(name for name in os.listdir(folder) if not name.startswith('.')):
         if not (folder / name).is_dir():  # a broken link is an image that cannot be read
             yield (*above, name)
-        elif len(above) + 1 < _DEEPEST:
+        elif len(above) + 1 < _MAX_DEPTH:
             yield from _files(folder / name, (*above, name))
         else:
             raise _misplaced(folder.joinpath(name))
@@ -124,7 +124,7 @@ def _by_split(root: pathlib.Path, images: list[_Parts]) -> dict[str, dict[str, l
         split = SPLITS[folders.pop(0).lower()] if has_splits and folders else 'train'
         if len(folders) > 1 or (has_splits and len(path) == 1):
             raise _misplaced(root.joinpath(*path))
-        by_split[split][folders[0] if folders else ONLY_CLASS].append(path)
+        by_split[split][folders[0] if folders else DEFAULT_CLASS].append(path)
     for split, by_class in by_split.items():
         lengths = {len(path): path for paths in by_class.values() for path in paths}
         if len(lengths) > 1:
@@ -190,5 +190,5 @@ def _ordered(
 
 
 def _names(names: list[str]) -> str:
-    shown = ', '.join(f"'{name}'" for name in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f'{shown} and {len(names) - _SHOWN:,} more'
+    shown = ', '.join(f"'{name}'" for name in names[:_MAX_NAMES])
+    return shown if len(names) <= _MAX_NAMES else f'{shown} and {len(names) - _MAX_NAMES:,} more'

@@ -15,7 +15,7 @@ from tarflow_jax.parallel import distributed
 PART_SECONDS = 10  # of drawing, at most, that a killed process loses
 
 
-class DrawnSamples:
+class SampleStore:
     """The first samples of a model, in parts that are complete or not there.
 
     The folder's name is a hash of `settings`, so that samples of other settings are never reused.
@@ -42,7 +42,9 @@ class DrawnSamples:
         self._last_write = time.monotonic()
         if distributed.is_main():
             self._read_parts()
-        self.count, self.num_redrawn = distributed.of_main([self.count, self.num_redrawn])
+        self.count, self.num_redrawn = distributed.broadcast_from_main(
+            [self.count, self.num_redrawn]
+        )
 
     def _read_parts(self) -> None:
         """Finds the parts that follow one another; what comes after a gap or damage is removed."""

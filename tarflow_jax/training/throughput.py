@@ -3,7 +3,7 @@
 import time
 
 
-class Pace:
+class Throughput:
     """Images a second while training, leaving out compilation and pauses."""
 
     def __init__(self, batch_size: int):

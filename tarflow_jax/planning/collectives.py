@@ -1,4 +1,4 @@
-"""The messages between devices that a compiled module sends: their type, bytes and time.
+"""The collectives of a compiled module: their type, bytes and time.
 
 A group of n devices of a torus whose links carry W bytes/s one way moves B = W (2 for a ring, 1 for
 a line) bytes/s, summed over the axes of the torus along which it lies. An array of V bytes takes
@@ -31,7 +31,7 @@ _PASSES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Message:
+class Collective:
     """A collective of a module, sent a number of times.
 
     Its bytes are those of the whole array that a device starts from or ends up with. Its network is
@@ -47,24 +47,24 @@ class Message:
     group: tuple[int, ...]
 
 
-def messages(entry: Computation) -> Iterator[Message]:
-    """All messages of a module.
+def collectives(entry: Computation) -> Iterator[Collective]:
+    """All collectives of a module.
 
     One that is spread over several fusions, so that it overlaps with their work, counts once.
     """
     spread = set()
     for instruction, times in executed(entry):
         for part in fused(instruction):
-            message = _message(part, times)
-            if message and part is not instruction and _is_scattered(part):
-                yield dataclasses.replace(message, kind='reduce-scatter')
+            collective = _collective(part, times)
+            if collective and part is not instruction and _is_scattered(part):
+                yield dataclasses.replace(collective, kind='reduce-scatter')
                 continue
             channel = re.search(r'channel_id=(\d+)', part.attributes)
-            if message and channel and part is not instruction:
-                message = None if channel[1] in spread else message
+            if collective and channel and part is not instruction:
+                collective = None if channel[1] in spread else collective
                 spread.add(channel[1])
-            if message:
-                yield message
+            if collective:
+                yield collective
 
 
 def _is_scattered(all_reduce: Instruction) -> bool:
@@ -76,7 +76,7 @@ def _is_scattered(all_reduce: Instruction) -> bool:
     return is_sum and all(user.opcode == 'dynamic-slice' for user in users)
 
 
-def _message(instruction: Instruction, times: int) -> Message | None:
+def _collective(instruction: Instruction, times: int) -> Collective | None:
     kind, network = instruction.opcode.removesuffix('-start'), 'interconnect'
     arrays = [array for operand in instruction.operands for array in operand.arrays]
     between = _BETWEEN_SLICES.search(instruction.attributes)
@@ -88,7 +88,7 @@ def _message(instruction: Instruction, times: int) -> Message | None:
         return None
     types = tuple(sorted({array.dtype for array in arrays}))
     num_bytes = sum(array.num_bytes for array in arrays)
-    return Message(kind, types, num_bytes, times, network, device_group(instruction.attributes))
+    return Collective(kind, types, num_bytes, times, network, device_group(instruction.attributes))
 
 
 def device_group(attributes: str) -> tuple[int, ...]:
@@ -120,22 +120,22 @@ def _numbered(shape, sizes: str | None, order: str | None) -> np.ndarray:
     return devices.transpose(integers(order) or range(len(dims))).reshape(shape)
 
 
-def seconds(message: Message, mesh, topology: Topology) -> float:
-    """The time of a message, sent once."""
-    chip, num_bytes = topology.chip, message.num_bytes
-    if message.network == 'dcn':
+def seconds(collective: Collective, mesh, topology: Topology) -> float:
+    """The time of a collective that runs once."""
+    chip, num_bytes = topology.chip, collective.num_bytes
+    if collective.network == 'dcn':
         slices = topology.num_slices
-        parts = slices if message.kind == 'all-gather' else 1  # of which each device sends one
-        passes = _PASSES[message.kind] * (slices - 1) / slices
+        parts = slices if collective.kind == 'all-gather' else 1  # of which each device sends one
+        passes = _PASSES[collective.kind] * (slices - 1) / slices
         return parts * num_bytes * passes / chip.dcn_bandwidth
-    if message.kind == 'collective-permute':
+    if collective.kind == 'collective-permute':
         return num_bytes / chip.link_bandwidth
-    devices = [mesh.devices.flat[i] for i in message.group or range(mesh.size)]
+    devices = [mesh.devices.flat[i] for i in collective.group or range(mesh.size)]
     lines = _lines(devices, topology)
-    if message.kind == 'all-to-all':
+    if collective.kind == 'all-to-all':
         length, links = max(lines)
         return num_bytes * length / (4 * links * chip.link_bandwidth)
-    passes = _PASSES[message.kind] * (len(devices) - 1) / len(devices)
+    passes = _PASSES[collective.kind] * (len(devices) - 1) / len(devices)
     return num_bytes * passes / (chip.link_bandwidth * sum(links for _, links in lines))
 
 
@@ -155,29 +155,33 @@ def _lines(devices, topology: Topology) -> list[tuple[int, float]]:
 
 
 def summary(entry: Computation, mesh, topology: Topology) -> list[dict]:
-    """Messages by kind, type and axes of the mesh: count, bytes and seconds; the longest first."""
+    """Collectives by kind, type and axes of the mesh: count, bytes and seconds; the longest first."""
     groups = collections.defaultdict(list)
-    for message in messages(entry):
-        axes, devices = span(message, mesh, topology)
+    for collective in collectives(entry):
+        axes, devices = span(collective, mesh, topology)
         if devices > 1:
-            groups[message.kind, message.types, message.network, axes, devices].append(message)
+            groups[collective.kind, collective.types, collective.network, axes, devices].append(
+                collective
+            )
     rows = [
         {
             **dict(zip(('kind', 'types', 'network', 'axes', 'devices'), key, strict=True)),
-            'count': sum(message.times for message in sent),
-            'bytes': sum(message.times * message.num_bytes for message in sent),
-            'seconds': sum(message.times * seconds(message, mesh, topology) for message in sent),
+            'count': sum(collective.times for collective in sent),
+            'bytes': sum(collective.times * collective.num_bytes for collective in sent),
+            'seconds': sum(
+                collective.times * seconds(collective, mesh, topology) for collective in sent
+            ),
         }
         for key, sent in groups.items()
     ]
     return sorted(rows, key=lambda row: -row['seconds'])
 
 
-def span(message: Message, mesh, topology: Topology) -> tuple[tuple[str, ...], int]:
-    """The axes of the mesh along which the devices of a message lie, and how many they are."""
-    if message.network == 'dcn':  # only the mesh's first axis crosses slices, see `make_mesh`
+def span(collective: Collective, mesh, topology: Topology) -> tuple[tuple[str, ...], int]:
+    """The axes of the mesh along which the devices of a collective lie, and how many they are."""
+    if collective.network == 'dcn':  # only the mesh's first axis crosses slices, see `make_mesh`
         return mesh.axis_names[:1], topology.num_slices
-    group = message.group or range(mesh.size)
+    group = collective.group or range(mesh.size)
     places = np.array(np.unravel_index(list(group), mesh.devices.shape))
     axes = zip(mesh.axis_names, places, strict=True)
     return tuple(axis for axis, row in axes if len(set(row)) > 1), len(group)
