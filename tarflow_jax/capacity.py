@@ -30,8 +30,8 @@ def check_samples(
     most = min(_MAX_SAMPLES, memory // memory_each, disk // disk_each)
     if num_samples > most:
         raise InputError(
-            f'{key}={num_samples} is more than this machine holds: samples take '
-            f'{format_bytes(num_samples * memory_each)} of memory, of which there are '
-            f'{format_bytes(memory)}, and {format_bytes(num_samples * disk_each)} of disk, of '
-            f'which {format_bytes(disk)} are free for {folder}. Choose at most {most}.'
+            f'{key}={num_samples} does not fit on this machine: the samples need '
+            f'{format_bytes(num_samples * memory_each)} of memory ({format_bytes(memory)} '
+            f'available) and {format_bytes(num_samples * disk_each)} of disk '
+            f'({format_bytes(disk)} free for {folder}). Choose at most {most}.'
         )

@@ -31,14 +31,14 @@ QUICK = flags.DEFINE_bool(
     'quick', False, 'whether a plan compiles with little care: minutes become seconds'
 )
 ALLOW_CHANGES = flags.DEFINE_bool(
-    'allow_changes', False, 'whether a training may resume with another data set, noise or seed'
+    'allow_changes', False, 'whether a run may resume with another data set, noise or seed'
 )
 DISTRIBUTED = flags.DEFINE_enum(
     'distributed', 'auto', ('auto', 'on', 'off'), 'whether this is one process of several'
 )
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT where process 0 listens')
-NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'how many there are')
-PROCESS_ID = flags.DEFINE_integer('process_id', None, 'which one this is, from 0')
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'number of processes')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'number of this process, from 0')
 COORDINATOR_TIMEOUT = flags.DEFINE_integer(
     'coordinator_timeout', 300, 'seconds to wait for the other processes'
 )
@@ -68,7 +68,7 @@ def parse(argv: list[str]) -> None:
       InputError: a mistake in a flag, a key or a config file.
     """
     if sum(bool(_CONFIG_FLAG.match(argument)) for argument in argv) > 1:
-        raise InputError('--config is given twice: which of the files is meant?')
+        raise InputError('--config is given twice; give it once.')
     try:
         # The multi-process flags are parsed first, so that a mistake in any other flag can be
         # reported to the other processes.
@@ -87,7 +87,7 @@ def parse(argv: list[str]) -> None:
         flag = flags.FLAGS[name]
         if flag.value != flag.default and MODE.value not in modes:
             raise InputError(
-                f'--{name} means nothing with --mode={MODE.value}; it is for '
+                f'--{name} has no effect with --mode={MODE.value}; it applies to '
                 f'--mode={" and --mode=".join(modes)}.'
             )
 
@@ -168,8 +168,9 @@ def _trained_workdir() -> Path | None:
         return None
     if checkpoint and not source.is_dir():
         raise InputError(
-            f'--config must be given: {source} does not say everything. Or make a workdir of it, '
-            f'which needs none: {command("--mode=convert", f"--checkpoint={source}")} --workdir=DIR'
+            f'--config is required: {source} does not contain all settings. Alternatively convert '
+            'it to a workdir, which needs no --config: '
+            f'{command("--mode=convert", f"--checkpoint={source}")} --workdir=DIR'
         )
     source = workdir_of(Path(checkpoint_or_workdir(source, None)))
     read_config(source)  # says what is missing
@@ -198,5 +199,5 @@ def _explain(error: Exception) -> str:
         return words
     if len(text) > _MAX_MESSAGE_LENGTH:
         text = f'{text[:_MAX_MESSAGE_LENGTH]}...'
-    where = ' Every key stands in configs/base.py with its type.' if 'config' in text else ''
+    where = ' All keys are listed in configs/base.py with their types.' if 'config' in text else ''
     return configfile.with_period(text) + where

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 import tarflow_jax
 from tarflow_jax.errors import InputError
 
-EVERY_KEY = 'Every key stands in configs/base.py.'
+EVERY_KEY = 'All keys are listed in configs/base.py.'
 SHARED = ('base', 'paper')  # files that experiments begin with
 _NAME = re.compile(r'\w+')
 
@@ -61,8 +61,8 @@ class ConfigFile(flags.ArgumentParser):
         if not isinstance(config, ConfigDict) or not config:
             raise InputError(
                 f'{file}: get_config() returns {_type_name(config)}; it must return a ConfigDict '
-                'with the keys of configs/base.py. Let it begin with config = base.get_config(), '
-                'and end with return config.'
+                'with the keys of configs/base.py. Start it with config = base.get_config(), and '
+                'end it with return config.'
             )
         return config.lock()
 
@@ -81,7 +81,7 @@ def _find(name: str, argument: str) -> Path:
     what = f'experiment {name!r}' if _NAME.fullmatch(name) else f'file {file}'
     raise InputError(
         f'--config={argument}: there is no {what}.{hint} These come with tarflow_jax: '
-        f'{", ".join(names())}. One of yours is given by its path, as in --config=mine.py.'
+        f'{", ".join(names())}. Give your own config by its path, such as --config=mine.py.'
     )
 
 
@@ -132,10 +132,13 @@ def _get_config(module: ModuleType, file: Path, arguments: list[str]):
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError:
-        given = f'the variant {arguments[0]!r}' if arguments else 'no variant'
+        given = (
+            f'with the variant {arguments[0]!r}, the part after the colon of --config=FILE:VARIANT'
+            if arguments
+            else 'without a variant; give one as --config=FILE:VARIANT'
+        )
         raise InputError(
-            f'get_config{inspect.signature(function)} of {file} cannot be called with {given}, '
-            'which stands after a colon: --config=FILE:VARIANT.'
+            f'get_config{inspect.signature(function)} of {file} cannot be called {given}.'
         ) from None
     return function(*arguments)
 

@@ -53,7 +53,7 @@ def convert_to_workdir(
     """
     source, workdir = Path(source).expanduser(), Path(workdir).expanduser()
     if source.is_dir():
-        raise InputError(f'{source} is a folder: what is converted is a published checkpoint.')
+        raise InputError(f'{source} is a folder; give a published .pth file.')
     _check_empty(workdir)
     noise = _choose_noise(source, noise)
     model, params = loading.load(source, image_shape=image_shape, patch_size=patch_size)
@@ -103,14 +103,14 @@ def convert_to_published(
     dataset = dataset or loading.read_dataset_name(source)
     if not dataset:
         raise InputError(
-            f'{source} does not say its data set, which is in the name: give dataset, or the '
-            '--config of its model.'
+            f'{source} does not record its data set, which the file name must contain: pass '
+            'dataset=NAME, or the --config of its model.'
         )
     model, params = loading.load(source)
     name = CheckpointName.of(model, dataset, *noise)
     path = Path(folder).expanduser() / str(name)
     if path.exists():
-        raise InputError(f'{path} is there already. Give another folder, or move it away.')
+        raise InputError(f'{path} already exists. Give another folder, or move it away.')
     tensors = convert.to_state_dict(model, params)
     if noise != loading.read_noise(path):
         logging.warning('The noise of %g is rounded in the name %s.', noise[1], path.name)
@@ -126,8 +126,8 @@ def _choose_noise(source: Path, given: tuple[str, float] | None) -> tuple[str, f
     noise = given or recorded
     if noise is None:
         raise InputError(
-            f'{source} does not say with which noise it was trained: give it, as '
-            "noise=('gaussian', 0.05) or ('uniform', 0), or by the --config of its model."
+            f"{source} does not record its training noise: pass it as noise=('gaussian', 0.05) or "
+            "('uniform', 0), or by the --config of its model."
         )
     noise = type_and_std(*noise)
     Noise(*noise, num_levels=256)  # checks type and std

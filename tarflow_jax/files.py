@@ -147,7 +147,7 @@ def describe_error(error: Exception) -> str:
 
 
 _FULL = 'is the disk full?'
-_IN_THE_WAY = 'something else has its place: move it away'
+_IN_THE_WAY = 'another file or folder is in the way: move it away'
 _HINTS = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,

@@ -46,7 +46,8 @@ def level_batch(
     array = _add_missing_axes(_as_single_array(images, image_shape, name), image_shape)
     if array.dtype != np.uint8:
         raise InputError(
-            f'{name} must be uint8, the levels whose code length is meant; got {array.dtype}.'
+            f'{name} must be uint8 levels, because bits per dimension are defined for levels; '
+            f'got {array.dtype}.'
         )
     as_batch(name, array.astype(np.float32), image_shape)  # checks the shape
     levels = np.asarray(array)
@@ -118,7 +119,7 @@ def _as_single_array(images, image_shape, name) -> Any:
         shapes = sorted({np.shape(image) for image in images})
         raise InputError(f'{name} must have one shape; got {shapes[:5]}.') from None
     if array.dtype.kind not in 'biufcV':
-        raise_invalid(name, 'must be images: arrays, pictures of Pillow, or lists of them', images)
+        raise_invalid(name, 'must be images: arrays, Pillow images, or lists of them', images)
     return array
 
 
@@ -139,13 +140,15 @@ def _picture_to_array(picture, image_shape: tuple[int, int, int]) -> np.ndarray:
 
     height, width, channels = image_shape
     if channels not in (1, 3):
-        raise InputError(f'pictures have 1 channel or 3, the images of the model {channels}.')
+        raise InputError(
+            f'Pillow images have 1 or 3 channels; the images of the model have {channels}.'
+        )
     picture = upright_rgb(picture)
     if picture.size != (width, height):
         if height != width:
             raise InputError(
-                f'a picture of {picture.size[0]}x{picture.size[1]} pixels is scaled and cropped '
-                f'for models of squares only; this one takes {width}x{height}.'
+                f'a Pillow image of {picture.size[0]}x{picture.size[1]} pixels is scaled and '
+                f'cropped only for models of square images; this model needs {width}x{height}.'
             )
         picture = resize_and_crop(picture, height)
     array = np.asarray(picture)

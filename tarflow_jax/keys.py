@@ -114,13 +114,14 @@ def check(config) -> None:
     for name in flat:
         if name not in KEYS:
             raise InputError(
-                f"there is no config key '{name}'{_hint(name)} Every key stands in configs/base.py."
+                f"there is no config key '{name}'{_hint(name)} All keys are listed in "
+                'configs/base.py.'
             )
     for name, kind in KEYS.items():
         if name not in flat:
             raise InputError(
-                f'the config has no {name}. Let get_config() begin with base.get_config(), of '
-                'configs/base.py, which has every key.'
+                f'the config has no {name}. Start get_config() with base.get_config() of '
+                'configs/base.py, which defines all keys.'
             )
         kind.check(name, flat[name])
     Noise(flat['noise.type'], flat['noise.std'], num_levels=256)  # checks type and std

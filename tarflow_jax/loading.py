@@ -98,7 +98,10 @@ def from_pretrained(folder_or_name, *, revision: str | None = None) -> TrainedFl
     if huggingface.is_name(folder_or_name) and not Path(folder_or_name).exists():
         return load(huggingface.fetch(folder_or_name, revision))
     if revision is not None:
-        raise InputError(f'revision={revision} is of repositories; {folder_or_name} is none.')
+        raise InputError(
+            f'revision={revision} applies to Hub repositories only; {folder_or_name} is a local '
+            'path.'
+        )
     return load(folder_or_name)
 
 
@@ -123,7 +126,7 @@ def load_params(experiment: Experiment, path):
     )
     model = loaded.model
     differences = [
-        f'{key} is {getattr(model, key)} there, {getattr(expected, key)} in the config'
+        f'{key} is {getattr(model, key)} in the checkpoint, {getattr(expected, key)} in the config'
         for key in experiment.config.model
         if key not in NON_PARAMETER_KEYS and getattr(model, key) != getattr(expected, key)
     ]
@@ -177,8 +180,8 @@ def warn_of_noise_mismatch(config, path) -> None:
         return
     if not agree_rounded(learned, configured):
         logging.warning(
-            'The model in %s learned images with %s noise of %g; the config has %s noise of %g, '
-            'which scores and denoising steps go by. Set config.noise accordingly.',
+            'The model in %s learned images with %s noise of %g; the config has %s noise of %g. '
+            'Scores and denoising steps use the noise of the config. Set config.noise accordingly.',
             *(path, *learned, *configured),
         )
 
@@ -231,6 +234,6 @@ def _restore(checkpoints, path: Path, abstract):
     try:
         return checkpoints.restore(int(path.name), abstract)
     except RemovedCheckpoint as reason:
-        raise InputError(f'the checkpoint {path} is no longer there: {reason}.') from reason
+        raise InputError(f'the checkpoint {path} no longer exists: {reason}.') from reason
     except DamagedCheckpoint as reason:
         raise InputError(f'the checkpoint {path} is damaged: {reason}.') from reason

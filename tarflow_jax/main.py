@@ -8,12 +8,13 @@ A workdir that was trained has its own config: there, `tarflow --workdir=DIR --m
 --mode=calibrate measures how samples are drawn fastest, see `sampling.calibrate`; --mode=sample and
 --mode=evaluate of the same workdir then use it.
 
-A training resumes from the newest checkpoint of its workdir; if the config now says another data
-set, noise, seed or batch, only with --allow_changes (`workdir.RESUME_KEYS` has all of these keys).
+A training run resumes from the newest checkpoint of its workdir; if the config now specifies
+another data set, noise, seed or batch, only with --allow_changes (`workdir.RESUME_KEYS` has all of
+these keys).
 
-On several hosts the same command runs on each, with the workdir on a disk that all of them share:
-srun, mpirun and Kubernetes' TPU pods are noticed (`parallel/launchers`), on TPU VMs add
---distributed=on, and elsewhere give every process its place:
+On several hosts the same command runs on each, with the workdir on a disk that all of them share.
+srun, mpirun and Kubernetes' TPU pods are detected (`parallel/launchers`); add --distributed=on on
+TPU VMs; elsewhere, give every process these flags:
 
     --coordinator=HOST:PORT --num_processes=N --process_id=I [--coordinator_timeout=SECONDS]
 
@@ -21,10 +22,10 @@ Exit status: 0 done; 1 the run failed; 2 the command is invalid and nothing was 
 stopped by signal n (143 for SIGTERM, 130 for Ctrl-C, 129 for a closed terminal) within 30 seconds.
 A training run has saved itself, an evaluation the samples it has drawn: the same command resumes,
 on as many hosts as there are then. A signal to any one process stops all of them after the same
-step, with the same status; where one fails, the others end with its status and words. Output that
-nobody reads any more, or that was closed from the start, stops nothing. A process that was killed
-outright takes the others with it, at once and without a save: they end with status 1 and say which
-one it was. A slow one is waited for.
+step, with the same status; if one fails, the others end with its status and message. A closed
+output stream, such as a broken pipe, does not stop the program. If a process is killed, the others
+end immediately with status 1, without saving, and report which process it was. The program waits
+for slow processes.
 """
 
 import gc

@@ -184,8 +184,8 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
     """
     if not checkpoint:
         raise InputError(
-            '--mode=convert needs --checkpoint: a published .pth, which becomes the workdir, or a '
-            'workdir of ours, which is written as a .pth into the folder --workdir.'
+            '--mode=convert needs --checkpoint: a published .pth, which is converted into the '
+            'workdir, or a workdir, which is written as a .pth into the folder --workdir.'
         )
     if config:
         keys.check(config)
@@ -197,7 +197,7 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
         settings['noise'] = config.noise.type, config.noise.std
     if Path(checkpoint).expanduser().is_dir():
         path = exchange.convert_to_published(checkpoint, workdir, **settings)
-        print(f'{path}: as the published code reads it')
+        print(f'{path}: in the format of the published code')
         return 0
     if config:
         settings |= dict(image_shape=config.model.image_shape, patch_size=config.model.patch_size)

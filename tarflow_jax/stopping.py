@@ -157,9 +157,8 @@ class Stop:
             if seconds > _ACKNOWLEDGE_SECONDS and not is_answered:
                 is_answered = True
                 print(
-                    'Stopping at the end of what runs on the device, in '
-                    f'{self._response_seconds:g} seconds at the latest. Ctrl-C again ends it at '
-                    'once.',
+                    'Stopping when the operation on the device has ended, after at most '
+                    f'{self._response_seconds:g} seconds. Ctrl-C again ends it immediately.',
                     file=sys.stderr,
                     flush=True,
                 )
@@ -174,8 +173,8 @@ def _end(number: signal.Signals) -> None:
     """Ends a process whose main thread waits for something that takes too long."""
     stopped = Stopped(
         number,
-        'What was running did not end soon and was cut off. The same command resumes from what '
-        'was last saved.',
+        'The running operation did not finish in time and was aborted. The same command resumes '
+        'from what was last saved.',
     )
     files.remove_own_unfinished()
     print(f'error: {stopped}', file=sys.stderr, flush=True)

@@ -41,7 +41,7 @@ def help_text() -> str:
             'Examples:',
             *(f'  {line}' for line in examples),
             '',
-            'EXPERIMENT is a name or a Python file. A workdir that was trained has its own.',
+            'EXPERIMENT is a name or a Python file. A trained workdir needs no --config.',
             *_wrapped(configfile.names()),
             f'Keys: {os.path.relpath(keys) if keys.is_relative_to(Path.cwd()) else keys}',
             'Data: python -m tarflow_jax.data.prepare --help',

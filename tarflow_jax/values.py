@@ -90,11 +90,11 @@ class String:
 
     def check(self, name: str, value) -> str:
         if not isinstance(value, str) or '\0' in value:
-            raise_invalid(name, 'must be a text', value)
+            raise_invalid(name, 'must be a string', value)
         try:
             value.encode()
         except UnicodeEncodeError:  # the bytes of a file name that Python could not decode
-            words = 'must be a text in UTF-8 (with PYTHONUTF8=1 where the locale is another)'
+            words = 'must be a string in UTF-8 (set PYTHONUTF8=1 if the locale is a different one)'
             raise_invalid(name, words, value)
         return value
 
@@ -117,7 +117,7 @@ class Strings:
 
     def check(self, name: str, value) -> tuple[str, ...]:
         if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-            raise_invalid(name, "must be texts in parentheses, as ('test',)", value)
+            raise_invalid(name, "must be a tuple of strings, such as ('test',)", value)
         return tuple(value)
 
 

@@ -74,11 +74,11 @@ def _open_lock_file(workdir: str | os.PathLike) -> IO[str]:
 
 
 def local_folder(workdir: str | os.PathLike) -> Path:
-    """Returns the path of a workdir, ~ being the home folder; raises InputError for an address."""
+    """Returns the path of a workdir, ~ being the home folder; raises InputError for a URL."""
     path = PathValue().check('--workdir', workdir)
     if '://' in os.fspath(workdir):
         raise InputError(
-            f'workdir {os.fspath(workdir)} is an address. A workdir is a folder: give a local '
+            f'workdir {os.fspath(workdir)} is a URL. A workdir is a folder: give a local '
             f'path, or mount the bucket (gcsfuse, s3fs) and give the path of the mount.'
         )
     return path
@@ -152,14 +152,15 @@ def check_same_model(config, workdir) -> None:
         )
     kept = {key: value for key, value in config.model.items() if key not in NON_PARAMETER_KEYS}
     differences = [
-        f'model.{key} is {_plain(recorded.model.get(key))} there, {_plain(value)} in the config'
+        f'model.{key} is {_plain(recorded.model.get(key))} in the workdir, {_plain(value)} in the '
+        'config'
         for key, value in kept.items()
         if _plain(recorded.model.get(key)) != _plain(value)
     ]
     if bool(recorded.train.ema_decay) != bool(config.train.ema_decay):
         differences.append(
-            f'train.ema_decay is {recorded.train.ema_decay} there, {config.train.ema_decay} in '
-            'the config'
+            f'train.ema_decay is {recorded.train.ema_decay} in the workdir, '
+            f'{config.train.ema_decay} in the config'
         )
     differences += differences_in(config, recorded, ('optimizer.first_moment_dtype',))
     if differences:
@@ -191,7 +192,7 @@ def differences_in(config, recorded, names) -> list[str]:
     """What differs among the named keys, as far as the older config has them."""
     before, now = (flatten(c) for c in (recorded, config))
     return [
-        f'{name} is {_plain(before[name])} there, {_plain(now[name])} in the config'
+        f'{name} is {_plain(before[name])} in the workdir, {_plain(now[name])} in the config'
         for name in names
         if name in before and _plain(before[name]) != _plain(now[name])
     ]

@@ -17,7 +17,7 @@ NUMBER = int(os.environ.get('TARFLOW_JAX_PROCESSES', 4))
 STEP = ('call', 'training/loop.py read', 6)
 SCORES = ('call', 'likelihood/scores.py score_split', 1)
 SAVE = ('call', 'training/checkpoint.py save', 2)
-KILLED = 'process {} ended without a word: it was killed'
+KILLED = 'process {} exited without a message: it was killed'
 FULL = OSError(28, 'No space left on device')
 ODD = ArithmeticError('an odd number')
 

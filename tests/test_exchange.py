@@ -69,13 +69,13 @@ def test_a_workdir_and_a_file_serve_a_run_of_that_model(runs, source, converted,
         params, _ = loading.load_params(build(config, one_device.devices.flat), path)
         jax.tree.map(np.testing.assert_array_equal, params, expected)
     config.model.num_blocks = 4
-    with pytest.raises(InputError, match='num_blocks is 3 there, 4 in the config'):
+    with pytest.raises(InputError, match='num_blocks is 3 in the checkpoint, 4 in the config'):
         loading.load_params(build(config, one_device.devices.flat), converted)
 
 
 def test_a_file_of_another_name_needs_to_be_described(golden_dir, tmp_path):
     how = dict(image_shape=(8, 8, 3), patch_size=2)
-    with pytest.raises(InputError, match='does not say with which noise'):
+    with pytest.raises(InputError, match='does not record its training noise'):
         exchange.convert_to_workdir(golden_dir / 'cond.pth', tmp_path / 'workdir', **how)
     assert list(tmp_path.iterdir()) == []
     noise = ('uniform', 0.3)
@@ -171,7 +171,7 @@ def test_a_model_is_published_under_its_name(source, converted, tmp_path):
 
 def test_a_file_that_is_there_is_left_alone(source):
     before = source.read_bytes()
-    with pytest.raises(InputError, match=f'{NAME} is there already'):
+    with pytest.raises(InputError, match=f'{NAME} already exists'):
         exchange.convert_to_published(source, source.parent)
     assert source.read_bytes() == before
 
@@ -184,13 +184,13 @@ def test_noise_that_the_name_rounds_is_told(source, tmp_path, caplog):
 
 
 def test_a_run_that_the_published_code_could_not_have_made_is_refused(whole, tmp_path):
-    with pytest.raises(InputError, match='head_dim=8 are not for the published code'):
+    with pytest.raises(InputError, match='the published code supports head_dim=64 only; got 8'):
         exchange.convert_to_published(whole[0], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_file_does_not_tell_has_to_be_told(golden_dir, tmp_path):
-    with pytest.raises(InputError, match='does not say with which noise'):
+    with pytest.raises(InputError, match='does not record its training noise'):
         exchange.convert_to_published(golden_dir / 'cond.pth', tmp_path)
-    with pytest.raises(InputError, match='does not say its data set'):
+    with pytest.raises(InputError, match='does not record its data set'):
         exchange.convert_to_published(golden_dir / 'cond.pth', tmp_path, noise=NOISE)

@@ -145,7 +145,10 @@ def test_a_read_allocates_no_more_than_there_is(tmp_path):
     [
         (OSError(errno.ENOSPC, 'No space left'), 'is the disk full?'),
         (OSError(errno.EROFS, 'Read-only file system'), 'it is mounted to be read only'),
-        (NotADirectoryError(errno.ENOTDIR, 'Not a directory'), 'something else has its place'),
+        (
+            NotADirectoryError(errno.ENOTDIR, 'Not a directory'),
+            'another file or folder is in the way',
+        ),
         (ValueError("INTERNAL: writing [os_error_code='28']\nmore"), 'is the disk full?'),
         (ValueError("INTERNAL: writing [os_error_code='30']"), 'it is mounted to be read only'),
     ],

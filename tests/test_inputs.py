@@ -51,7 +51,7 @@ def test_pictures_become_what_the_model_takes():
     clear = Image.new('RGBA', (9, 4), (0, 0, 0, 0))
     np.testing.assert_array_equal(inputs.image_batch(clear, SHAPE), np.ones((1, *SHAPE)))
     np.testing.assert_array_equal(inputs.image_batch(clear, (2, 2, 1)), np.ones((1, 2, 2, 1)))
-    with pytest.raises(InputError, match='scaled and cropped for models of squares only'):
+    with pytest.raises(InputError, match='scaled and cropped only for models of square images'):
         inputs.image_batch(clear, (4, 8, 3))
 
 
@@ -61,7 +61,7 @@ def test_pictures_become_what_the_model_takes():
         (LEVELS.astype(np.int64), 'must be floating-point numbers; got int64'),
         (LEVELS[..., :1], r'of shape \[batch, 4, 4, 3\]; got \[2, 4, 4, 1\]'),
         ([LEVELS[0], LEVELS[1, :2]], r'must have one shape; got \[\(2, 4, 3\), \(4, 4, 3\)\]'),
-        ('cat.png', "must be images: arrays, pictures of Pillow, or lists of them; got 'cat.png'"),
+        ('cat.png', "must be images: arrays, Pillow images, or lists of them; got 'cat.png'"),
         (None, 'must be images'),
     ],
 )
@@ -75,7 +75,7 @@ def test_levels_stay_as_they_are():
         np.testing.assert_array_equal(inputs.level_batch(images, SHAPE, 256), LEVELS)
     with pytest.raises(InputError, match=r'levels up to \d+; with num_levels=17 they must lie in'):
         inputs.level_batch(LEVELS, SHAPE, 17)
-    with pytest.raises(InputError, match='must be uint8, the levels'):
+    with pytest.raises(InputError, match='must be uint8 levels, because'):
         inputs.level_batch(PIXELS, SHAPE, 256)
 
 

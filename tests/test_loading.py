@@ -269,7 +269,7 @@ def test_a_damaged_config(workdir, content, words):
         ('noise', {'type': 'gaussian'}, 'it has no noise.std'),
         ('noise.std', None, 'noise.std must be a number; got None'),
         ('data', 'digits', 'its section data is not an object'),
-        ('data.name', None, 'data.name must be a text; got None'),
+        ('data.name', None, 'data.name must be a string; got None'),
         ('sample', 3, 'its section sample is not an object'),
     ],
 )
@@ -312,11 +312,11 @@ def test_what_is_no_file_is_no_config(workdir):
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (dict(path=3), 'path must be a text; got 3'),
-        (dict(path=None), 'path must be a text; got None'),
+        (dict(path=3), 'path must be a string; got 3'),
+        (dict(path=None), 'path must be a string; got None'),
         (dict(path=''), "path must be a path; got ''"),
-        (dict(path='a\0b'), r"path must be a text; got 'a\\x00b'"),
-        (dict(path='run\udcff'), 'path must be a text in UTF-8'),
+        (dict(path='a\0b'), r"path must be a string; got 'a\\x00b'"),
+        (dict(path='run\udcff'), 'path must be a string in UTF-8'),
         (dict(path='x' * 300), 'cannot be read: File name too long'),
         (dict(path='~nobody_of_this_name'), 'cannot be used: Could not determine home'),
         (dict(patch_size=2), 'patch_size is 4 in .*; got 2'),

@@ -173,7 +173,7 @@ def test_a_published_checkpoint_becomes_a_workdir_and_comes_back(runs, golden_di
     assert result.err == ''
 
     result = runs.run(tmp_path / 'back', *convert, f'--checkpoint={workdir}')
-    assert result.out == f'{tmp_path}/back/{name}: as the published code reads it\n'
+    assert result.out == f'{tmp_path}/back/{name}: in the format of the published code\n'
     back = torchfile.read_state_dict(tmp_path / 'back' / name)
     assert list(back) == list(tensors)
     for key, tensor in back.items():
@@ -208,7 +208,7 @@ REFUSED = {
         '--mode=draw',
         'one of <train|sample|evaluate|calibrate|prepare_fid|convert|plan|report|info>',
     ],
-    '--workdir=gs://bucket/run': ['gs://bucket/run is an address', 'give a local path'],
+    '--workdir=gs://bucket/run': ['gs://bucket/run is a URL', 'give a local path'],
     '--workdir=/dev/null': ['/dev/null cannot be written to', 'give a --workdir'],
     # Keys and their types.
     '--config.train.bath_size=3': ["no config key 'bath_size'; did you mean 'batch_size'?"],
@@ -259,15 +259,17 @@ REFUSED = {
     '--config.data.workers=1000000': ['data.workers must be at most 1024; got 1000000'],
     '--config.mesh.data=-2': ['mesh.data must be at least -1; got -2'],
     # Flags that another mode reads.
-    '--topology=v5e:8x8': ['--topology means nothing with --mode=train; it is for --mode=plan.'],
-    '--quick': ['--quick means nothing with --mode=train'],
+    '--topology=v5e:8x8': [
+        '--topology has no effect with --mode=train; it applies to --mode=plan.'
+    ],
+    '--quick': ['--quick has no effect with --mode=train'],
     # Checkpoints.
     '--checkpoint=/nowhere/x.pth': ['/nowhere/x.pth does not exist'],
     f'--checkpoint=/{"x" * 300}': ['xxx cannot be read: File name too long.'],
     '--checkpoint=~nobody_of_this_name/x': ['~nobody_of_this_name/x cannot be used: Could not'],
-    '--checkpoint=run\udcff': ['must be a text in UTF-8 (with PYTHONUTF8=1', "got 'run\\udcff'"],
-    '--workdir=run\udcff': ['--workdir must be a text in UTF-8 (with PYTHONUTF8=1'],
-    '--config.data.name=\udcff': ['data.name must be a text in UTF-8'],
+    '--checkpoint=run\udcff': ['must be a string in UTF-8 (set PYTHONUTF8=1', "got 'run\\udcff'"],
+    '--workdir=run\udcff': ['--workdir must be a string in UTF-8 (set PYTHONUTF8=1'],
+    '--config.data.name=\udcff': ['data.name must be a string in UTF-8'],
     f'--checkpoint={__file__}': [f'{__file__} is not a checkpoint that can be read'],
     f'--checkpoint={ROOT}/tests/golden/cond.pth': [
         *('cond.pth is for 16 tokens of 12 numbers', 'image_shape=(8, 8, 1) with patch_size=4')
@@ -314,13 +316,14 @@ def test_a_workdir_of_another_model(runs, whole, mode):
     flags = ['--config.model.width=32', '--config.model.num_blocks=3']
     line = runs.refused(whole[0], f'--mode={mode}', *flags)
     assert f'{whole[0]} holds another model' in line
-    assert 'width is 16 there, 32 in the config' in line
-    assert 'num_blocks is 2 there, 3 in the config' in line
+    source = 'workdir' if mode == 'train' else 'checkpoint'
+    assert f'width is 16 in the {source}, 32 in the config' in line
+    assert f'num_blocks is 2 in the {source}, 3 in the config' in line
 
 
 def test_a_workdir_with_an_average_and_a_config_without(runs, whole):
     line = runs.refused(whole[0], '--config.train.ema_decay=0')
-    assert 'train.ema_decay is 0.99 there, 0.0 in the config' in line
+    assert 'train.ema_decay is 0.99 in the workdir, 0.0 in the config' in line
 
 
 CHANGES = {
@@ -339,8 +342,8 @@ def test_a_run_resumes_with_what_makes_it_only_if_a_change_is_meant(runs, whole,
     workdir = shutil.copytree(whole[0], tmp_path / 'run')
     changes = [f'--config.{key}={value}' for key, value in CHANGES.items()]
     line = runs.refused(workdir, *changes, '--config.train.num_epochs=3')
-    assert f'{workdir} was trained with other settings: seed is 0 there, 1 in the config; ' in line
-    assert 'train.batch_size is 64 there, 32 in the config' in line
+    assert f'{workdir} was trained with other settings: seed is 0 in the workdir, 1 in the' in line
+    assert 'train.batch_size is 64 in the workdir, 32 in the config' in line
     assert 'add --allow_changes to resume from its checkpoint with the new ones.' in line
     for key in CHANGES:
         assert f'{key} is ' in line
@@ -352,7 +355,7 @@ def test_a_run_resumes_with_what_makes_it_only_if_a_change_is_meant(runs, whole,
     assert 'noise.std was 0.1, is 0.3 now.' in result.err
     assert json.loads((workdir / 'config.json').read_text())['noise']['std'] == 0.3
     line = runs.refused(workdir)
-    assert 'noise.std is 0.3 there, 0.1 in the config' in line
+    assert 'noise.std is 0.3 in the workdir, 0.1 in the config' in line
 
 
 def test_what_a_run_may_change_on_its_way(runs, whole, tmp_path):
@@ -386,8 +389,10 @@ def test_a_checkpoint_for_a_run_that_has_its_own(runs, whole, tmp_path):
     flags = [f'--checkpoint={whole[0]}', '--config.train.num_epochs=1.1']
     result = runs.run(workdir, *flags)
     assert 'resuming from the checkpoint of step 24' in result.out
-    assert f'{workdir} has checkpoints of its own, from which training resumes' in result.err
-    assert 'that of --checkpoint, from which a new run takes' in result.err
+    assert (
+        f'{workdir} has checkpoints, from which training resumes; --checkpoint is ignored'
+        in result.err
+    )
 
 
 class RunsCode:
@@ -444,9 +449,9 @@ BATH_SIZE = "there is no config key 'bath_size'; did you mean 'batch_size'?"
             (
                 'from ml_collections import ConfigDict\n'
                 'def get_config():\n    return ConfigDict({"seed": 1})',
-                'the config has no model.image_shape. Let get_config() begin with base.get_config',
+                'the config has no model.image_shape. Start get_config() with base.get_config',
             ),
-            ('def get_config(variant):\n    pass', 'get_config(variant) of', ' with no variant'),
+            ('def get_config(variant):\n    pass', 'get_config(variant) of', ' without a variant'),
             (
                 f'{DIGITS}c.train.bath_size = 1; return c',
                 BATH_SIZE,
@@ -456,7 +461,7 @@ BATH_SIZE = "there is no config key 'bath_size'; did you mean 'batch_size'?"
             (f'{DIGITS}del c.mesh\n    return c', 'This ConfigDict is locked', 'See line 3 of'),
             (
                 f'{DIGITS}c.unlock(); del c.mesh; return c',
-                'the config has no mesh.data. Let get_config',
+                'the config has no mesh.data. Start get_config',
             ),
             (
                 f'{DIGITS}c.unlock(); c.mesh.tenser = 1; return c',
@@ -500,7 +505,7 @@ def test_a_config_file_beside_another_with_a_mistake(runs, tmp_path):
 
 def test_two_config_files(runs, tmp_path):
     line = runs.refused(tmp_path, f'--config={ROOT}/configs/digits.py', f'--config={__file__}')
-    assert '--config is given twice' in line
+    assert '--config is given twice; give it once.' in line
 
 
 def test_a_variant_that_there_is_not(runs, tmp_path):

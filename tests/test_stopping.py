@@ -105,7 +105,9 @@ with stopping.Stop():
 def test_a_process_that_does_not_come_round_is_ended():
     ended = subprocess.run([sys.executable, '-c', STUCK], capture_output=True, text=True)
     assert ended.returncode == 143
-    assert ended.stderr.startswith('error: stopped by SIGTERM. What was running did not end')
+    assert ended.stderr.startswith(
+        'error: stopped by SIGTERM. The running operation did not finish'
+    )
 
 
 def test_a_ctrl_c_is_answered_and_a_second_one_ends_it():
@@ -115,12 +117,12 @@ def test_a_ctrl_c_is_answered_and_a_second_one_ends_it():
         os.close(theirs)
         with open(ours, newline='') as terminal:
             assert terminal.readline() == (
-                'Stopping at the end of what runs on the device, in 20 seconds at the latest. '
-                'Ctrl-C again ends it at once.\r\n'
+                'Stopping when the operation on the device has ended, after at most 20 seconds. '
+                'Ctrl-C again ends it immediately.\r\n'
             )
             process.send_signal(signal.SIGINT)
             last = terminal.readline()
-    assert last.startswith('error: stopped by SIGINT. What was running did not end soon')
+    assert last.startswith('error: stopped by SIGINT. The running operation did not finish in time')
     assert process.returncode == 130
 
 

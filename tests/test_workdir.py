@@ -60,6 +60,6 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path):
 
 def test_a_bucket_address_is_refused_rather_than_taken_for_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match='gs://bucket/run is an address'):
+    with pytest.raises(InputError, match='gs://bucket/run is a URL'):
         workdir_lock('gs://bucket/run').__enter__()
     assert names_in(tmp_path) == []

@@ -51,7 +51,7 @@ def test_a_training_resumes(runs, whole, tmp_path):
     line = runs.refused(workdir, NO_CONFIG, '--config.train.bath_size=3')
     assert "no config key 'bath_size'; did you mean 'batch_size'?" in line
     result = runs.run(workdir, NO_CONFIG, '--config.train.batch_size=3', status=2)
-    assert 'train.batch_size is 64 there, 3 in the config' in result.err
+    assert 'train.batch_size is 64 in the workdir, 3 in the config' in result.err
 
 
 def test_nothing_is_known_of_an_empty_workdir(runs, whole, golden_dir, tmp_path):
@@ -61,6 +61,6 @@ def test_nothing_is_known_of_an_empty_workdir(runs, whole, golden_dir, tmp_path)
     assert f'{tmp_path} is not a workdir of a training run: it has no config.json' in line
     flags = [NO_CONFIG, '--mode=sample', f'--checkpoint={golden_dir}/cond.pth']
     line = runs.refused(tmp_path, *flags)
-    assert 'cond.pth does not say everything. Or make a workdir of it' in line
+    assert f'--config is required: {golden_dir}/cond.pth does not contain all settings.' in line
     line = runs.refused(tmp_path / 'new', NO_CONFIG, f'--checkpoint={whole[0]}')
     assert line.startswith('error: --config must be given, for example: python -m')

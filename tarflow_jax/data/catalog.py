@@ -60,8 +60,8 @@ def prepare(
         return folder
     if other := prepared_folders(root).get(name):
         raise InputError(
-            f"another data set or version is prepared as '{name}' in {other}, and either would be "
-            f'taken for the other. Delete or rename that folder, or give another --data_dir.'
+            f"another data set or version is prepared as '{name}' in {other}, and the two could "
+            f'not be distinguished. Delete or rename that folder, or give another --data_dir.'
         )
     features = builder.info.features
     is_dict = isinstance(features, tfds.features.FeaturesDict)
@@ -115,7 +115,7 @@ def _check_tensorflow(name: str) -> None:
         raise InputError(
             f"TFDS prepares its own data sets, such as '{name}', with TensorFlow, which is not "
             "installed: pip install 'tarflow_jax[prepare]' (in an environment of its own, if you "
-            'like). Reading them afterwards takes no TensorFlow.'
+            'like). Reading them afterwards needs no TensorFlow.'
         )
 
 
@@ -132,8 +132,8 @@ def _failure(
     instructions = ' '.join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or '').split())
     return (
         f"TFDS could not prepare '{name}' in {root} ({_one_line(error)}). Nothing was left "
-        'incomplete; downloads are kept. Files that cannot be downloaded are to be put in '
-        f'{manual} (or in another folder, given as --manual_dir=DIR), under their own names'
+        'incomplete; downloads are kept. Put files that cannot be downloaded into '
+        f'{manual} (or into another folder, given as --manual_dir=DIR), under their own names'
         + (f' ({names}).' if names else '.')
         + (f' TFDS says: {instructions}' if instructions else '')
     )

@@ -29,13 +29,13 @@ def data_folder(data_dir: str | os.PathLike[str], name: str = 'data_dir') -> pat
     """Returns the absolute path of a data folder, which need not exist yet; `name` is for errors.
 
     Raises:
-        InputError: it is empty, an address, or no folder that can be read.
+        InputError: it is empty, a URL, or no folder that can be read.
     """
     if not os.fspath(data_dir):
         raise InputError(f'{name} is empty; give the path of a folder.')
     if '://' in os.fspath(data_dir):
         raise InputError(
-            f"{name} '{os.fspath(data_dir)}' is an address; data is read from a local folder. "
+            f"{name} '{os.fspath(data_dir)}' is a URL; data is read from a local folder. "
             'Mount the bucket (with gcsfuse, say) or copy it, and give the path.'
         )
     root = pathlib.Path(data_dir).expanduser().absolute()
@@ -59,7 +59,7 @@ def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
     raise InputError(
         f'there is no data set {format_value(name)} in {root}'
         + (f"; did you mean '{nearest[0]}'?" if nearest else '.')
-        + f' Known there: {", ".join(known)}. Others are prepared first: '
+        + f' Known data sets: {", ".join(known)}. Others must be prepared first: '
         + f'{PREPARE_COMMAND} {plain} --data_dir={root} for one of TFDS, the same with '
         + '--folder=DIR --size=N for folders of images.'
     )

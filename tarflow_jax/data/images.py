@@ -104,7 +104,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == 'F':
-        raise ValueError('floating-point levels, of a range that the file does not say')
+        raise ValueError('floating-point pixels of unknown range')
     if image.mode.startswith('I'):
         # Pillow's own conversion of grey of 16 bits differs from version to version.
         levels = np.clip(np.rint(np.asarray(image) / 257), 0, 255)

@@ -69,7 +69,7 @@ def _read(name: str) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f'{format_value(name)} cannot be opened: {describe_error(error)}. Give its path, '
             'absolute or from the working directory; copy it here, or mount its bucket, if it is '
-            'an address.'
+            'a URL.'
         ) from error
     except MemoryError as error:
         raise InputError(

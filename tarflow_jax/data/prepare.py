@@ -4,8 +4,8 @@
         [--data_dir=DIR] [--workers=N]
     python -m tarflow_jax.data.prepare NAME [--data_dir=DIR] [--manual_dir=DIR]
 
-The first makes one of any folder of images, the second prepares one of ours or of TFDS's own. NAME
-becomes `config.data.name`. A command that was interrupted resumes when it is given again.
+The first command prepares a folder of images, the second a data set of this package or of TFDS.
+NAME becomes `config.data.name`. A command that was interrupted resumes when it is given again.
 """
 
 import argparse

@@ -100,7 +100,7 @@ def _check_format(folder: pathlib.Path, info: tfds.core.DatasetInfo) -> None:
     written = info.file_format
     if written is not tfds.core.FileFormat.ARRAY_RECORD:
         raise InputError(
-            f'the data set in {folder} is prepared as {written.value}, which cannot be read in any '
-            f'order. Delete that folder and prepare it with {PREPARE_COMMAND}, or with '
+            f'the data set in {folder} is prepared as {written.value}, which does not support '
+            f'random access. Delete that folder and prepare it with {PREPARE_COMMAND}, or with '
             "download_and_prepare(file_format='array_record')."
         )

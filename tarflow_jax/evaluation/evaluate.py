@@ -200,7 +200,7 @@ def check_settings(config) -> None:
     if 'iw_bits_per_dim' in names and config.noise.type != 'uniform':
         raise InputError(
             'evaluate.metrics names iw_bits_per_dim, a bound on the code length of 8-bit images, '
-            f"which takes noise.type='uniform'; this model has {config.noise.type!r}. Take it out."
+            f"which needs noise.type='uniform'; this model has {config.noise.type!r}. Take it out."
         )
     if settings.samples and not any(name in SAMPLE_METRICS for name in names):
         raise InputError(

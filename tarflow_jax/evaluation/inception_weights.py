@@ -56,7 +56,7 @@ def load(path: str | os.PathLike = '') -> tuple[dict, str]:
         except InputError as error:
             raise InputError(
                 f'{error} Or give the file as evaluate.inception_weights; haar_frechet, '
-                'haar_precision and haar_recall take no weights.'
+                'haar_precision and haar_recall need no weights.'
             ) from error
     if not file.is_file():
         raise InputError(f'there is no file {file}, which should hold the weights of Inception.')

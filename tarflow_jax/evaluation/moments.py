@@ -52,6 +52,6 @@ class Moments:
 def gaussian_of_sums(count: int, total: np.ndarray, products: np.ndarray) -> Gaussian:
     """From the number of rows, their sum [D], and the sum of their outer products [D, D]."""
     if count < 2:
-        raise ValueError(f'a covariance takes two rows or more; got {count}.')
+        raise ValueError(f'a covariance needs two rows or more; got {count}.')
     mean = total / count
     return Gaussian(mean, (products - count * np.outer(mean, mean)) / (count - 1))

@@ -73,7 +73,7 @@ class DataReference:
         self._split = dataset.split(self._split_name)
         if len(self._split) < metrics.MIN_IMAGES:
             raise InputError(
-                f'reference statistics take at least {metrics.MIN_IMAGES} images; '
+                f'reference statistics need at least {metrics.MIN_IMAGES} images; '
                 f'{dataset.name}/{self._split_name} has {len(self._split)}.'
             )
         words = [file_name(dataset.name), file_name(self._split_name)]
@@ -105,7 +105,7 @@ class DataReference:
             self._make(wanted, before_batch, say)
             reference = references.read(self.path) if distributed.is_main() else None
         elif reference:
-            say(f'{self.path}: reference statistics are there already.')
+            say(f'{self.path}: reference statistics already exist.')
         return reference
 
     def _read(self, wanted: dict[str, Any]) -> Reference | None:

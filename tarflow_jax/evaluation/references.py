@@ -177,12 +177,12 @@ def check(reference: Reference, settings: dict[str, Any], image_shape) -> None:
     if reference.images is not None:
         recorded_settings = {**recorded_settings, 'image_shape': list(reference.images.shape[1:])}
     differences = [
-        f'{key} is {recorded_settings[key]} there, {value} here'
+        f'{key} is {recorded_settings[key]} in the reference, {value} in this evaluation'
         for key, value in expected.items()
         if key in recorded_settings and recorded_settings[key] != value
     ]
     if differences:
         raise InputError(
-            f'{reference.path} cannot be compared with: {"; ".join(differences)}. Give another '
-            'evaluate.reference, or make one with --mode=prepare_fid.'
+            f'{reference.path} cannot be used for comparison: {"; ".join(differences)}. Give '
+            'another evaluate.reference, or make one with --mode=prepare_fid.'
         )

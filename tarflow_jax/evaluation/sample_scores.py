@@ -143,7 +143,7 @@ class SampleScores:
         references.read(path)
         if distributed.is_main():
             logging.warning(
-                'evaluate.reference=%s is for fid, sfid, precision and recall: %s go by the '
+                'evaluate.reference=%s is for fid, sfid, precision and recall: %s use the '
                 'training split.',
                 *(path, ', '.join(self.names)),
             )

@@ -133,7 +133,9 @@ def check_params(model, params) -> None:
     if given == needed:
         return
     differences = [
-        f'{name} is {given.get(name, "missing")}, not {needed.get(name, "among them")}'
+        f'{name} is {given.get(name, "missing")}, not {needed[name]}'
+        if name in needed
+        else f'{name} is unexpected'
         for name in sorted({*needed, *given}, key=lambda name: name not in given)
         if given.get(name) != needed.get(name)
     ]

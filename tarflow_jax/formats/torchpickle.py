@@ -132,7 +132,7 @@ class _Interpreter:
         for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
             if operation.name not in _OPERATIONS:
                 raise pickle.UnpicklingError(
-                    f'its description has the operation {operation.name}, which no tensor takes'
+                    f'its description has the operation {operation.name}, which no tensor needs'
                 )
             if count == _MAX_OPERATIONS:
                 raise pickle.UnpicklingError(

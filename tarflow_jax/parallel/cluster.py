@@ -117,7 +117,7 @@ def check(given: dict) -> tuple[str, int, int]:
     if not 0 <= given['process_id'] < given['num_processes']:
         raise InputError(
             f'--process_id must lie in 0..{given["num_processes"] - 1} for --num_processes='
-            f'{given["num_processes"]}, another for every process; got {given["process_id"]}.'
+            f'{given["num_processes"]}, different for every process; got {given["process_id"]}.'
         )
     return given['coordinator'], given['num_processes'], given['process_id']
 
@@ -132,9 +132,9 @@ def _read_launcher(timeout: int) -> ProcessInfo:
     if missing:
         raise InputError(
             '--distributed=on, and JAX finds no launcher of several processes: '
-            f'{", ".join(missing)} cannot be known. '
+            f'{", ".join(missing)} cannot be determined. '
             'Give --coordinator=HOST:PORT, --num_processes and --process_id, or start the '
-            'processes with srun, mpirun or on a TPU pod; --distributed=off is one process alone.'
+            'processes with srun, mpirun or on a TPU pod; --distributed=off runs one process alone.'
         )
     coordinator, num_processes, process_id, local_device_ids = settings
     if os.environ.get('JAX_LOCAL_DEVICE_IDS'):  # which JAX reads where none are given
@@ -160,7 +160,7 @@ def _start_jax(info: ProcessInfo, joined: tuple[Member, int], timeout: float) ->
     _member, service_port = joined
     if not _member.wait_for_all(timeout):
         _member = None
-        reason = 'what listens there is no process of this program'
+        reason = 'another program is listening there'
         raise RunError(_no_answer(info.coordinator, timeout, reason))
     service = f'127.0.0.1:{service_port}'
     # JAX warns of proxies. The way to this machine leads through none.

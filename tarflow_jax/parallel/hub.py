@@ -169,15 +169,15 @@ def enable_keepalive(connection: socket.socket) -> None:
 def killed_message(process: int) -> str:
     """The message about a process whose connection broke before it said how it ended."""
     return (
-        f'process {process} ended without a word: it was killed, perhaps for lack of memory, or '
-        'its machine is gone. What was saved is safe; the same command resumes from it.'
+        f'process {process} exited without a message: it was killed, possibly out of memory, or '
+        'its host is down. What was saved is safe; the same command resumes from it.'
     )
 
 
 def _missing_processes_message(address: str, timeout: float, missing: list[int]) -> str:
     names = ', '.join(map(str, missing[:8])) + (', ...' if len(missing) > 8 else '')
     return (
-        f'process 0 waited {timeout} seconds at {address} and not all of the processes came; '
+        f'process 0 waited {timeout} seconds at {address} for all processes to connect; '
         f'missing: {names}. Start every one of them, with the same --coordinator; '
         '--coordinator_timeout sets the seconds.'
     )
@@ -187,9 +187,9 @@ def _rejection_message(process: int, num_processes: int, expected: int) -> str:
     if num_processes != expected:
         return (
             f'process {process} was started with --num_processes={num_processes}, process 0 with '
-            f'--num_processes={expected}. Give all the same.'
+            f'--num_processes={expected}. Give every process the same number.'
         )
     return (
-        f'there is a process of --process_id={process} already. Give each another one, and each '
-        'run another port.'
+        f'--process_id={process} is already in use. Give every process its own id, and every run '
+        'its own port.'
     )

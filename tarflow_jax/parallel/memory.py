@@ -16,8 +16,8 @@ _CGROUP_LIMITS = (
     Path('/sys/fs/cgroup/memory/memory.limit_in_bytes'),
 )
 _ADVICE = (
-    'Make the model smaller (model.width, model.num_blocks, model.layers_per_block), or let more '
-    'devices share it (mesh.fsdp)'
+    'Make the model smaller (model.width, model.num_blocks, model.layers_per_block), or '
+    'shard it over more devices (mesh.fsdp)'
 )
 
 

@@ -91,7 +91,7 @@ def _axes(entry) -> tuple[str, ...]:
 def _spec(path) -> P:
     specs = [spec for end, spec in PARAMS if re.search(f'(^|/)({end})$', name_of(path))]
     if len(specs) != 1:
-        raise LookupError(f'{len(specs)} rules name {name_of(path)}; it takes exactly one.')
+        raise LookupError(f'{len(specs)} rules name {name_of(path)}; it needs exactly one.')
     return specs[0]
 
 

@@ -155,7 +155,7 @@ def _lines(devices, topology: Topology) -> list[tuple[int, float]]:
 
 
 def summary(entry: Computation, mesh, topology: Topology) -> list[dict]:
-    """Collectives by kind, type and axes of the mesh: count, bytes and seconds; the longest first."""
+    """Collectives by kind, type and axes of the mesh: count, bytes, seconds; the longest first."""
     groups = collections.defaultdict(list)
     for collective in collectives(entry):
         axes, devices = span(collective, mesh, topology)

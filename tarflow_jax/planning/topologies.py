@@ -63,7 +63,7 @@ def _cpu() -> Topology:
 def _tpu(name: str, num_slices: int, chip: Chip, shape: tuple[int, ...]) -> Topology:
     if importlib.util.find_spec('libtpu') is None:
         raise InputError(
-            f'to plan for {name} takes the compiler for TPUs, libtpu, which is not installed (no '
+            f'planning for {name} requires libtpu, the TPU compiler, which is not installed (no '
             "TPU is needed). Install it: pip install -e '.[tpu]', in a clone of the repository, or "
             'plan for --topology=cpu.'
         )

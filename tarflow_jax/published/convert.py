@@ -71,7 +71,7 @@ def _make_model(tensors, image_shape, patch_size, name, source, settings) -> Tar
     except KeyError as missing:
         raise InputError(f'{source} is incomplete: it has no tensor {missing}.') from None
     except ValueError as error:  # of a tensor with more axes than it should have, or fewer
-        raise InputError(f'{source} does not hold together: {error}.') from error
+        raise InputError(f'{source} is inconsistent: {error}.') from error
     if name is not None:
         name.check_sizes(sizes, source)
     patch_size = choose_patch_size(patch_size, name, source)
@@ -86,9 +86,9 @@ def choose_patch_size(patch_size: int | None, name: CheckpointName | None, sourc
     named = None if name is None else name.patch_size
     if patch_size is None and named is None:
         raise InputError(
-            f'{source} does not say its patch_size: give patch_size=P (and image_shape=(H, W, C) '
-            'where images are not square, or have other than one channel or three), or the name '
-            f'that the published code gives, such as {EXAMPLE}.'
+            f'{source} does not record its patch_size: give patch_size=P (and '
+            'image_shape=(H, W, C) if images are not square, or have neither one channel nor '
+            f'three), or the name that the published code gives, such as {EXAMPLE}.'
         )
     if None not in (patch_size, named) and patch_size != named:
         raise InputError(
@@ -129,11 +129,11 @@ def infer_image_shape(num_tokens: int, token_dim: int, patch_size: int, source):
         raise InputError(
             f'{source} has tokens of {token_dim} numbers, which with patch_size={patch_size} would '
             f'be {channels:g} channels. If that is so, give image_shape=(H, W, C); if images have '
-            'one or three, patch_size, or the name that says it, is wrong.'
+            'one or three, patch_size, or the name that contains it, is wrong.'
         )
     if side**2 != num_tokens:
         raise InputError(
-            f'{source} is for {num_tokens} patches, which make no square: give '
+            f'{source} has {num_tokens} patches, which is not a square number: give '
             'image_shape=(H, W, C).'
         )
     return side * patch_size, side * patch_size, int(channels)
@@ -162,25 +162,22 @@ def check_tensors(tensors: Mapping[str, np.ndarray], model: TarFlow, source):
             raise InputError(f"{source} is incomplete: it has no tensor '{name}'.")
         tensor = tensors[name]
         if tensor.shape != shape:
-            raise InputError(
-                f'{source} does not hold together: {name} is {tensor.shape}, not {shape}.'
-            )
+            raise InputError(f'{source} is inconsistent: {name} is {tensor.shape}, not {shape}.')
         if is_mask and not np.array_equal(tensor, np.tri(shape[0])):
-            raise InputError(f'{source} is of another network: its {name} is not causal.')
+            raise InputError(f'{source} belongs to a different network: its {name} is not causal.')
         if not is_mask and not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise InputError(
                 f'{source} cannot be converted: {name} is of type {tensor.dtype}, not floating.'
             )
     if unknown := [name for name in tensors if name not in expected]:
         raise InputError(
-            f'{source} is of another network, or not of a network alone: the published code has no '
-            f'{unknown[0]} there ({len(unknown)} such tensors). Leave out what takes no part in '
-            'what the network computes.'
+            f'{source} has tensors that the published network does not have, such as {unknown[0]} '
+            f'({len(unknown)} in total). Remove tensors that the network does not use.'
         )
     if not model.volume_preserving and np.any(tensors.get(layout.VARIANCE, 1) != 1):
         raise InputError(
-            f'{source} is of another network: it scales, and yet its prior has variances of its '
-            f'own ({layout.VARIANCE} is not all ones).'
+            f'{source} belongs to a different network: it has scales, but its prior variance '
+            f'({layout.VARIANCE}) is not all ones.'
         )
 
 
@@ -234,10 +231,9 @@ def check_can_be_published(model: TarFlow):
     height, width, _ = model.image_shape
     if height != width:
         raise InputError(
-            f'images of {height}x{width} pixels are not for the published code: its are square.'
+            f'the published code supports square images only; got {height}x{width} pixels.'
         )
     if model.head_dim != layout.HEAD_DIM:
         raise InputError(
-            f'attention heads of head_dim={model.head_dim} are not for the published code: it has '
-            f'{layout.HEAD_DIM} in every model.'
+            f'the published code supports head_dim={layout.HEAD_DIM} only; got {model.head_dim}.'
         )

@@ -76,7 +76,7 @@ class CheckpointName:
         ]
         if differences:
             raise InputError(
-                f'{source} is not what its name says: {"; ".join(differences)}. Names read like '
-                f'{EXAMPLE}: data set, patch size, width, blocks, layers, noise. Give it the right '
-                'one, or another kind of name and image_shape and patch_size beside it.'
+                f'{source} does not match its name: {"; ".join(differences)}. Names read like '
+                f'{EXAMPLE}: data set, patch size, width, blocks, layers, noise. Correct the name, '
+                'or use any other name and pass image_shape and patch_size.'
             )

@@ -83,7 +83,8 @@ def latents(experiment: Experiment, params) -> Section:
     """Test images on their way to noise."""
     title = 'Latents'
     if 'test_split' not in (experiment.config.get('data') or {}):
-        return Section(title, [missing('The config does not say what images to map to latents.')])
+        text = 'The config does not specify which images to map to latents.'
+        return Section(title, [missing(text)])
     try:
         stages, labels = models.latents(experiment, params)
     except InputError as error:
@@ -91,8 +92,8 @@ def latents(experiment: Experiment, params) -> Section:
     names = [] if labels is None else [str(label) for label in labels[:COLUMNS]]
     words = (
         f'Do images become noise? {stages.shape[1]} images of the test split, with the noise of '
-        'the training, after each block. If the model is right, what comes last has the density, '
-        'the deviation and the correlations of noise.'
+        'the training run, after each block. If the model is right, the result of the last block '
+        'has the density, the deviation and the correlations of noise.'
     )
     images = pictures.latents(stages[:, :COLUMNS], names)
     return Section(

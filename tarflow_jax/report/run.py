@@ -35,9 +35,7 @@ _OWN_FOLDERS = ('data.dir',)  # keys that say more of a machine than of a run
 def training(config, workdir: Path) -> Section:
     """Curves, and samples through training."""
     if CONVERTED_FROM in config:
-        words = (
-            f'Converted from {config[CONVERTED_FROM].file}, which does not tell of its training.'
-        )
+        words = f'Converted from {config[CONVERTED_FROM].file}, which contains no training history.'
         return Section('Training', [paragraph(words)])
     return Section('Training', [columns(_curves(workdir), _samples(workdir))])
 
@@ -48,13 +46,13 @@ def _curves(workdir: Path) -> str:
     except InputError:
         words = 'There are no metrics: nothing was trained in this workdir, or not for long yet.'
         return missing(words, command(workdir, 'train'))
-    return figure(picture, 'Metrics of the training, by step.')
+    return figure(picture, 'Metrics of the training run, by step.')
 
 
 def _samples(workdir: Path) -> str:
     grids = sorted(workdir.glob('samples/step_*.png'))
     if not grids:
-        words = 'There are no samples of the training: they come at every train.sample_every.'
+        words = 'There are no samples from training; they are drawn every train.sample_every steps.'
         return missing(words, command(workdir, 'train'))
     chosen = np.unique(np.linspace(0, len(grids) - 1, min(MAX_GRIDS, len(grids))).astype(int))
     return thumbnails(*(_grid(grids[i]) for i in chosen))
@@ -116,7 +114,7 @@ def configuration(config) -> Section:
     }
     rows = [(name, *both) for name, both in changed.items()]
     parts = [
-        paragraph('What differs from configs/base.py:'),
+        paragraph('Keys that differ from configs/base.py:'),
         table(rows, ('key', 'here', 'in base')),
         details('Every key', table(values.items())),
     ]

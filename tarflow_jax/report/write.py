@@ -124,5 +124,5 @@ def _environment() -> Section:
         ('system', f'{platform.system()} {platform.machine()}'),
         ('devices', f'{len(devices)} {devices[0].device_kind}{cores}'),
     ]
-    words = 'Of the machine that made this page; the training may have had another.'
+    words = 'The machine that made this page; the training run may have used another.'
     return Section('Environment', [paragraph(words), table(rows)])

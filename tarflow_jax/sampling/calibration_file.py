@@ -44,7 +44,7 @@ def find_or_calibrate(workdir: Path, folders, model, params, mesh, sampling, bef
     pays = _is_worthwhile(mesh, sampling)
     calibration = find_calibration(folders, model, params, mesh, sampling, warns=not pays)
     if calibration is None and pays:
-        _say('There is no calibration for these samples on this device: making it, this once.')
+        _say('No calibration matches these samples on this device; creating one.')
         calibration = calibrate_and_write(workdir, model, params, mesh, sampling, before_block)
     return calibration
 
@@ -151,13 +151,13 @@ def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]
         return None, ''
     except Exception as error:  # of a file that is anything
         return None, f'{path} is damaged ({error})'
-    others = {'params_sha256': 'its parameters are others'}  # a hash tells nobody more
+    others = {'params_sha256': 'it was made for other parameters'}  # a hash tells nobody more
     differences = [
         others.get(key, f'{key} was {made_for.get(key)}, is {value}')
         for key, value in identity.items()
         if made_for.get(key) != value
     ]
-    return (None, f'in {path}, {"; ".join(differences)}') if differences else (calibration, '')
+    return (None, f'{"; ".join(differences)} ({path})') if differences else (calibration, '')
 
 
 def read_reports(path: Path) -> tuple[list[BlockReport], dict[str, Any]]:

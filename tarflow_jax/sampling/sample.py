@@ -102,7 +102,7 @@ def _resolve_calibration(method, calibration: Calibration | None, model: TarFlow
     if calibration.offset.shape != default.offset.shape:
         blocks, dim = calibration.offset.shape
         raise InputError(
-            f'calibration is of {blocks} blocks with tokens of {dim} features; the model has '
+            f'calibration is for {blocks} blocks with tokens of {dim} features; the model has '
             f'{flow.num_blocks} with {flow.token_dim}. Calibrate this model.'
         )
     return calibration

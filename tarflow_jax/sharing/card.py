@@ -113,7 +113,7 @@ def scores(evaluation: Mapping[str, Any], params_sha256: str) -> str:
     if not evaluation:
         return 'It has not been evaluated.'
     if evaluation.get('params_sha256') != params_sha256:
-        return 'The evaluation at hand is of other parameters; these have not been evaluated.'
+        return 'The available evaluation is for other parameters; these have not been evaluated.'
     values = {name: value for name, value in evaluation.items() if isinstance(value, float)}
     rows = [
         f'| {name} | {value:.4f}'

@@ -31,7 +31,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise InputError(
-            f"{name} is no folder here. To look for it on Hugging Face's Hub: pip install "
+            f"There is no folder {name}. To look for it on Hugging Face's Hub: pip install "
             "'tarflow_jax[hub]'."
         ) from error
 
@@ -53,6 +53,6 @@ def fetch(name: str, revision: str | None = None) -> Path:
     except Exception as error:  # of the library, of its client, of the network
         reason = str(error).strip().partition('\n')[0].rstrip('.')
         raise InputError(
-            f"{name} is neither a folder here nor a model that was found on Hugging Face's Hub: "
+            f"{name} is neither a local folder nor a model that was found on Hugging Face's Hub: "
             f'{reason}. Is the name right, and is there a network?'
         ) from error

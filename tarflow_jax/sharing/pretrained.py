@@ -65,13 +65,15 @@ def read_params(folder: Path, model: TarFlow, shardings) -> Any:
     expected = {name: leaf.shape for name, leaf in named_leaves(shapes)}
     given = {name: tensor.shape for name, tensor in tensors.items()}
     differences = [
-        f'{name} is {given.get(name, "missing")}, not {expected.get(name, "among them")}'
+        f'{name} is {given.get(name, "missing")}, not {expected[name]}'
+        if name in expected
+        else f'{name} is unexpected'
         for name in sorted({*expected, *given})
         if given.get(name) != expected.get(name)
     ]
     if differences:
         raise InputError(
-            f'{path} is not of the model of its {CONFIG_FILE}: {"; ".join(differences[:3])}. '
+            f'{path} does not match the model of its {CONFIG_FILE}: {"; ".join(differences[:3])}. '
             'Fetch the folder again.'
         )
     for name, tensor in tensors.items():

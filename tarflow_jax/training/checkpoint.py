@@ -195,13 +195,13 @@ class Checkpoints:
         if passing := [words for may_pass, words in filter(None, failures) if may_pass]:
             raise RunError(passing[0]) from error
         if any(failures):
-            raise error or DamagedCheckpoint('says another process')
+            raise error or DamagedCheckpoint('another process found damage')
         differing = [name for name in restored if fingerprints(restored[name]) != prints.get(name)]
         if not distributed.all_true(not differing):
-            arrays = f'the arrays of {", ".join(differing)}' if differing else 'arrays elsewhere'
-            raise DamagedCheckpoint(f'{arrays} are not those that were saved')
+            whose = ', '.join(differing) or 'another process'
+            raise DamagedCheckpoint(f'the arrays of {whose} are not those that were saved')
         if STEP_ITEM in restored and (held := int(restored[STEP_ITEM]['step'])) != step:
-            raise DamagedCheckpoint(f'it is that of step {held}, copied or renamed')
+            raise DamagedCheckpoint(f'it belongs to step {held}, and was copied or renamed')
         return restored
 
     def _read_patiently(self, read) -> Any:
@@ -221,8 +221,8 @@ class Checkpoints:
                 if seconds is None:
                     raise RunError(
                         f'reading a checkpoint in {self.folder} failed {len(RETRY_SECONDS) + 1} '
-                        f'times ({_first_line(error)}), which does not say that it is damaged: it '
-                        'was left as it is. Fix the cause and run the same command.'
+                        f'times ({_first_line(error)}). The checkpoint may be intact and was not '
+                        'changed. Fix the cause and run the same command.'
                     ) from error
             time.sleep(seconds)
 

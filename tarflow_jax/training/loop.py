@@ -17,6 +17,7 @@ from tarflow_jax.errors import RunError
 from tarflow_jax.files import check_writable, describe_error, json_text, remove_unfinished
 from tarflow_jax.parallel import arrays, distributed, rules
 from tarflow_jax.progress import Progress
+from tarflow_jax.quantities import format_count
 from tarflow_jax.stopping import Stop
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.health import MAX_SKIPPED_IN_A_ROW, TOLERANCE
@@ -129,9 +130,8 @@ class Run:
         self.check_processes()
         if self.load_params and self.checkpoints.steps() and distributed.is_main():
             logging.warning(
-                '%s has checkpoints of its own, from which training resumes: that of --checkpoint, '
-                'from which a new run takes its first parameters, is not read. To start from it, '
-                'give another --workdir.',
+                '%s has checkpoints, from which training resumes; --checkpoint is ignored. To '
+                'start from --checkpoint, give another --workdir.',
                 self.workdir,
             )
         self.data_changed = distributed.broadcast_from_main(self.has_other_data())
@@ -337,10 +337,14 @@ class Run:
 
     def give_up(self, diverged: Diverged):
         steps = self.checkpoints.steps()
-        sound = f'{self.checkpoints.folder / str(steps[0])} is sound' if steps else 'none was saved'
+        sound = (
+            f'The last sound checkpoint is {self.checkpoints.folder / str(steps[0])}'
+            if steps
+            else 'No checkpoint was saved'
+        )
         raise RunError(
-            f'{diverged}, and so it has after each of {self.restarts} restarts '
-            f'(train.max_restarts). Of its checkpoints {sound}. Lower '
+            f'{diverged}, after {format_count(self.restarts, "restart")} (train.max_restarts). '
+            f'{sound}. Lower '
             f'optimizer.peak_learning_rate, which is {self.config.optimizer.peak_learning_rate:g}, '
             'to a third or less, or set optimizer.clip_norm or model.dtype=float32, and run the '
             f'same command: it {"resumes from there" if steps else "starts again"}.'
@@ -354,7 +358,10 @@ class Run:
         elif step == self.total_steps:
             raise Diverged(step, f'its loss is {TOLERANCE:g} nats/dim above the best, or infinite')
         else:
-            self.progress.say(f'step {step}: its loss is not sound; no checkpoint is made of it')
+            self.progress.say(
+                f'step {step}: the loss or its gradient is not finite, or the loss is far above '
+                'the best; no checkpoint is saved'
+            )
 
     def finish_milestones(self, step, state: TrainState, parts: list[str]):
         self.milestones.reach(step, state, parts, self.writer, self.progress)
@@ -379,8 +386,9 @@ class Run:
             )
         elif not self.sound:
             say(
-                f'Stopped by {self.stop.signal.name} at step {step}, whose loss is not sound: it '
-                'is not saved. The same command resumes from the checkpoint before.'
+                f'Stopped by {self.stop.signal.name} at step {step}. It is not saved: its loss or '
+                'gradient is not finite, or its loss is far above the best. The same command '
+                'resumes from the checkpoint before.'
             )
         else:
             say(

@@ -164,6 +164,6 @@ def _check_shares(settings, mesh) -> None:
     if batch_size % (shares * microbatches):
         parts = f', in {microbatches} parts (train.microbatches)' if microbatches > 1 else ''
         raise InputError(
-            f'train.batch_size {batch_size} cannot be shared evenly by the {shares} devices of '
+            f'train.batch_size {batch_size} cannot be divided evenly among the {shares} devices of '
             f'mesh.data and mesh.fsdp{parts}; choose a multiple of {shares * microbatches}.'
         )

@@ -143,7 +143,7 @@ def test_files_that_are_fetched_by_hand(tmp_path):
     manual = tmp_path / 'manual'
     with pytest.raises(InputError, match='manual is not a folder'):
         prepare('catalog_by_hand', tmp_path, manual)
-    by_hand = r'are to be put in .*manual .*--manual_dir=DIR.* should contain all\.npy'
+    by_hand = r'Put files that .*manual .*--manual_dir=DIR.* should contain all\.npy'
     with pytest.raises(InputError, match=by_hand):
         prepare('catalog_by_hand', tmp_path)
     manual.mkdir()
@@ -173,7 +173,7 @@ def file_at(url, monkeypatch):
 )
 def test_an_address_that_is_dead(tmp_path, monkeypatch, error):
     monkeypatch.setattr(CatalogDots, 'error', error)
-    words = r'(Max retries|HTTP code: 404).*are to be put in .*--manual_dir=DIR'
+    words = r'(Max retries|HTTP code: 404).*Put files that .*--manual_dir=DIR'
     with pytest.raises(InputError, match=words):
         prepare('catalog_dots/small', tmp_path)
     assert nothing_is_believed(tmp_path)

@@ -310,7 +310,7 @@ def test_an_unknown_name(tmp_path, prepare_stripes):
     prepare_stripes(tmp_path)
     with pytest.raises(InputError, match=r"'digit' .* did you mean 'digits'\?") as error:
         open_dataset('digit', tmp_path)
-    assert 'Known there: digits, photos/256, photos/64, stripes.' in str(error.value)
+    assert 'Known data sets: digits, photos/256, photos/64, stripes.' in str(error.value)
     command = f'python -m tarflow_jax.data.prepare digit --data_dir={tmp_path} '
     assert f'{command}for one of TFDS' in str(error.value)
     assert '--folder=DIR --size=N for folders of images' in str(error.value)

@@ -127,7 +127,7 @@ def test_every_metric_of_inception(runs, whole, weights, tmp_path):
     reference = references.read(path)
     assert reference.rows['pool'].shape == (4, 2048)
     again = runs.run(tmp_path, '--mode=prepare_fid', *flags).out
-    assert again == f'{path}: reference statistics are there already.\n'
+    assert again == f'{path}: reference statistics already exist.\n'
 
     result = runs.run(tmp_path, '--mode=evaluate', *flags)
     assert 'fid against 4 images with 2048 features' in result.err
@@ -144,7 +144,7 @@ def test_every_metric_of_inception(runs, whole, weights, tmp_path):
     line = runs.refused(
         tmp_path, '--mode=evaluate', *flags, other, f'--config.evaluate.reference={path}'
     )
-    assert 'preprocessing is torch-fidelity there, clean-fid here' in line
+    assert 'preprocessing is torch-fidelity in the reference, clean-fid in this evaluation' in line
     theirs = tmp_path / 'theirs.npz'
     np.savez(theirs, mu=np.zeros(2048), sigma=np.eye(2048))
     line = runs.refused(
@@ -198,7 +198,7 @@ def test_what_cannot_be_written_or_held_is_found_before_sampling(runs, whole, tm
 def test_more_samples_than_fit_are_refused_before_any_is_drawn(runs, whole, tmp_path):
     flags = ['--mode=evaluate', f'--checkpoint={whole[0]}', HAAR]
     line = runs.refused(tmp_path, *flags, '--config.evaluate.num_samples=1000000000')
-    assert 'evaluate.num_samples=1000000000 is more than this machine holds' in line
+    assert 'evaluate.num_samples=1000000000 does not fit on this machine' in line
     assert 'Choose at most ' in line
 
 
@@ -258,7 +258,7 @@ REFUSED = {
     '--config.evaluate.samples=none.npz': 'none.npz',
     '--config.evaluate.samples=digits': 'evaluate.samples=digits must be a file .npz of images',
     '--config.evaluate.metrics=recal': "got recal (did you mean 'recall'?)",
-    '--config.evaluate.metrics=iw_bits_per_dim': "takes noise.type='uniform'",
+    '--config.evaluate.metrics=iw_bits_per_dim': "needs noise.type='uniform'",
     '--config.evaluate.splits=': 'evaluate.splits must name a split',
     '--config.evaluate.splits=valid': "no split 'valid'; it has test",
     '--config.data.name=photos/8': 'the images of photos/8 have the shape (8, 8, 3), the model',

@@ -73,7 +73,10 @@ def test_a_reference_batch_of_adm(ours, tmp_path):
     assert set(found.gaussians) == {'pool', 'spatial'}
     assert found.images.shape == images.shape
     references.check(found, {'preprocessing': 'torch-fidelity'}, (64, 64, 3))
-    with pytest.raises(InputError, match=r'image_shape is \[64, 64, 3\] there, \[32, 32, 3\] here'):
+    with pytest.raises(
+        InputError,
+        match=r'image_shape is \[64, 64, 3\] in the reference, \[32, 32, 3\] in this evaluation',
+    ):
         references.check(found, {}, (32, 32, 3))
 
 
@@ -99,16 +102,22 @@ def test_a_state_of_torchmetrics(tmp_path, prefix):
     np.testing.assert_allclose(found.cov, moments.gaussian().cov, rtol=1e-9, atol=1e-12)
     whole = references.read(tmp_path / 'afhq_256_fid_stats.pth')
     references.check(whole, {'preprocessing': 'torch-fidelity'}, (256, 256, 3))
-    with pytest.raises(InputError, match='preprocessing is torch-fidelity there, clean-fid here'):
+    with pytest.raises(
+        InputError, match='preprocessing is torch-fidelity in the reference, clean-fid in'
+    ):
         references.check(whole, {'preprocessing': 'clean-fid'}, (256, 256, 3))
 
 
 def test_what_was_made_otherwise_is_refused(our_file):
     found = references.read(our_file)
     references.check(found, {'preprocessing': 'clean-fid'}, (64, 64, 3))
-    with pytest.raises(InputError, match='preprocessing is clean-fid there, torch-fidelity here'):
+    with pytest.raises(
+        InputError, match='preprocessing is clean-fid in the reference, torch-fidelity in'
+    ):
         references.check(found, {'preprocessing': 'torch-fidelity'}, (64, 64, 3))
-    with pytest.raises(InputError, match=r'image_shape is \[64, 64, 3\] there, \[256, 256, 3\]'):
+    with pytest.raises(
+        InputError, match=r'image_shape is \[64, 64, 3\] in the reference, \[256, 256, 3\]'
+    ):
         references.check(found, {'preprocessing': 'clean-fid'}, (256, 256, 3))
 
 

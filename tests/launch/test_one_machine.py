@@ -225,4 +225,4 @@ def test_the_program_takes_the_flags(launch):
     flags = [f'--config={ROOT}/configs/digits.py', '--workdir=gs://bucket/run']
     result = launch.run('one_machine.sh', 2, *flags, status=2)
     for words in result.err, (launch.folder / 'logs/process_1.log').read_text():
-        assert 'workdir gs://bucket/run is an address' in words
+        assert 'workdir gs://bucket/run is a URL' in words

@@ -85,7 +85,7 @@ def test_processes_that_never_come(runs, tmp_path):
     result = runs.run(tmp_path, f'--coordinator={address}', *flags, status=1)
     assert result.out == ''
     assert result.err == (
-        f'error: process 0 waited 1 seconds at {address} and not all of the processes came; '
+        f'error: process 0 waited 1 seconds at {address} for all processes to connect; '
         'missing: 1. Start every one of them, with the same --coordinator; --coordinator_timeout '
         'sets the seconds.\n'
     )

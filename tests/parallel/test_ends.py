@@ -91,7 +91,7 @@ def test_all_end_where_one_is_killed(runs, process):
     assert results.pop(process).status == -signal.SIGKILL
     assert [result.status for result in results] == [1] * (NUMBER - 1)
     for result in results:
-        assert result.err.startswith(f'error: process {process} ended without a word: it was kill')
+        assert result.err.startswith(f'error: process {process} exited without a message: it was')
         assert result.err.count('\n') == 1
 
 
@@ -146,7 +146,7 @@ def test_a_mistake_in_the_flags_of_one_ends_all(runs, tmp_path, process):
     ('flag', 'words'),
     [
         ('--num_processes=5', 'process 2 was started with --num_processes=5, process 0 with'),
-        ('--process_id=1', 'there is a process of --process_id=1 already'),
+        ('--process_id=1', '--process_id=1 is already in use'),
     ],
 )
 def test_processes_that_do_not_go_together(runs, tmp_path, flag, words):

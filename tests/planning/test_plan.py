@@ -124,7 +124,7 @@ def test_unknown_hardware_is_refused(runs, tmp_path, name, reason):
 def test_a_batch_that_the_devices_cannot_share_is_refused(runs, tmp_path):
     flags = ['--topology=v5e:2x2', '--config.train.batch_size=66', '--nosearch_batch']
     line = runs.refused(tmp_path, '--mode=plan', *flags)
-    assert 'train.batch_size 66 cannot be shared evenly by the 4 devices of' in line
+    assert 'train.batch_size 66 cannot be divided evenly among the 4 devices of' in line
     assert 'choose a multiple of 4.' in line
 
 
@@ -134,5 +134,5 @@ def test_a_missing_compiler_is_told(runs, tmp_path):
     process = runs.start_python(*flags, '--topology=v5e:2x2', PYTHONPATH=str(tmp_path))
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (2, '')
-    assert err.startswith('error: to plan for v5e:2x2 takes the compiler for TPUs, libtpu')
+    assert err.startswith('error: planning for v5e:2x2 requires libtpu, the TPU compiler,')
     assert "pip install -e '.[tpu]'" in err

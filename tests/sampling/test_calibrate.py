@@ -129,7 +129,7 @@ def test_what_is_stored_is_found_again(params, measured, one_device, tmp_path, c
 
     others = jax.tree.map(lambda x: 2 * x, params)
     for arguments, words in (
-        (dict(params=others), 'its parameters are others'),
+        (dict(params=others), 'it was made for other parameters'),
         (dict(guidance=0.0), 'guidance was 0.5, is 0.0'),
         (dict(batch_size=2), 'batch_size was 4, is 2'),
     ):
@@ -182,7 +182,7 @@ def test_many_samples_are_calibrated_once(
         assert (found, calls, out) == ([None, None], [], '')
     else:
         assert calls == [1]
-        assert out.startswith('There is no calibration for these samples on this device: making it')
+        assert out.startswith('No calibration matches these samples on this device; creating one.')
         for calibration in found:
             assert calibration.windows == measured[0].windows
 
@@ -204,5 +204,6 @@ def test_the_command_line(runs, whole, tmp_path):
     images = np.load(tmp_path / 'samples' / 'samples.npz')['arr_0']
     assert np.abs(images.astype(int) - expected).max() <= 0.01 * 10 * 127.5
     other = runs.run(tmp_path, '--mode=sample', *flags, '--config.sample.batch_size=8')
-    assert 'batch_size was 16, is 8. Run --mode=calibrate.' in other.err
+    warning = f'batch_size was 16, is 8 ({tmp_path}/calibration.npz). Run --mode=calibrate.'
+    assert warning in other.err
     assert before.startswith('16 samples in ')

@@ -187,7 +187,7 @@ def test_methods(params, random_batch):
         (dict(return_residual=1), 'must be True or False; got 1'),
         (
             dict(calibration=Calibration.default(MODEL.clone(num_blocks=3).token_flow())),
-            'calibration is of 3 blocks with tokens of 4 features; the model has 2 with 4',
+            'calibration is for 3 blocks with tokens of 4 features; the model has 2 with 4',
         ),
     ],
 )

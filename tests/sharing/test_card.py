@@ -82,7 +82,7 @@ def test_it_tells_the_scores_and_how_they_were_measured(evaluated, tmp_path):
 
 def test_scores_of_other_parameters_are_left_out(evaluated, tmp_path):
     card = card_of(tarflow_jax.load(evaluated / 'checkpoints' / '16'), tmp_path)
-    assert 'The evaluation at hand is of other parameters' in card
+    assert 'The available evaluation is for other parameters' in card
     assert '2.7866' not in card
 
 

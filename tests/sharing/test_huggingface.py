@@ -44,12 +44,12 @@ def test_a_folder_of_that_name_comes_first(cached, whole, tmp_path):
 
 
 def test_a_name_that_nobody_has(cache):
-    with pytest.raises(InputError, match=r'someone/digits is neither a folder here nor a model'):
+    with pytest.raises(InputError, match=r'someone/digits is neither a local folder nor a model'):
         tarflow_jax.load(NAME)
 
 
 def test_a_revision_of_a_folder(whole):
-    with pytest.raises(InputError, match='revision=main is of repositories'):
+    with pytest.raises(InputError, match='revision=main applies to Hub repositories only'):
         tarflow_jax.from_pretrained(whole[0], revision='main')
 
 

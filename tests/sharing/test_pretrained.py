@@ -99,7 +99,7 @@ def test_truncated_weights(folder):
     ('change', 'words'),
     [
         (lambda t: t.pop('blocks.pos_embed'), r'blocks.pos_embed is missing, not \(2, 4, 16\)'),
-        (lambda t: t.update(bias=np.zeros(3, np.float32)), r'bias is \(3,\), not among them'),
+        (lambda t: t.update(bias=np.zeros(3, np.float32)), 'bias is unexpected'),
         (
             lambda t: t.update({'blocks.pos_embed': np.zeros((2, 4, 8), np.float32)}),
             r'blocks.pos_embed is \(2, 4, 8\), not \(2, 4, 16\)',
@@ -136,5 +136,7 @@ def test_a_config_that_does_not_say_the_model(folder, text, words):
 def test_class_names_that_are_none(folder):
     config = json.loads((folder / 'config.json').read_text())
     (folder / 'config.json').write_text(json.dumps(config | {'class_names': [1, 2]}))
-    with pytest.raises(InputError, match=r'config\.json is damaged: class_names must be texts'):
+    with pytest.raises(
+        InputError, match=r'config\.json is damaged: class_names must be a tuple of strings'
+    ):
         tarflow_jax.load(folder)

@@ -166,7 +166,7 @@ def test_a_copy_under_another_name_says_so(workdir, opened, caplog):
     shutil.copytree(workdir / 'checkpoints' / '30', workdir / 'checkpoints' / '32')
     step, _ = opened(workdir).restore_newest(abstract_items())
     assert step == 30
-    assert '32 is damaged (it is that of step 30, copied or renamed)' in caplog.text
+    assert '32 is damaged (it belongs to step 30, and was copied or renamed)' in caplog.text
 
 
 @contextlib.contextmanager

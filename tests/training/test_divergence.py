@@ -66,8 +66,8 @@ def test_what_a_run_advises_that_gives_up_works(runs, tmp_path):
     assert result.err.startswith('error: step ')
     assert 'Back to the checkpoint of step 4, with another order of the data (1 of' in result.out
     assert 'Back to the beginning, with another order of the data (2 of' in result.out
-    assert 'after each of 2 restarts (train.max_restarts)' in result.err
-    assert f'Of its checkpoints {tmp_path}/checkpoints/4 is sound.' in result.err
+    assert 'after 2 restarts (train.max_restarts)' in result.err
+    assert f'The last sound checkpoint is {tmp_path}/checkpoints/4.' in result.err
     assert 'Lower optimizer.peak_learning_rate, which is 0.1, to a third or less' in result.err
     assert result.err.endswith('and run the same command: it resumes from there.\n')
     assert steps_in(tmp_path) == [4]

@@ -168,8 +168,8 @@ def test_a_run_that_diverges_from_the_first_step_gives_up_and_can_begin_anew(run
     assert [line.rpartition('(')[2] for line in skips] == [f'{n} so far)' for n in range(1, 21)] * 2
     assert result.err == (
         f'error: {skips[-1].partition(":")[0]}: the training has diverged (20 steps in a row had '
-        'no finite loss or gradient), and so it has after each of 1 restarts (train.max_restarts). '
-        'Of its checkpoints none was saved. Lower optimizer.peak_learning_rate, which is 1e+30, to '
+        'no finite loss or gradient), after 1 restart (train.max_restarts). '
+        'No checkpoint was saved. Lower optimizer.peak_learning_rate, which is 1e+30, to '
         'a third or less, or set optimizer.clip_norm or model.dtype=float32, and run the same '
         'command: it starts again.\n'
     )
@@ -224,7 +224,7 @@ REFUSED = {
     ('train__microbatches', 3): ['in 3 parts (train.microbatches)', 'multiple of 24'],
     ('train__gather', 'never'): ["train.gather must be one of layer, step; got 'never'"],
     ('optimizer__first_moment_dtype', 'float16'): ['must be one of float32, bfloat16'],
-    ('train__batch_size', 60): ['60 cannot be shared evenly by the 8 devices', 'multiple of 8'],
+    ('train__batch_size', 60): ['60 cannot be divided evenly among the 8 devices', 'multiple of 8'],
     ('train__batch_size', 0): ['train.batch_size must be at least 1; got 0'],
     ('train__log_every', 0): ['train.log_every must be at least 1; got 0'],
     ('train__num_epochs', 0.0): ['train.num_epochs must be above 0; got 0.0'],

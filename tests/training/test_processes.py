@@ -134,7 +134,7 @@ def test_damage_that_only_the_second_sees_is_damage_for_both(runs, stopped, tmp_
     main, second = runs.run_many(2, workdir, *SHARED)
     damaged = [line for line in main.err.splitlines() if 'is damaged' in line]
     assert len(damaged) == 1, main.err
-    assert f'{workdir}/checkpoints/10 is damaged (says another process)' in damaged[0]
+    assert f'{workdir}/checkpoints/10 is damaged (another process found damage)' in damaged[0]
     assert 'resuming from the checkpoint of step 8' in main.out
     assert second.err == ''
     assert steps_in(workdir) == [8, 12]

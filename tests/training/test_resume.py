@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(runs, tm
     folder = tmp_path / name
     if way == 'a file':
         folder.touch()
-        reason = 'something else has its place: move it away'
+        reason = 'another file or folder is in the way: move it away'
     else:
         folder.mkdir(0o500)
         reason = 'Permission denied'

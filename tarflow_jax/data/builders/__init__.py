@@ -36,8 +36,8 @@ def version(name: str) -> str:
     if variant in variants or (name == builder and not variants):
         return str(BUILDERS[builder].VERSION)
     raise InputError(
-        f"there is no data set '{name}': {Digits.name} has no variants, and the photos end in the "
-        f'side of their crops in pixels, photos/{MIN_SIZE} to photos/{MAX_SIZE}, such as photos/64.'
+        f"there is no data set '{name}': {Digits.name} has no variants, and names of photos end "
+        f'with the crop size in pixels, photos/{MIN_SIZE} to photos/{MAX_SIZE}, such as photos/64.'
     )
 
 

@@ -138,9 +138,9 @@ def _has_splits(root: pathlib.Path, folders: list[str]) -> bool:
     others = [name for name in folders if name not in split_folders]
     if split_folders and others:
         raise InputError(
-            f"'{root}' has {_names(split_folders)} beside {_names(others)}: taken as classes, the "
-            "images of other splits would leak into training. Put the training images' class "
-            "folders into a folder 'train' beside it, or rename it if it is a class."
+            f"'{root}' has {_names(split_folders)} beside {_names(others)}. If all of them were "
+            "classes, images of other splits would leak into training. Put the training images' "
+            "class folders into a folder 'train' beside it, or rename it if it is a class."
         )
     splits = {SPLITS[name.lower()] for name in split_folders}
     if split_folders and ('train' not in splits or len(splits) < len(split_folders)):
@@ -170,7 +170,7 @@ def _check_classes(
 def _misplaced(path: pathlib.Path) -> InputError:
     return InputError(
         f"'{path}' is not where an image belongs. {_LAYOUT} Without classes, put all images into "
-        'one folder. Was a folder given that is one level too high?'
+        'one folder. Is the given folder one level too high?'
     )
 
 
