@@ -63,21 +63,21 @@ def run() -> int:
             if MODE.value == 'convert':
                 return convert(config, workdir, checkpoint)
             if MODE.value == 'plan':
-                say(config_notice())
+                distributed.print_on_main(config_notice())
                 options = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
                 return planning.plan(config, workdir, TOPOLOGY.value, **options)
             keys.check(config)
             if MODE.value == 'report':
                 from tarflow_jax.report.write import report  # the only mode that needs Matplotlib
 
-                say(config_notice())
+                distributed.print_on_main(config_notice())
                 report(config, workdir, checkpoint)
                 return 0
             cluster.connect(*process_flags(), COORDINATOR_TIMEOUT.value)
             if not cluster.is_one_of_several():
                 use_cores(config.mesh, rows_to_share(config))
         experiment = build(config)
-        say(config_notice())
+        distributed.print_on_main(config_notice())
         if MODE.value == 'train':
             return train(experiment, workdir, checkpoint, stop)
         if MODE.value == 'prepare_fid':
@@ -113,7 +113,7 @@ def train(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: S
         *(experiment, workdir, stop), load_params=load_params, allow_changes=ALLOW_CHANGES.value
     )
     if not status:
-        say(
+        distributed.print_on_main(
             next_commands(
                 command(f'--workdir={workdir}', '--mode=sample'),
                 command(f'--workdir={workdir}', '--mode=evaluate'),
@@ -141,8 +141,10 @@ def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: 
     )
     seconds = format_duration(time.perf_counter() - start)
     kept = f'; kept as samples_{name}.*, too' if name else ''
-    say(f'{sampling["num_samples"]} samples in {seconds}: {folder}/samples.npz, samples.png{kept}')
-    say(next_commands(*next_sample_commands(experiment, workdir, checkpoint)))
+    distributed.print_on_main(
+        f'{sampling["num_samples"]} samples in {seconds}: {folder}/samples.npz, samples.png{kept}'
+    )
+    distributed.print_on_main(next_commands(*next_sample_commands(experiment, workdir, checkpoint)))
 
 
 def override_suffix(source: str | Path) -> str:
@@ -173,8 +175,10 @@ def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, sto
     params, _ = loading.load_params(experiment, source)
     calibration_file.calibrate_and_write(workdir, model, params, mesh, sampling, stop.check)
     seconds = format_duration(time.perf_counter() - start)
-    say(f'Calibrated in {seconds}: --mode=sample and --mode=evaluate of {workdir} use it.')
-    say(next_commands(command(f'--workdir={workdir}', '--mode=sample')))
+    distributed.print_on_main(
+        f'Calibrated in {seconds}: --mode=sample and --mode=evaluate of {workdir} use it.'
+    )
+    distributed.print_on_main(next_commands(command(f'--workdir={workdir}', '--mode=sample')))
 
 
 def convert(config, workdir: Path, checkpoint: str | None) -> int:
@@ -205,9 +209,3 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
     print(f'{workdir}: converted from {checkpoint}.')
     print(next_commands(command(f'--workdir={workdir}', '--mode=sample')))
     return 0
-
-
-def say(text: str) -> None:
-    """Prints a text, of the main process, if there is any."""
-    if text and distributed.is_main():
-        print(text, flush=True)

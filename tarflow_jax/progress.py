@@ -89,13 +89,13 @@ class Progress:
 
         return call
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Shows a line of text, as it is, above the bar."""
-        self._display.say(text)
+        self._display.print_line(text)
 
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
         """Says what an evaluation gave: `step 500  test 0.1230 nats/dim  3.4500 bits/dim`."""
-        self.say(format_evaluation(step, values))
+        self.print_line(format_evaluation(step, values))
 
 
 def count_progress(noun: str, total: int, first: int = 0, enabled: bool = True) -> Progress:
@@ -202,7 +202,7 @@ class _NullDisplay:
     def updated(self) -> None:
         pass
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         pass
 
 
@@ -227,14 +227,14 @@ class _LineDisplay:
         if self._status.elapsed >= self._next_line or is_last:
             self._show()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
     def _show(self) -> None:
         parts = self._status.parts()
         if 'left' in parts:
             del parts['elapsed']
-        self.say((' ' * _GAP).join(parts.values()))
+        self.print_line((' ' * _GAP).join(parts.values()))
         self._shown_step = self._status.step
         # Dense enough to watch a run of minutes, sparse enough to read the log of one of days.
         elapsed = self._status.elapsed
@@ -269,7 +269,7 @@ class _BarDisplay:
     def updated(self) -> None:
         pass  # the bar is drawn four times a second by itself
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
 
     def _draw(self) -> Table:

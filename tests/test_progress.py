@@ -22,7 +22,7 @@ logging.basicConfig(format='%(message)s')  # keeps today's stderr, as log handle
 from tarflow_jax.progress import Progress
 
 with Progress(total_steps=2000) as progress:
-    progress.say('said [bold]as it is[/bold]')
+    progress.print_line('said [bold]as it is[/bold]')
     for step in range(100, 2001, 100):
         progress.update(step, {'loss': -0.25, 'images_per_second': 12345.6, 'skipped_steps': 0})
         if step == 500:
@@ -53,7 +53,7 @@ from tarflow_jax.progress import Progress
 try:
     with Progress(total_steps=2000) as progress:
         progress.update(100, {'loss': -0.25})
-        progress.say('ready')
+        progress.print_line('ready')
         while True:
             signal.pause()
 except KeyboardInterrupt:
@@ -277,7 +277,7 @@ def test_an_evaluation_is_one_line():
 def test_the_other_processes_show_nothing():
     stream = io.StringIO()
     with Progress(100, stream=stream, enabled=False) as progress:
-        progress.say('a line')
+        progress.print_line('a line')
         progress.update(100, {'loss': 0.5})
         progress.evaluation(100, {'test/nats_per_dim': 0.1})
     assert stream.getvalue() == ''

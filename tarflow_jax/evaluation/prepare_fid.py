@@ -40,7 +40,7 @@ def prepare_fid(experiment: Experiment, stop: Stop) -> None:
     with rules.activation_sharding(experiment.mesh):
         for family, features in families.items():
             reference = DataReference(family, features, experiment)
-            reference.ensure(functools.partial(stop.check, RESTARTS), say=print)
+            reference.ensure(functools.partial(stop.check, RESTARTS), log=print)
 
 
 def make_features(config, mesh, names) -> Features:
@@ -93,7 +93,7 @@ class DataReference:
             **self._features.settings,
         }
 
-    def ensure(self, before_batch: Callable[[], object], say=lambda text: None) -> Reference | None:
+    def ensure(self, before_batch: Callable[[], object], log=lambda text: None) -> Reference | None:
         """Returns the statistics, computed if the file lacks them; None except in the main process.
 
         Collective: every process must call it. Calls `before_batch` before each batch.
@@ -102,10 +102,10 @@ class DataReference:
         reference = self._read(wanted) if distributed.is_main() else None
         is_there = reference is not None or not distributed.is_main()
         if not distributed.all_true(is_there):
-            self._make(wanted, before_batch, say)
+            self._make(wanted, before_batch, log)
             reference = references.read(self.path) if distributed.is_main() else None
         elif reference:
-            say(f'{self.path}: reference statistics already exist.')
+            log(f'{self.path}: reference statistics already exist.')
         return reference
 
     def _read(self, wanted: dict[str, Any]) -> Reference | None:
@@ -123,7 +123,7 @@ class DataReference:
             )
         return None if changed else reference
 
-    def _make(self, wanted: dict[str, Any], before_batch, say) -> None:
+    def _make(self, wanted: dict[str, Any], before_batch, log) -> None:
         mirrored = ', each also mirrored' if self._flip else ''
         images = f'{len(self._split):,} images of {self._dataset.name}/{self._split_name}{mirrored}'
         if distributed.is_main():
@@ -145,7 +145,7 @@ class DataReference:
         if distributed.is_main():
             reference = dataclasses.replace(reference, metadata=metadata)
             references.write(self.path, reference)
-            say(f'{self.path}: reference statistics of {images}.')
+            log(f'{self.path}: reference statistics of {images}.')
 
 
 def file_name(source: str) -> str:

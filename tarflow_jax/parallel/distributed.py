@@ -1,7 +1,7 @@
 """Collective operations on host values, among the processes of a run.
 
-All functions except `is_main` are collective: every process must call them. With a single process,
-they send nothing and wait for nothing.
+All functions except `is_main` and `print_on_main` are collective: every process must call them. With
+a single process, they send nothing and wait for nothing.
 """
 
 import json
@@ -17,6 +17,12 @@ from tarflow_jax.errors import RunError
 def is_main() -> bool:
     """Whether this is the process that writes files and talks to the user."""
     return jax.process_index() == 0
+
+
+def print_on_main(text: str) -> None:
+    """Prints a text, if there is any, in the main process alone."""
+    if text and is_main():
+        print(text, flush=True)
 
 
 def all_true(ok: bool) -> bool:

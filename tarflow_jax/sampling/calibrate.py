@@ -95,7 +95,7 @@ def calibrate(
     labels: str = 'even',
     prior_temperature: float = 1.0,
     windows: tuple[int, ...] = (),
-    say: Callable[[str], object] = lambda line: None,
+    log: Callable[[str], object] = lambda line: None,
     before_block: Callable[[], object] = lambda: None,
     **guidance,
 ) -> tuple[Calibration, list[BlockReport]]:
@@ -126,11 +126,11 @@ def calibrate(
             before_block=before_block,
         )
         fitted = draw(NUM_FITTED)
-        say('Samples are drawn; fitting each block.')
+        log('Samples are drawn; fitting each block.')
         fits = [fitted.fit(block) for block in range(flow.num_blocks)]
         response, gain, offset = (np.stack(x) for x in zip(*fits, strict=True))
         if not windows:
-            _time_windows(draw(batch_size), (response, gain, offset), tolerance, reports, say)
+            _time_windows(draw(batch_size), (response, gain, offset), tolerance, reports, log)
             windows = tuple(distributed.broadcast_from_main([report.window for report in reports]))
         for block, report in enumerate(reports):
             report.window = windows[block]
@@ -263,7 +263,7 @@ class _Samples:
         return _slice(self._params['blocks'], block)
 
 
-def _time_windows(samples: _Samples, linear, tolerance, reports, say) -> None:
+def _time_windows(samples: _Samples, linear, tolerance, reports, log) -> None:
     """Times windows of growing size, until all blocks are slower twice; notes the best."""
     slow = 0
     for window in _window_sizes(samples.latents[0].shape[1], samples.platform):
@@ -277,7 +277,7 @@ def _time_windows(samples: _Samples, linear, tolerance, reports, say) -> None:
             )
         best = [min(1.0, *report.times.values()) for report in reports]
         relative = [r.times[window] / b for r, b in zip(reports, best, strict=True)]
-        say(
+        log(
             f'A window of {window} tokens: '
             + ' '.join(f'{report.times[window]:.2f}' for report in reports)
             + ' of the sequential time, by block.'

@@ -44,7 +44,9 @@ def find_or_calibrate(workdir: Path, folders, model, params, mesh, sampling, bef
     pays = _is_worthwhile(mesh, sampling)
     calibration = find_calibration(folders, model, params, mesh, sampling, warns=not pays)
     if calibration is None and pays:
-        _say('No calibration matches these samples on this device; creating one.')
+        distributed.print_on_main(
+            'No calibration matches these samples on this device; creating one.'
+        )
         calibration = calibrate_and_write(workdir, model, params, mesh, sampling, before_block)
     return calibration
 
@@ -53,11 +55,6 @@ def _is_worthwhile(mesh, sampling) -> bool:
     can_be_faster = mesh.devices.flat[0].platform not in SEQUENTIAL
     are_many = sampling['num_samples'] >= MIN_BATCHES * batch_size_of(mesh, sampling)
     return sampling['method'] == 'auto' and can_be_faster and are_many
-
-
-def _say(line: str) -> None:
-    if distributed.is_main():
-        print(line, flush=True)
 
 
 def calibrate_and_write(workdir: Path, model, params, mesh, sampling, before_block) -> Calibration:
@@ -71,7 +68,7 @@ def calibrate_and_write(workdir: Path, model, params, mesh, sampling, before_blo
     calibration, reports = calibrate(
         *(model, params, mesh),
         batch_size=batch_size_of(mesh, sampling),
-        say=_say,
+        log=distributed.print_on_main,
         before_block=before_block,
         **{key: sampling[key] for key in keys},
     )

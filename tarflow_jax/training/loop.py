@@ -139,7 +139,7 @@ class Run:
         step = int(state.step)
         distributed.check_same({'the step of the newest checkpoint': step})
         if step >= self.total_steps and not self.milestones.unfinished(step):
-            say(
+            distributed.print_on_main(
                 f'{self.workdir} is trained to step {step} of {self.total_steps} already; '
                 'raise train.num_epochs to train longer.'
             )
@@ -240,7 +240,7 @@ class Run:
         state = self.first_state(older_than=self.origin)
         self.origin = int(state.step)
         where = f'the checkpoint of step {self.origin}' if self.origin else 'the beginning'
-        self.progress.say(
+        self.progress.print_line(
             f'{diverged}. Back to {where}, with another order of the data '
             f'({self.restarts} of at most {self.config.train.max_restarts} times)'
         )
@@ -249,14 +249,14 @@ class Run:
     def describe(self, state: TrainState):
         """Says which model is trained on which data, and from which step."""
         params = sum(x.size for x in jax.tree.leaves(state.params))
-        self.progress.say(
+        self.progress.print_line(
             f'{params:,} parameters, {len(self.train_split):,} images of '
             f'{self.experiment.dataset.name}, {self.mesh.size} '
             f'{jax.devices()[0].platform} device(s), '
             f'batches in {self.program.microbatches} part(s), workdir {self.workdir}'
         )
         if state.step:
-            self.progress.say(f'resuming from the checkpoint of step {int(state.step)}')
+            self.progress.print_line(f'resuming from the checkpoint of step {int(state.step)}')
 
     def run_steps(self, state: TrainState) -> TrainState:
         """Trains to the last step or a signal."""
@@ -305,7 +305,7 @@ class Run:
         self.stop.record(report['signal'])
         if report['skipped'] > self.skipped:
             self.skipped = int(report['skipped'])
-            self.progress.say(
+            self.progress.print_line(
                 f'step {step}: the loss or its gradient is not finite; the step was skipped '
                 f'({self.skipped} so far)'
             )
@@ -358,7 +358,7 @@ class Run:
         elif step == self.total_steps:
             raise Diverged(step, f'its loss is {TOLERANCE:g} nats/dim above the best, or infinite')
         else:
-            self.progress.say(
+            self.progress.print_line(
                 f'step {step}: the loss or its gradient is not finite, or the loss is far above '
                 'the best; no checkpoint is saved'
             )
@@ -379,19 +379,19 @@ class Run:
     def print_summary(self, step, status):
         where = self.checkpoints.folder / str(step)
         if not status:
-            say(
+            distributed.print_on_main(
                 f'Trained to step {step}, saved in {where}. The best checkpoint by the test split '
                 f'is that of step {self.checkpoints.best_step()}. Samples are in '
                 f'{self.workdir / "samples"}.'
             )
         elif not self.sound:
-            say(
+            distributed.print_on_main(
                 f'Stopped by {self.stop.signal.name} at step {step}. It is not saved: its loss or '
                 'gradient is not finite, or its loss is far above the best. The same command '
                 'resumes from the checkpoint before.'
             )
         else:
-            say(
+            distributed.print_on_main(
                 f'Stopped by {self.stop.signal.name} at step {step}. It is saved in {where}; '
                 'the same command resumes from there.'
             )
@@ -402,9 +402,3 @@ def order_seed(seed: int, restarts: int) -> int:
     if not restarts:
         return seed
     return int(np.random.SeedSequence([seed, restarts]).generate_state(1, np.uint64)[0])
-
-
-def say(text: str) -> None:
-    """Prints a line, of the main process."""
-    if distributed.is_main():
-        print(text)
