@@ -1,7 +1,7 @@
 """Collective operations on host values, among the processes of a run.
 
-All functions except `is_main` and `print_on_main` are collective: every process must call them. With
-a single process, they send nothing and wait for nothing.
+All functions except `is_main` and `print_on_main` are collective: every process must call them.
+With a single process, they send nothing and wait for nothing.
 """
 
 import json
