@@ -57,6 +57,7 @@ def get_config():
     config.optimizer.clip_norm = 1.0
     config.train.num_epochs = 1.0
     config.train.batch_size = 64
+    config.train.microbatches = 1  # loops stay loops, and are traced sooner
     config.train.ema_decay = 0.99
     config.train.log_every = 5
     config.train.evaluate_every = 16
