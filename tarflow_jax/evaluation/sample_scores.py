@@ -101,7 +101,7 @@ class SampleScores:
             for family, kinds in metrics.families(names).items()
         }
         self._check_reference()
-        self._sample_store = None if self._loaded_samples else self._open_drawn()
+        self._sample_store = None if self._loaded_samples else self._open_sample_store()
         self._references: dict[str, Reference] = {}
 
     @property
@@ -148,7 +148,7 @@ class SampleScores:
                 *(path, ', '.join(self.names)),
             )
 
-    def _open_drawn(self) -> SampleStore:
+    def _open_sample_store(self) -> SampleStore:
         """The samples that an interrupted evaluation has drawn."""
         settings, folder = self._settings, self._folder
         if distributed.is_main():
@@ -171,10 +171,10 @@ class SampleScores:
             'windows': self._windows,
             'quantization': settings.quantization,
         }
-        drawn = SampleStore(folder, identity, self._model.image_shape)
-        if drawn.count and distributed.is_main():
-            print(f'{drawn.count:,} samples are drawn already.', flush=True)
-        return drawn
+        store = SampleStore(folder, identity, self._model.image_shape)
+        if store.count and distributed.is_main():
+            print(f'{store.count:,} samples are drawn already.', flush=True)
+        return store
 
     def _reference(self, family: str) -> Reference | None:
         """What the family's features are compared with; of the main process, others get None."""
@@ -218,14 +218,14 @@ class SampleScores:
         for batch in scored_batches(self._loaded_samples, self._mesh, batch_size, check):
             yield quality.Batch(batch['image'], arrays.fetch(batch['index']), batch['mask'])
 
-    def _drawn_batches(self, drawn: SampleStore) -> Iterator[quality.Batch]:
+    def _drawn_batches(self, store: SampleStore) -> Iterator[quality.Batch]:
         """Yields the samples drawn before an interruption, then draws the remaining ones."""
         total = self._num_samples
-        first = min(drawn.count, total)
+        first = min(store.count, total)
         batch_size = padded_batch_size(self._sampling['batch_size'], total, self._mesh)
         for start in range(0, first, batch_size):
             self._stop.check()
-            yield self._read_batch(drawn, start, min(start + batch_size, first), batch_size)
+            yield self._read_batch(store, start, min(start + batch_size, first), batch_size)
         quantization = self._settings.quantization
         batches = sample_batches(
             *(self._model, self._params, self._mesh),
@@ -239,25 +239,25 @@ class SampleScores:
             with progress:
                 for batch in batches:
                     images = to_levels(batch.images, quantization)
-                    drawn.add(arrays.fetch(images)[batch.mask], batch.num_redrawn)
-                    progress.update(min(drawn.count, total))
+                    store.add(arrays.fetch(images)[batch.mask], batch.num_redrawn)
+                    progress.update(min(store.count, total))
                     yield quality.Batch(images, batch.index, batch.mask)
         except Stopped:  # in all processes, of which none may end before the main one has written
-            drawn.write()
+            store.write()
             distributed.all_true(True)
             raise
         finally:
-            drawn.write()
+            store.write()
 
-    def _read_batch(self, drawn: SampleStore, start: int, stop: int, size: int) -> quality.Batch:
+    def _read_batch(self, store: SampleStore, start: int, stop: int, size: int) -> quality.Batch:
         mesh = self._mesh
         images = np.zeros((size, *self._model.image_shape), np.uint8)
-        images[: stop - start] = arrays.broadcast_array(drawn.read(start, stop))
+        images[: stop - start] = arrays.broadcast_array(store.read(start, stop))
         index = np.arange(start, start + size, dtype=np.int32)
         rows = arrays.local_rows(mesh, size)
         return quality.Batch(arrays.put_rows(images[rows], mesh, size, rows), index, index < stop)
 
-    def _save(self, drawn: SampleStore) -> None:
+    def _save(self, store: SampleStore) -> None:
         """Makes `samples/evaluated.npz`, as ADM's sample batches are."""
         total = self._num_samples
         labels = spread_labels(
@@ -266,7 +266,7 @@ class SampleScores:
         path = self._folder / 'evaluated.npz'
         with imagefiles.npz_writer(path, (total, *self._model.image_shape), labels) as write:
             for start in range(0, total, _COPY_BATCH_SIZE):
-                write(drawn.read(start, min(start + _COPY_BATCH_SIZE, total)))
+                write(store.read(start, min(start + _COPY_BATCH_SIZE, total)))
 
     def finish(self) -> None:
         """Removes what an interrupted evaluation would resume from."""

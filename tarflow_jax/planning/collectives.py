@@ -70,10 +70,10 @@ def collectives(entry: Computation) -> Iterator[Collective]:
 def _is_scattered(all_reduce: Instruction) -> bool:
     """Whether each device keeps a slice: within a fusion, a TPU then makes nothing else."""
     users = all_reduce.users
-    if all(user.opcode == 'get-tuple-element' for user in users):
+    if {user.opcode for user in users} == {'get-tuple-element'}:
         users = [user for element in users for user in element.users]
     is_sum = all_reduce.opcode == 'all-reduce'
-    return is_sum and all(user.opcode == 'dynamic-slice' for user in users)
+    return is_sum and {user.opcode for user in users} == {'dynamic-slice'}
 
 
 def _collective(instruction: Instruction, times: int) -> Collective | None:

@@ -1,5 +1,7 @@
 """What compiled modules do, on modules whose loops, products and messages are known."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,6 +229,15 @@ def test_a_sum_of_which_each_keeps_its_share(text):
     (row,) = collectives.summary(hlo.parse(text), mesh, TOPOLOGY)
     assert (row['kind'], row['bytes'], row['count']) == ('reduce-scatter', 4 * 64 * 128, 1)
     assert row['seconds'] == pytest.approx(4 * 64 * 128 * 7 / 8 / TOPOLOGY.chip.link_bandwidth)
+
+
+def test_a_sum_that_a_fusion_gives_whole():
+    text = SCATTERED['fused'].replace('%all-reduce-scatter', '%sum_fusion')
+    slice_of_sum = re.compile(r'  %place.*\n  ROOT %slice.*\n')
+    text = slice_of_sum.sub('', text).replace('  %sum =', '  ROOT %sum =').replace('[8,', '[64,')
+    mesh = jax.make_mesh((8,), ('fsdp',), axis_types=(AxisType.Auto,))
+    (row,) = collectives.summary(hlo.parse(text), mesh, TOPOLOGY)
+    assert (row['kind'], row['bytes'], row['count']) == ('all-reduce', 4 * 64 * 128, 1)
 
 
 SEND = """  %x = f32[1,4,128]{2,1,0:T(4,128)} parameter(0)

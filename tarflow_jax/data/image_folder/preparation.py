@@ -50,9 +50,7 @@ _WORK_SUFFIX = '.half_prepared'
 # A killed preparation loses record files that are half written; a reader holds all of them open.
 _IMAGES_PER_RECORD_FILE = 256
 _MAX_RECORD_FILES = 256
-_IMBALANCE_RATIO = (
-    2  # ratio of the largest class to the smallest from which their sizes are printed
-)
+_IMBALANCE_RATIO = 2  # of the largest class to the smallest, from which their sizes are printed
 _MAX_EXAMPLES = 3
 
 
