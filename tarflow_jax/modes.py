@@ -22,7 +22,7 @@ from tarflow_jax.command_line import (
     process_flags,
 )
 from tarflow_jax.commands import command, next_commands
-from tarflow_jax.compile_cache import keep_compiled_programs
+from tarflow_jax.compile_cache import keep_compiled_programs, share_compiled_programs
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.evaluate import check as check_evaluation
 from tarflow_jax.evaluation.evaluate import evaluate
@@ -76,6 +76,8 @@ def run() -> int:
             cluster.connect(*process_flags(), COORDINATOR_TIMEOUT.value)
             if not cluster.is_one_of_several():
                 use_cores(config.mesh, rows_to_share(config))
+            elif WORKDIR.value:
+                share_compiled_programs(workdir)
         experiment = build(config)
         distributed.print_on_main(config_notice())
         if MODE.value == 'train':

@@ -1,5 +1,6 @@
 """The mathematics of a TarFlow, written anew: in float64, token after token."""
 
+import functools
 import math
 
 import jax
@@ -40,7 +41,7 @@ def results(path) -> dict[str, np.ndarray]:
         norm = math.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(gradient)))
         clip = min(1.0, (config.optimizer.clip_norm or math.inf) / norm)
         mean = jax.tree.map(lambda g: (1 - config.optimizer.b1) * clip * g, gradient)
-        nats, latents = _nats(model, params, scored, batch['label'])
+        nats, latents = jax.jit(functools.partial(_nats, model))(params, scored, batch['label'])
         samples = _denoise(model, params, _inverse(model, params, prior, classes), classes, config)
         arrays = {'nats': nats, 'latents': latents, 'samples': samples, 'loss': value}
         return jax.tree.map(np.asarray, arrays | named('mean', mean))
@@ -69,11 +70,12 @@ def _inverse(model, params, latents, labels):
     x = _patches(model, latents)
     if model.num_blocks % 2:
         x = x[:, ::-1]
+    affine = jax.jit(functools.partial(_affine, model))
     for number in reversed(range(model.num_blocks)):
         block = jax.tree.map(lambda p, number=number: p[number], params['blocks'])
         z, x = x[:, ::-1], x[:, ::-1]
         for token in range(1, z.shape[1]):  # it follows from the tokens before it
-            shift, log_scale = _affine(model, block, x, labels)
+            shift, log_scale = affine(block, x, labels)
             inverted = z[:, token] * jnp.exp(log_scale[:, token]) + shift[:, token]
             x = x.at[:, token].set(inverted)
     return _images(model, x)

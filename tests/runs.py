@@ -21,12 +21,14 @@ import socket
 import subprocess
 import sys
 import time
+import types
 import warnings
 from multiprocessing import forkserver
 
 import jax
 import numpy as np
 import pytest
+from jax._src import compiler
 
 from tarflow_jax import terminal
 
@@ -270,6 +272,11 @@ def free_port() -> int:
 def _print_into(folder):
     # What another process is writing is compiled once more.
     warnings.filterwarnings('ignore', 'Error reading persistent compilation cache')
+    # Of several processes JAX lets the first alone keep what it compiles; on CPUs none of the
+    # others can use that. Here each keeps its own, as it compiles half of a run's time.
+    compiler.distributed = types.SimpleNamespace(
+        global_state=types.SimpleNamespace(process_id=0, client=None)
+    )
     for name, stream in ('out', 1), ('err', 2):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
 

@@ -94,7 +94,7 @@ import os, signal, threading
 import jax
 from tarflow_jax import stopping
 
-stopping.PATIENCE_SECONDS = 0.2
+stopping.RESPONSE_SECONDS = 0.2
 with stopping.Stop():
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
     forever = jax.jit(lambda x: jax.lax.while_loop(lambda x: x < 1, lambda x: x * 0, x))

@@ -201,7 +201,7 @@ class _Classifier(nn.Module):
     @nn.compact
     def __call__(self, pool):
         kernel_shape = (pool.shape[-1], NUM_CLASSES)
-        kernel = self.param('kernel', nn.initializers.lecun_normal(), kernel_shape)
+        kernel = self.param('kernel', nn.initializers.zeros, kernel_shape)
         bias = self.param('bias', nn.initializers.zeros, (NUM_CLASSES,))
         unbiased = jnp.dot(pool, kernel, precision=PRECISION)
         return {'logits': unbiased + jnp.expand_dims(bias, 0), 'logits_unbiased': unbiased}
@@ -226,6 +226,7 @@ def _convolve(conv: Conv, x):
         strides=conv.stride,
         padding=conv.padding,
         precision=PRECISION,
+        kernel_init=nn.initializers.zeros,  # it is loaded, and random numbers take time to trace
         name=conv.name,
     )
     return nn.relu(layer(x))

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from runs import ROOT
 
+from benchmarks import ours
 from benchmarks.growth import AXES, Point, line, slope
-from benchmarks.ours import Ours
 from benchmarks.versus import difference
 from benchmarks.workloads import WORKLOADS, Task, tasks_of
 
@@ -46,13 +46,14 @@ SMALL = dataclasses.replace(WORKLOADS['digits'], num_blocks=2, layers_per_block=
 
 
 @pytest.mark.parametrize('task', tasks_of(SMALL), ids=str)
-def test_every_task_runs(task):
+def test_every_task_runs(task, monkeypatch):
     """On the devices of this process."""
-    ours = Ours(SMALL, Task(task.name, 8 * 8))
-    result = getattr(ours, task.name)()
+    monkeypatch.setattr(ours, 'CEILING_FLOPS', 1e8)
+    side = ours.Ours(SMALL, Task(task.name, 8 * 8))
+    result = getattr(side, task.name)()
     assert np.all(np.isfinite(result))
-    assert ours.flops() > 0
-    assert ours.ceiling() > 0
+    assert side.flops() > 0
+    assert side.ceiling() > 0
 
 
 def test_sides_that_differ_are_told_by_how_much():

@@ -21,9 +21,9 @@ SETTINGS = {
     'scale': dict(EPOCHS=0.5, BLOCKS=1, TOPOLOGY='v5e:2x2'),
     'your_images': dict(SIZE=8, MINUTES=0.01, CROPS=12),
 }
-# What a training is told besides: to end soon, with nothing in between.
+# What a training is told besides: to be of a tiny model, and to end soon, with nothing in between.
 BRIEFLY = """
-    config.model.unroll = 'none'
+    config.model.update(width=16, head_dim=8, layers_per_block=1, unroll='none')
     config.optimizer.warmup_steps = 2
     config.train.update(
         num_epochs=min(config.train.num_epochs, 3.0), evaluate_draws=1,
