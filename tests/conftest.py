@@ -29,9 +29,13 @@ from jax.sharding import Mesh
 from tarflow_jax.parallel.mesh import AXES
 from tarflow_jax.training.checkpoint import quiet_orbax
 
-gc.set_threshold(50_000)  # as in the program
+gc.set_threshold(100_000, 20, 20)  # tracing makes objects that live
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_collection_finish():
+    gc.freeze()  # modules and tests, which would be looked through again and again
 
 
 @pytest.fixture(scope='session', autouse=True)
