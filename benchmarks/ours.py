@@ -24,13 +24,11 @@ class Ours:
         """
         from tarflow_jax.parallel.cores import use_cores
         from tarflow_jax.parallel.host_memory import keep_freed_memory
-        from tarflow_jax.parallel.libtpu import quiet_without_tpu
         from tarflow_jax.training.program import rows_to_share_in_training
 
         config = workload.config()
         is_training = task.name == 'train'
         keep_freed_memory()
-        quiet_without_tpu()
         use_cores(
             config.mesh, rows_to_share_in_training(config) if is_training else task.num_images
         )

@@ -14,6 +14,7 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.flow import TarFlow, patches
 from tarflow_jax.flow.attention import SPLASH_BLOCKS
 from tarflow_jax.likelihood.noise import Noise
+from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.sampling.labels import Labels, label_cycle
@@ -97,6 +98,8 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
         do not go together.
     """
     keys.check(config)
+    with quiet_without_tpu():
+        jax.devices()
     model = make_model(config.model, devices[0] if devices else None)
     settings = config.sample
     Guidance.checked(

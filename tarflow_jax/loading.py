@@ -16,6 +16,7 @@ from tarflow_jax.keys import NON_PARAMETER_KEYS
 from tarflow_jax.likelihood.noise import TypeAndStd, agree_rounded, type_and_std
 from tarflow_jax.parallel import memory, rules
 from tarflow_jax.parallel.distributed import is_main
+from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import CheckpointName
 from tarflow_jax.sharing import huggingface, pretrained
@@ -70,7 +71,8 @@ def load(path, *, image_shape=None, patch_size=None) -> TrainedFlow:
         patch_size = Integer(1).check('patch_size', patch_size)
     if huggingface.is_name(path) and not Path(path).exists():
         path = huggingface.fetch(path)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with quiet_without_tpu():
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     loaded = _load(
         path,
         lambda params: jax.tree.map(lambda _: device, params),

@@ -52,13 +52,12 @@ def run() -> int:
     """Does what the flags ask for; returns the exit status."""
     keep_freed_memory()
     keep_compiled_programs()
-    quiet_without_tpu()
     quiet_orbax()
     config, checkpoint = CONFIG.value, CHECKPOINT.value
     workdir = local_folder(WORKDIR.value) if WORKDIR.value else Path()
     if checkpoint:
         existing_path(checkpoint)
-    with Stop() as stop:
+    with quiet_without_tpu(), Stop() as stop:
         with stop.immediate():
             if MODE.value == 'convert':
                 return convert(config, workdir, checkpoint)

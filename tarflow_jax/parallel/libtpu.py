@@ -1,7 +1,9 @@
 """libtpu, the compiler and driver of TPUs, on a machine that has none."""
 
+import contextlib
 import glob
 import os
+from collections.abc import Iterator
 
 # libtpu queries a metadata server that is not there, and logs at length that there is no TPU.
 _ENVIRONMENT = {
@@ -15,11 +17,18 @@ _ENVIRONMENT = {
 _DEVICES = ('/dev/accel*', '/dev/vfio/*')
 
 
-def quiet_without_tpu() -> None:
+@contextlib.contextmanager
+def quiet_without_tpu() -> Iterator[None]:
     """Keeps libtpu, where it is installed for plans, from complaining that there is no TPU.
 
-    To be called before JAX looks for devices. Does nothing on a machine with TPUs.
+    JAX loads it when it looks for devices, for the first time or for a topology. Does nothing on a
+    machine with TPUs; the environment is afterwards what it was.
     """
-    if not any(glob.glob(pattern) for pattern in _DEVICES):
-        for name, answer in _ENVIRONMENT.items():
-            os.environ.setdefault(name, answer)
+    has_tpu = any(glob.glob(pattern) for pattern in _DEVICES)
+    missing = set() if has_tpu else _ENVIRONMENT.keys() - os.environ.keys()
+    os.environ.update({name: _ENVIRONMENT[name] for name in missing})
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]

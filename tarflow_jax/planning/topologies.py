@@ -70,10 +70,10 @@ def _tpu(name: str, num_slices: int, chip: Chip, shape: tuple[int, ...]) -> Topo
     options = {'num_slices': num_slices} if num_slices > 1 else {}
     options |= {'chip_config_name': chip.config} if chip.config else {}
     try:
-        quiet_without_tpu()
-        description = topologies.get_topology_desc(
-            f'{chip.name}:{"x".join(map(str, shape))}', platform='tpu', **options
-        )
+        with quiet_without_tpu():
+            description = topologies.get_topology_desc(
+                f'{chip.name}:{"x".join(map(str, shape))}', platform='tpu', **options
+            )
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition('\n')[0]
         raise InputError(f'there is no topology {name}: {reason}. Known: {EXAMPLES}.') from error

@@ -377,7 +377,7 @@ class Run:
         return 128 + self.stop.signal if self.stop.signal and not is_over else 0
 
     def print_summary(self, step, status):
-        where = self.checkpoints.folder / str(step)
+        where = self.workdir / self.checkpoints.folder.name / str(step)
         if not status:
             distributed.print_on_main(
                 f'Trained to step {step}, saved in {where}. The best checkpoint by the test split '

@@ -68,8 +68,8 @@ def kernels_for_a_tpu(transform=jax.grad, **change):
     model = TarFlow(
         (32, 80, 3), 2, width=128, num_blocks=2, layers_per_block=2, dtype='bfloat16', **change
     )
-    quiet_without_tpu()
-    devices = topologies.get_topology_desc('v5e:2x2', platform='tpu').devices
+    with quiet_without_tpu():
+        devices = topologies.get_topology_desc('v5e:2x2', platform='tpu').devices
     mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=devices)
 
     def loss(params, images):
