@@ -20,7 +20,7 @@ from tarflow_jax.sampling import calibration_file, inpaint, paths
 from tarflow_jax.sampling.denoise import denoise as score_step
 from tarflow_jax.sampling.draw import NUMBER, draw
 from tarflow_jax.sampling.inpaint import Inpainting
-from tarflow_jax.sampling.sample import sample
+from tarflow_jax.sampling.sample import PRIOR_TEMPERATURE, sample
 from tarflow_jax.values import PathValue
 from tarflow_jax.workdir import config_of, workdir_of
 
@@ -97,7 +97,7 @@ class TrainedFlow:
         denoise: bool = False,
         progress: bool = False,
         **settings: Any,
-    ) -> jax.Array:
+    ) -> Any:
         """Draws images.
 
         Args:
@@ -110,13 +110,14 @@ class TrainedFlow:
             there is one of these settings on this device (`--mode=calibrate`).
           denoise: whether to remove the noise that the model has learned along; see `denoise`.
           progress: whether to show a bar.
-          **settings: `guide`, `anneal_guidance`, `attention_temperature` and `tolerance`, see
-            `tarflow_jax.sample`.
+          **settings: `guide`, `anneal_guidance`, `attention_temperature`, `tolerance`,
+            `return_residual` and `return_resolved`, see `tarflow_jax.sample`.
 
         Returns:
-          images [num, H, W, C].
+          images [num, H, W, C], float32; with return_residual, (images, residual [num]).
         """
         num = NUMBER.check('num', self._count(labels) if num is None else num)
+        temperature = PRIOR_TEMPERATURE.check('temperature', temperature)
         if labels is None:
             labels = np.arange(num) % self.model.num_classes if self.model.num_classes else -1
         settings |= dict(guidance=guidance, prior_temperature=temperature, method=method)

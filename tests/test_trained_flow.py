@@ -74,6 +74,33 @@ def test_samples_do_not_depend_on_how_many_there_are(flow, monkeypatch):
     np.testing.assert_allclose(cold, np.broadcast_to(cold[:1], cold.shape), atol=1e-5)
 
 
+def test_samples_with_their_residuals(flow, monkeypatch):
+    monkeypatch.setattr(tarflow_jax.trained_flow, 'BATCH', 4)
+    settings = dict(method='parallel', tolerance=0.1)
+    images = flow.sample(1, 6, **settings)
+    with_residual = flow.sample(1, 6, **settings, return_residual=True)
+    both = flow.sample(1, 6, **settings, return_residual=True, return_resolved=True)
+    for found in with_residual[0], both[0]:
+        np.testing.assert_array_equal(found, images)
+    assert with_residual[1].shape == both[2].shape == (6,)
+    assert np.all(with_residual[1] <= 0.1)
+    np.testing.assert_array_equal(both[1], with_residual[1])
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        (lambda flow: flow.sample(0, 2, temperature=-1), '^temperature must be at least 0; got -1'),
+        (lambda flow: flow.log_prob(LEVELS[:0]), r'shape \[batch, 8, 8, 1\]; got \[0, 8, 8, 1\]'),
+        (lambda flow: flow.bits_per_dim(LEVELS[:0]), r'got \[0, 8, 8, 1\]'),
+        (lambda flow: flow.interpolate(LEVELS[:1], LEVELS), r'both ends must have the same shape'),
+    ],
+)
+def test_bad_input_is_told(flow, call, message):
+    with pytest.raises(InputError, match=message):
+        call(flow)
+
+
 def test_methods_are_the_functions(flow):
     """Of images of any kind, with labels of any kind."""
     model, params = flow

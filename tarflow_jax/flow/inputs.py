@@ -20,7 +20,7 @@ def as_batch(name: str, array, row_shape: tuple[int, ...]) -> jax.Array:
       InputError: the array has another shape, or integers, which are hardly in [-1, 1].
     """
     array = _as_array(name, array)
-    if array.ndim == 0 or array.shape[1:] != row_shape:
+    if array.ndim == 0 or array.shape[1:] != row_shape or not len(array):
         expected = ', '.join(map(str, ('batch', *row_shape)))
         raise InputError(f'the model takes {name} of shape [{expected}]; got {list(array.shape)}.')
     if not jnp.issubdtype(array.dtype, jnp.floating):

@@ -1,5 +1,7 @@
 """Draws any number of images from a key, batch by batch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from absl import logging
@@ -23,8 +25,10 @@ def draw(
     batch_size: int = 100,
     denoise_std: float = 0.0,
     progress: bool = False,
+    return_residual: bool = False,
+    return_resolved: bool = False,
     **settings,
-):
+) -> Any:
     """Draws an image for each label.
 
     Args:
@@ -37,32 +41,37 @@ def draw(
       batch_size: images at a time; does not change them.
       denoise_std: noise that a score step removes, see `denoise`; 0 for no step.
       progress: whether to show a bar.
-      **settings: guidance, temperatures, method and calibration, see `sample`.
+      return_residual: whether to measure, too, how exact each image is; see `sample`.
+      return_resolved: with return_residual, whether to tell, too, which images were solved again.
+      **settings: guidance, temperatures, method, tolerance and calibration, see `sample`.
 
     Returns:
       images [N, H, W, C], float32. The noise of a sample that is not finite is drawn again, ten
-      times at most; what is not finite even then is counted in a warning.
+      times at most; what is not finite even then is counted in a warning. With return_residual,
+      (images, residual [N]); with return_resolved, (images, residual [N], resolved bool [N]).
 
     Raises:
       InputError: the model cannot serve the labels or the settings.
     """
     labels = as_labels(labels, len(labels), model.num_classes)
     batch_size = min(NUMBER.check('batch_size', batch_size), len(labels))
-    images, num_nonfinite = [], 0
+    batches, num_nonfinite = [], 0
+    settings |= dict(return_residual=return_residual, return_resolved=return_resolved)
 
     def program(index, labels, attempts):
         noise = _noise(model.image_shape, key, index, attempts)
-        batch = sample(model, params, noise, labels, **settings)
+        images = sample(model, params, noise, labels, **settings)
+        images, *certificate = images if return_residual else (images,)
         if denoise_std:
-            batch = denoise(model, params, batch, labels, noise_std=denoise_std)
-        return DrawnBatch(batch, jnp.isfinite(batch).all(axis=(1, 2, 3)))
+            images = denoise(model, params, images, labels, noise_std=denoise_std)
+        return DrawnBatch(images, jnp.isfinite(images).all(axis=(1, 2, 3)), *certificate)
 
     for first in _with_progress_bar(range(0, len(labels), batch_size), progress):
         index = jnp.arange(first, first + batch_size, dtype=jnp.int32)  # beyond the last, too
         batch_labels = labels[jnp.minimum(index, len(labels) - 1)]
         drawn, *_ = redraw(program, (index, batch_labels, jnp.zeros_like(index)))
         num_nonfinite += int((~drawn.finite & (index < len(labels))).sum())
-        images.append(drawn.images)
+        batches.append((drawn.images, drawn.residual, drawn.resolved))
     if num_nonfinite:
         logging.warning(
             '%d samples are not finite after %d draws of their noise. Lower the guidance or the '
@@ -70,7 +79,9 @@ def draw(
             'diverged.',
             *(num_nonfinite, MAX_DRAWS),
         )
-    return jnp.concatenate(images)[: len(labels)]
+    drawn = jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(labels)], *batches)
+    images, *certificate = (array for array in drawn if array is not None)
+    return (images, *certificate) if return_residual else images
 
 
 _noise = jax.jit(draw_noise, static_argnums=0)

@@ -7,7 +7,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from tarflow_jax.errors import InputError
 from tarflow_jax.flow.inputs import as_batch, as_labels
 from tarflow_jax.flow.parts import map_parts
 from tarflow_jax.flow.tarflow import TarFlow, check_params
@@ -87,6 +89,11 @@ def interpolate(model: TarFlow, params, first, last, steps: int, labels=None):
       InputError: the model cannot serve the shapes or the labels.
     """
     steps = STEPS.check('steps', steps)
+    if np.shape(first) != np.shape(last):
+        raise InputError(
+            'the images at both ends must have the same shape; '
+            f'got {np.shape(first)} and {np.shape(last)}.'
+        )
     start, _ = forward(model, params, first, labels)
     end, _ = forward(model, params, last, labels)
     latents = jax.vmap(great_circle, (None, None, 0))(start, end, jnp.linspace(0, 1, steps))
