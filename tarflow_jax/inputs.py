@@ -77,6 +77,8 @@ def label_batch(
     Raises:
       InputError: there is no such class, or there are more labels or fewer than images.
     """
+    if isinstance(labels, jax.Array | np.ndarray) and not labels.ndim:
+        labels = labels.item()
     if isinstance(labels, str | int | np.integer) and not isinstance(labels, bool):
         labels = [labels] * batch
     if isinstance(labels, list | tuple | np.ndarray) and any(isinstance(v, str) for v in labels):
@@ -143,7 +145,10 @@ def _picture_to_array(picture, image_shape: tuple[int, int, int]) -> np.ndarray:
         raise InputError(
             f'Pillow images have 1 or 3 channels; the images of the model have {channels}.'
         )
-    picture = upright_rgb(picture)
+    try:
+        picture = upright_rgb(picture)
+    except ValueError as error:
+        raise InputError(f'a Pillow image of mode {picture.mode} has {error}.') from None
     if picture.size != (width, height):
         if height != width:
             raise InputError(

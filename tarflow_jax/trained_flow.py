@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from tarflow_jax import inputs
 from tarflow_jax.errors import InputError
+from tarflow_jax.flow.inputs import as_batch
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.keys import CLASS_NAMES
 from tarflow_jax.likelihood import classify, densities
@@ -20,8 +21,8 @@ from tarflow_jax.sampling import calibration_file, inpaint, paths
 from tarflow_jax.sampling.denoise import denoise as score_step
 from tarflow_jax.sampling.draw import NUMBER, draw
 from tarflow_jax.sampling.inpaint import Inpainting
-from tarflow_jax.sampling.sample import PRIOR_TEMPERATURE, sample
-from tarflow_jax.values import PathValue
+from tarflow_jax.sampling.sample import PRIOR_TEMPERATURE
+from tarflow_jax.values import Boolean, PathValue
 from tarflow_jax.workdir import config_of, workdir_of
 
 BATCH = 100  # samples at a time, unless the config has another number
@@ -92,11 +93,16 @@ class TrainedFlow:
         labels=None,
         *,
         guidance: float = 0.0,
+        guide: str = 'both',
+        anneal_guidance: bool = False,
+        attention_temperature: float = 1.0,
         temperature: float = 1.0,
         method: str = 'auto',
+        tolerance: float = 1e-3,
+        return_residual: bool = False,
+        return_resolved: bool = False,
         denoise: bool = False,
         progress: bool = False,
-        **settings: Any,
     ) -> Any:
         """Draws images.
 
@@ -105,28 +111,44 @@ class TrainedFlow:
           num: the number of images; by default that of the labels, or 16.
           labels: by default all classes in turn; -1 for images without a label.
           guidance: weight of the guidance, from 0; above 0, sampling costs twice as much.
+          guide: what is guided, see `tarflow_jax.sample` for this and the next two.
+          anneal_guidance: whether the weight grows over the tokens of each block.
+          attention_temperature: guides without classes.
           temperature: standard deviation of the prior relative to the trained one.
           method: 'sequential', 'parallel', or 'auto', which goes by the workdir's calibration if
             there is one of these settings on this device (`--mode=calibrate`).
+          tolerance: how exact images of the parallel method must be.
+          return_residual: whether to return, too, how exact each image is.
+          return_resolved: whether to return, too, which images were solved again.
           denoise: whether to remove the noise that the model has learned along; see `denoise`.
           progress: whether to show a bar.
-          **settings: `guide`, `anneal_guidance`, `attention_temperature`, `tolerance`,
-            `return_residual` and `return_resolved`, see `tarflow_jax.sample`.
 
         Returns:
-          images [num, H, W, C], float32; with return_residual, (images, residual [num]).
+          images [num, H, W, C], float32; with return_residual, (images, residual [num]); with both,
+          (images, residual [num], resolved bool [num]).
         """
         num = NUMBER.check('num', self._count(labels) if num is None else num)
+        Boolean().check('denoise', denoise)
         temperature = PRIOR_TEMPERATURE.check('temperature', temperature)
         if labels is None:
             labels = np.arange(num) % self.model.num_classes if self.model.num_classes else -1
-        settings |= dict(guidance=guidance, prior_temperature=temperature, method=method)
+        settings = dict(
+            guidance=guidance,
+            guide=guide,
+            anneal_guidance=anneal_guidance,
+            attention_temperature=attention_temperature,
+            prior_temperature=temperature,
+            method=method,
+            tolerance=tolerance,
+        )
         batch_size = min(num, self._batch_size())
         return draw(
             *(self.model, self.params, inputs.random_key(key), self._labels(labels, num)),
             batch_size=batch_size,
             denoise_std=self._gaussian_std('noise_std') if denoise else 0.0,
             progress=progress,
+            return_residual=return_residual,
+            return_resolved=return_resolved,
             calibration=self._calibration(settings, num, batch_size),
             **settings,
         )
@@ -144,6 +166,7 @@ class TrainedFlow:
 
         Of latents from `forward`, or of standard normal noise.
         """
+        latents = as_batch('latents', latents, self.model.image_shape)
         labels = self._labels(labels, len(latents))
         return paths.journey(self.model, self.params, latents, labels)
 
@@ -281,7 +304,7 @@ class TrainedFlow:
         return self.config.sample.get('batch_size', BATCH) if 'sample' in self.config else BATCH
 
     def _count(self, labels) -> int:
-        return len(labels) if hasattr(labels, '__len__') and not isinstance(labels, str) else 16
+        return 16 if isinstance(labels, str) or not np.ndim(labels) else len(labels)
 
     def _gaussian_std(self, name: str) -> float:
         if self.noise is None or self.noise.type != 'gaussian':
@@ -301,5 +324,6 @@ class TrainedFlow:
             return None
         mesh = make_mesh(devices=[next(iter(jax.tree.leaves(self.params)[0].devices()))])
         counts = dict(num_samples=num, batch_size=batch_size)
-        sampling = {**(sample.__kwdefaults__ or {}), **settings, **counts}
-        return calibration_file.find_calibration([workdir], self.model, self.params, mesh, sampling)
+        return calibration_file.find_calibration(
+            [workdir], self.model, self.params, mesh, settings | counts
+        )
