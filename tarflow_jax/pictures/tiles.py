@@ -35,8 +35,11 @@ def grid(images, labels=None, names: Sequence[str] | None = None) -> Picture:
         columns = _columns(images)
         return _draw([images[i : i + columns] for i in range(0, len(images), columns)])
     labels = np.asarray(labels)
-    if labels.shape != images.shape[:1]:
-        raise InputError(f'got {len(images)} images and labels of shape {list(labels.shape)}.')
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu':
+        raise InputError(
+            f'labels must be whole numbers, one for each of {len(images)} images (names gives what '
+            f'they are called); got {labels.dtype} of shape {list(labels.shape)}.'
+        )
     order = np.argsort(labels, kind='stable')
     images, labels = images[order], labels[order]
     classes = np.unique(labels)
@@ -61,6 +64,8 @@ def rows(images: Mapping[str, Any], captions: Sequence[str] = ()) -> Picture:
         numbers and sizes; about ten in a row are still seen on a phone.
       captions: what the columns are called.
     """
+    if not images:
+        raise InputError('there are no rows of images to show.')
     levels = {caption: as_levels(of_row) for caption, of_row in images.items()}
     return _draw(list(levels.values()), titles=list(levels), above=[list(captions)])
 

@@ -81,8 +81,11 @@ def test_a_comparison_leaves_out_what_there_is_not():
 def test_what_is_no_image_is_refused():
     with pytest.raises(InputError, match=r'\[3, 4, 4, 2\]'):
         pictures.grid(random_images(3, 4, 4, 2))
-    with pytest.raises(InputError, match='labels of shape'):
-        pictures.grid(random_images(3, 4, 4, 1), [1])
+    for labels in [1], ['cat', 'dog', 'cat']:
+        with pytest.raises(InputError, match='labels must be whole numbers, one for each of 3'):
+            pictures.grid(random_images(3, 4, 4, 1), labels)
+    with pytest.raises(InputError, match='no rows of images'):
+        pictures.rows({})
 
 
 def test_curves_show_what_was_recorded():
