@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow.inputs import as_batch, as_labels
@@ -13,6 +14,7 @@ from tarflow_jax.sampling.labels import class_number
 from tarflow_jax.values import INT32_MAX, Integer, raise_invalid
 
 SEED = Integer(0, INT32_MAX)
+FAR = 16.0  # beyond any noise and guidance: such pixels are levels that were not scaled
 
 
 def image_batch(images: Any, image_shape: tuple[int, int, int], name: str = 'images') -> jax.Array:
@@ -32,7 +34,10 @@ def image_batch(images: Any, image_shape: tuple[int, int, int], name: str = 'ima
     array = _add_missing_axes(_as_single_array(images, image_shape, name), image_shape)
     if array.dtype == np.uint8:
         array = array.astype(np.float32) / 127.5 - 1
-    return as_batch(name, array, image_shape)
+    array = as_batch(name, array, image_shape)
+    if not isinstance(array, jax.core.Tracer) and (largest := float(abs(array).max())) > FAR:
+        logging.warning('%s reach %.3g; their pixels should lie in [-1, 1].', name, largest)
+    return array
 
 
 def level_batch(

@@ -237,10 +237,11 @@ class TrainedFlow:
         """
         if self.noise is None:
             raise InputError('the noise that the model was trained with is unknown.')
+        noise = Noise(*self.noise, num_levels=num_levels)
         levels = inputs.level_batch(images, self.model.image_shape, num_levels)
         return densities.bits_per_dim(
             *(self.model, self.params, levels, self._labels(labels, len(levels))),
-            noise=Noise(*self.noise, num_levels=num_levels),
+            noise=noise,
             num_draws=num_draws,
             seed=seed,
         )

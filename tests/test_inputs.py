@@ -118,6 +118,12 @@ def test_names_that_nobody_knows():
         inputs.label_batch('a', 3, 3)
 
 
+def test_levels_that_were_not_scaled_are_told(caplog):
+    inputs.image_batch(127.5 * PIXELS + 127.5, SHAPE)
+    assert 'images reach' in caplog.text
+    assert 'should lie in [-1, 1]' in caplog.text
+
+
 def test_keys():
     key = jax.random.key(3)
     for given in 3, np.int64(3), key, jax.random.PRNGKey(3):

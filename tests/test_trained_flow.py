@@ -92,6 +92,7 @@ def test_samples_with_their_residuals(flow, monkeypatch):
     [
         (lambda flow: flow.sample(0, 2, temperature=-1), '^temperature must be at least 0; got -1'),
         (lambda flow: flow.log_prob(LEVELS[:0]), r'shape \[batch, 8, 8, 1\]; got \[0, 8, 8, 1\]'),
+        (lambda flow: flow.bits_per_dim(LEVELS, num_levels=1), 'num_levels must be at least 2'),
         (lambda flow: flow.bits_per_dim(LEVELS[:0]), r'got \[0, 8, 8, 1\]'),
         (lambda flow: flow.log_prob(Image.new('F', (8, 8))), 'of mode F has floating-point pixels'),
         (lambda flow: flow.inverse(3), r'the model takes latents of shape .* got \[\]'),

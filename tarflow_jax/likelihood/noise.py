@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tarflow_jax.values import Choice, Float
+from tarflow_jax.values import Choice, Float, Integer
 
 STD = Float(0, 10, exclude_low=True)  # of pixels, which span a range of 2
+LEVELS = Integer(2, 256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Noise:
         Choice(NOISE_TYPES).check('noise.type', self.type)
         if self.type == 'gaussian':
             STD.check('noise.std', self.std)
+        LEVELS.check('num_levels', self.num_levels)
 
     def add(self, key, levels):
         """Levels (integers in [0, num_levels), [B, H, W, C]) as noisy pixels, float32."""

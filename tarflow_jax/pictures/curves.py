@@ -49,8 +49,8 @@ def _draw_losses(panel, losses, values) -> None:
         panel.plot(*train, label='training images')
     if test[0].size:
         panel.plot(*test, 'o-', color=VERMILION, label='test images', markersize=5)
-        best = int(np.nanargmin(test[1]))
-        panel.axhline(test[1][best], color=FAINT, linestyle=':', linewidth=1)
+        if np.isfinite(test[1]).any():
+            panel.axhline(np.nanmin(test[1]), color=FAINT, linestyle=':', linewidth=1)
     low, high = values.min(), np.quantile(values, _USUAL)
     margin = 0.06 * (high - low or 1.0)
     panel.set(title='nats per dimension', ylim=(low - margin, high + margin))

@@ -91,6 +91,9 @@ def _with_progress_bar(numbers: range, progress: bool):
     """The same numbers, with a bar on the screen while they are worked off."""
     if not progress:
         return numbers
+    from rich.console import Console
     from rich.progress import track
 
-    return track(numbers, 'Sampling', transient=True)
+    console = Console()
+    is_seen = console.is_terminal or console.is_jupyter
+    return track(numbers, 'Sampling', console=console, transient=True, disable=not is_seen)

@@ -100,6 +100,8 @@ def test_curves_show_what_was_recorded():
     np.testing.assert_array_equal(test.get_xydata(), [[60, 0.5]])
     titles = [axes.get_title('left') for axes in others]
     assert titles == ['gradient norm', 'learning rate']
+    diverged = [{'step': 1, 'train/loss': 1.0, 'test/nats_per_dim': None}]
+    assert pictures.training_curves(diverged).axes
     with pytest.raises(InputError, match='train/loss'):
         pictures.training_curves([{'step': 1, 'train/grad_norm': 1.0}])
 
