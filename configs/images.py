@@ -1,8 +1,8 @@
 """Your own images: a model and a training for the time that you have.
 
-    python -m tarflow_jax.main --config=configs/images.py:NAME --workdir=runs/NAME
-    python -m tarflow_jax.main --config=configs/images.py:NAME,minutes=60 --workdir=runs/NAME
-    python -m tarflow_jax.main --config=configs/images.py:NAME,hours=8 --workdir=runs/NAME
+    tarflow --config=images:NAME --workdir=runs/NAME
+    tarflow --config=images:NAME,minutes=60 --workdir=runs/NAME
+    tarflow --config=images:NAME,hours=8 --workdir=runs/NAME
 
 NAME is a data set that was prepared, or an .npz file. Shape, classes and number of images are read
 from it; NAME,dir=FOLDER finds it in another folder of data sets. Minutes are those of two CPU
@@ -160,7 +160,7 @@ def open_set(name: str, folder: str) -> Dataset:
     if not name:
         prepared = ', '.join(sorted(prepared_folders(data_folder(folder)))) or 'none yet'
         raise InputError(
-            'configs/images.py wants the name of a data set: configs/images.py:NAME. Prepared in '
+            '--config=images needs the name of a data set: --config=images:NAME. Prepared in '
             f'{folder}: {prepared}. python -m tarflow_jax.data.prepare NAME --folder=DIR --size=32 '
             'makes one of a folder of images.'
         )
@@ -168,7 +168,7 @@ def open_set(name: str, folder: str) -> Dataset:
         return open_dataset(name, folder, image_size=SIDE_OF_ANY)
     except InputError as error:
         raise InputError(
-            f'{error} (configs/images.py:NAME,dir=FOLDER is another folder.)'
+            f'{error} (--config=images:NAME,dir=FOLDER is another folder.)'
         ) from error
 
 

@@ -139,7 +139,7 @@ def test_a_time_that_is_none(settings):
 def test_a_data_set_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"no data set 'x' in .*NAME,dir=FOLDER is another folder"):
         own_images.get_config(f'x,dir={tmp_path}')
-    with pytest.raises(InputError, match=r'images\.py:NAME\. Prepared in .*: none yet\. python -m'):
+    with pytest.raises(InputError, match=r'images:NAME\. Prepared in .*: none yet\. python -m'):
         own_images.get_config(f',dir={tmp_path}')
 
 
