@@ -167,9 +167,7 @@ def open_set(name: str, folder: str) -> Dataset:
     try:
         return open_dataset(name, folder, image_size=SIDE_OF_ANY)
     except InputError as error:
-        raise InputError(
-            f'{error} (--config=images:NAME,dir=FOLDER is another folder.)'
-        ) from error
+        raise InputError(f'{error} (--config=images:NAME,dir=FOLDER is another folder.)') from error
 
 
 def choose_splits(dataset: Dataset) -> tuple[str, str, int]:
