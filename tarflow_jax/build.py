@@ -98,9 +98,10 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
         do not go together.
     """
     keys.check(config)
-    with quiet_without_tpu():
-        jax.devices()
-    model = make_model(config.model, devices[0] if devices else None)
+    if devices is None:
+        with quiet_without_tpu():
+            devices = jax.devices()
+    model = make_model(config.model, devices[0])
     settings = config.sample
     Guidance.checked(
         *(settings.guidance, settings.guide, settings.anneal_guidance),

@@ -33,7 +33,7 @@ def image_batch(images: Any, image_shape: tuple[int, int, int], name: str = 'ima
     """
     array = _add_missing_axes(_as_single_array(images, image_shape, name), image_shape)
     if array.dtype == np.uint8:
-        array = array.astype(np.float32) / 127.5 - 1
+        return as_batch(name, array.astype(np.float32) / 127.5 - 1, image_shape)
     array = as_batch(name, array, image_shape)
     if not isinstance(array, jax.core.Tracer) and (largest := float(abs(array).max())) > FAR:
         logging.warning('%s reach %.3g; their pixels should lie in [-1, 1].', name, largest)

@@ -305,7 +305,8 @@ class TrainedFlow:
         return self.config.sample.get('batch_size', BATCH) if 'sample' in self.config else BATCH
 
     def _count(self, labels) -> int:
-        return 16 if isinstance(labels, str) or not np.ndim(labels) else len(labels)
+        is_scalar = isinstance(labels, str) or getattr(labels, 'ndim', 1) == 0
+        return 16 if is_scalar or not hasattr(labels, '__len__') else len(labels)
 
     def _gaussian_std(self, name: str) -> float:
         if self.noise is None or self.noise.type != 'gaussian':

