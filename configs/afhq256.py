@@ -30,5 +30,4 @@ def get_config(variant='pod'):
     config.train.sample_every = 11_400  # 200 epochs
 
     config.sample.guidance = 3.4
-    config.evaluate.splits = ('validation',)
     return paper.finish(config, variant)

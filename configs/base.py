@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
 
     config.sample = ConfigDict()
     config.sample.num_samples = 64  # in samples/samples.npz, and in a grid during training
-    config.sample.labels = 'even'  # run through all classes, or '3,3,7'; or 'uniform', at random
+    config.sample.labels = 'even'  # run through all classes, or '3,3,-1' (-1: none); or 'uniform'
     config.sample.batch_size = 64  # samples at a time
     config.sample.guidance = 0.0  # weight of the guidance, 0 for none
     config.sample.guide = 'both'  # what is guided: 'both', 'scale' or 'shift'
@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
 
     config.evaluate = ConfigDict()
     config.evaluate.metrics = ('nats_per_dim', 'bits_per_dim')  # see evaluation/metrics.py for more
-    config.evaluate.splits = ('test',)  # scored as a whole, for likelihoods and classification
+    config.evaluate.splits = ()  # scored as a whole; () for data.test_split
     config.evaluate.batch_size = 256  # images at a time
     config.evaluate.num_draws = 1  # draws of the noise for each image
     config.evaluate.seed = 0  # of that noise

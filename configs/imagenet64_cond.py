@@ -31,7 +31,6 @@ def get_config(variant='pod'):
 
     config.sample.guidance = 2.3
 
-    config.evaluate.splits = ('validation',)
     config = paper.finish(config, variant)
     if variant == 'pod':
         config.train.microbatches = 3  # for chips of 16 GB

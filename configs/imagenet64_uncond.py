@@ -30,5 +30,4 @@ def get_config(variant='pod'):
     config.sample.guidance = 0.2
     config.sample.attention_temperature = 0.3
 
-    config.evaluate.splits = ('validation',)
     return paper.finish(config, variant)

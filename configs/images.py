@@ -82,6 +82,7 @@ def get_config(settings=''):
     config.data.dir = folder or config.data.dir
     dataset = open_set(name, config.data.dir)
     config.data.train_split, config.data.test_split, count = choose_splits(dataset)
+    config.data.num_images = count
     config.data.random_flip = True
 
     machine = MACHINES[unit]
@@ -113,7 +114,6 @@ def get_config(settings=''):
     config.evaluate.metrics = (
         *('nats_per_dim', 'bits_per_dim', 'haar_frechet', 'haar_precision', 'haar_recall'),
     )
-    config.evaluate.splits = (config.data.test_split,)
     config.evaluate.num_samples = 2048
     config.evaluate.reference_flip = True
 

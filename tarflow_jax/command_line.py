@@ -12,6 +12,7 @@ from tarflow_jax import configfile, usage
 from tarflow_jax.commands import command
 from tarflow_jax.configfile import ConfigFile
 from tarflow_jax.errors import InputError
+from tarflow_jax.values import Boolean, Integer
 
 CONFIG_FILE = 'config.json'  # of a workdir
 CONFIG = config_flags.DEFINE_config_file('config', help_string='an experiment: digits, or its file')
@@ -46,6 +47,7 @@ COORDINATOR_TIMEOUT = flags.DEFINE_integer(
 _CONFIG_FLAG = re.compile('--?config(=|$)')
 _OVERRIDE = re.compile(r'--?(no)?config\.')
 _PROCESS_FLAG = re.compile('--?(distributed|coordinator|num_processes|process_id|mode)=')
+_SETTING = 'a setting is --config.section.key=value'
 _MAX_MESSAGE_LENGTH = 500  # of absl, which repeats whole values
 
 # Flags that only some modes read.
@@ -79,9 +81,9 @@ def parse(argv: list[str]) -> None:
     except Exception as error:  # of absl, of ml_collections, or of the config file
         raise InputError(_explain(error)) from error
     if len(remaining) > 1:
-        raise InputError(
-            f'{remaining[1]!r} is not a flag; a setting is --config.section.key=value.'
-        )
+        word = remaining[1]
+        hint = f'a mode is --mode={word}' if word in usage.MODES else _SETTING
+        raise InputError(f'{word!r} is not a flag; {hint}.')
     _check_given(bool(CONFIG.value))
     for name, modes in _MODES_BY_FLAG.items():
         flag = flags.FLAGS[name]
@@ -116,7 +118,7 @@ def config_notice() -> str:
     path = config_flags.get_config_filename(flags.FLAGS['config']) if CONFIG.value else ''
     if not path.endswith('.json'):
         return ''
-    changes = [f'{name}={value}' for name, value in overrides().items()]
+    changes = [flag.removeprefix('--config.') for flag in override_flags_given()]
     return f'Config: {path}' + (f', with {", ".join(changes)}' if changes else '')
 
 
@@ -133,11 +135,22 @@ def overrides() -> dict[str, Any]:
     return config_flags.get_override_values(flags.FLAGS['config'])
 
 
+def override_flags_given() -> list[str]:
+    """The flags that set these keys, as one types them."""
+    texts = {
+        name: ','.join(map(str, value)) if isinstance(value, tuple) else value
+        for name, value in overrides().items()
+    }
+    return [f'--config.{name}={text}' for name, text in texts.items()]
+
+
 def _with_config(argv: list[str]) -> list[str]:
     """Adds --config with the config of the workdir, if the arguments have no --config."""
     if any(map(_CONFIG_FLAG.match, argv)):
         return argv
-    flags.FLAGS([argument for argument in argv if not _OVERRIDE.match(argument)])
+    words = flags.FLAGS([argument for argument in argv if not _OVERRIDE.match(argument)])[1:]
+    if modes := [word for word in words if word in usage.MODES]:
+        raise InputError(f'{modes[0]!r} is not a flag; a mode is --mode={modes[0]}.')
     if MODE.value in _MODES_WITHOUT_CONFIG:
         return argv
     workdir = _trained_workdir()
@@ -151,6 +164,7 @@ def _trained_workdir() -> Path | None:
     Raises:
       InputError: the mode needs a trained model, and there is none in the workdir.
     """
+    from tarflow_jax.formats import torchfile
     from tarflow_jax.workdir import (
         checkpoint_or_workdir,
         existing_path,
@@ -167,6 +181,7 @@ def _trained_workdir() -> Path | None:
     if MODE.value not in _MODES_WITH_MODEL or source is None:
         return None
     if checkpoint and not source.is_dir():
+        torchfile.read_state_dict(source)  # says so if it is no checkpoint at all
         raise InputError(
             f'--config is required: {source} does not contain all settings. Alternatively convert '
             'it to a workdir, which needs no --config: '
@@ -184,7 +199,10 @@ def _check_given(has_config: bool) -> None:
         missing.append('--workdir')
     if missing:
         example = command('--config=digits', '--workdir=runs/digits')
-        raise InputError(f'{" and ".join(missing)} must be given, for example: {example}')
+        untrained = f' ({WORKDIR.value} has no {CONFIG_FILE} of a run)' if WORKDIR.value else ''
+        raise InputError(
+            f'{" and ".join(missing)} must be given{untrained}, for example: {example}'
+        )
 
 
 def _explain(error: Exception) -> str:
@@ -195,9 +213,26 @@ def _explain(error: Exception) -> str:
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     text = str(error).strip()
-    if words := configfile.explain_key(text):
+    if words := configfile.explain_key(text) or _explain_value(text):
         return words
     if len(text) > _MAX_MESSAGE_LENGTH:
         text = f'{text[:_MAX_MESSAGE_LENGTH]}...'
-    where = ' All keys are listed in configs/base.py with their types.' if 'config' in text else ''
+    where = f' {configfile.every_key()}' if 'config' in text else ''
     return configfile.with_period(text) + where
+
+
+def _explain_value(text: str) -> str | None:
+    """Explains absl's error of a value of the wrong type; returns None for other errors."""
+    from tarflow_jax.keys import KEYS
+
+    match = re.match(r'flag --(?:config\.)?([\w.]+)=(.*?): ', text)
+    name, value = match.groups() if match else ('', '')
+    of_flag = {'bool': Boolean(), 'int': Integer(0)}
+    kinds = {f.name: of_flag.get(f.flag_type()) for f in flags.FLAGS.get_flags_for_module(__name__)}
+    kind = (kinds | KEYS).get(name)
+    try:
+        if kind:
+            kind.check(name if name in KEYS else f'--{name}', value)
+    except InputError as error:
+        return str(error)
+    return None

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 import tarflow_jax
 from tarflow_jax.errors import InputError
 
-EVERY_KEY = 'All keys are listed in configs/base.py.'
 SHARED = ('base', 'paper')  # files that experiments begin with
 _NAME = re.compile(r'\w+')
 
@@ -28,6 +27,13 @@ def folder() -> Path:
     package = Path(tarflow_jax.__file__).parent
     installed = package / 'configs'
     return installed if installed.is_dir() else package.with_name('configs')
+
+
+def every_key() -> str:
+    """Says where all keys are listed."""
+    file = folder() / 'base.py'
+    is_near = file.is_relative_to(Path.cwd())
+    return f'All keys are listed in {file.relative_to(Path.cwd()) if is_near else file}.'
 
 
 def names() -> list[str]:
@@ -157,14 +163,14 @@ def explain_key(text: str) -> str | None:
     """Explains an error of ml_collections about an unknown key; returns None for other errors."""
     # It quotes a message once for every error that it was wrapped in.
     if odd := re.match(r"Could not parse '(.*?)': Syntax|.*Attempting to lookup: ([^\"]*)", text):
-        return f"there is no config key '{odd[1] or odd[2] or ''}'. {EVERY_KEY}"
+        return f"there is no config key '{odd[1] or odd[2] or ''}'. {every_key()}"
     unquoted = re.sub(r"""[\\"']+""", "'", text.replace('\\n', '\n'))
     key = re.match(r"'?(?:Key ')?(\w+)'(?: does not exist|\n|$)", unquoted)
     if not key:
         return None
     nearest = re.search(r"Did you mean '(\w+)'", unquoted)
     hint = f"; did you mean '{nearest[1]}'?" if nearest else '.'
-    return f"there is no config key '{key[1]}'{hint} {EVERY_KEY}"
+    return f"there is no config key '{key[1]}'{hint} {every_key()}"
 
 
 def with_period(text: str) -> str:

@@ -12,11 +12,12 @@ from tarflow_jax import loading
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import sha256_of, write_json
 from tarflow_jax.formats import torchfile
+from tarflow_jax.keys import CONVERTED_FROM
 from tarflow_jax.likelihood.noise import Noise, agree_rounded, type_and_std
 from tarflow_jax.published import convert
 from tarflow_jax.published.name import CheckpointName
 from tarflow_jax.training.checkpoint import Checkpoints
-from tarflow_jax.workdir import CONFIG_FILE, CONVERTED_FROM, config_of, workdir_lock
+from tarflow_jax.workdir import CONFIG_FILE, config_of, workdir_lock
 
 
 def convert_to_workdir(
@@ -125,6 +126,8 @@ def _choose_noise(source: Path, given: tuple[str, float] | None) -> tuple[str, f
     recorded = loading.read_noise(source)
     noise = given or recorded
     if noise is None:
+        if source.is_file():
+            torchfile.read_state_dict(source)  # says so if it is no checkpoint at all
         raise InputError(
             f"{source} does not record its training noise: pass it as noise=('gaussian', 0.05) or "
             "('uniform', 0), or by the --config of its model."

@@ -20,6 +20,8 @@ from tarflow_jax.errors import InputError
 
 _unfinished: set[Path] = set()  # of this process
 
+OTHER_WORKDIR = 'another --workdir, with --checkpoint=WORKDIR for the model of this one'
+
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Opens a regular file for reading, and nothing else: opening a FIFO would block forever.
@@ -114,10 +116,10 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def check_writable(folder: str | os.PathLike) -> None:
     """Raises InputError if there is something at `folder` into which no file can be written."""
     if os.path.lexists(folder):
-        make_writable(folder)
+        make_writable(folder, 'another --workdir')
 
 
-def make_writable(folder: str | os.PathLike, instead: str = 'another --workdir') -> None:
+def make_writable(folder: str | os.PathLike, instead: str = OTHER_WORKDIR) -> None:
     """Creates a folder if it is missing; raises InputError unless files can be written into it."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,14 @@ import jax
 import numpy as np
 
 from tarflow_jax import keys
+from tarflow_jax.evaluation.metrics import METRICS
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.flow.conditioner import TransformerLayer
 from tarflow_jax.flow.patches import grid_shape
 from tarflow_jax.planning.flops import forward_flops, train_flops
 from tarflow_jax.quantities import format_bytes, format_count
 from tarflow_jax.training.checkpoint import BEST_METRIC, SCORES, Checkpoints, quiet_orbax
+from tarflow_jax.workdir import converted_from
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 
@@ -33,6 +35,8 @@ def show(config, workdir: Path | None) -> None:
     facts = describe_model(config) | describe_training(config)
     if workdir:
         facts |= describe_workdir(workdir)
+        if file := converted_from(workdir):
+            facts['training'] = f'converted from {file}, which contains no training history'
     for name, text in facts.items():
         print(f'{name:12} {text}'.replace('\n', f'\n{"":13}'))
 
@@ -115,8 +119,13 @@ def _checkpoint(step: int, scores: dict[str, float], best: int | None) -> str:
 def _evaluation(path: Path) -> str:
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
-        scores = {k: v for k, v in report.items() if '/' in k and not k.endswith('_error')}
-        lines = [f'{name} {value:.4f}' for name, value in scores.items()]
+        scores = {k: v for k, v in report.items() if k.rpartition('/')[2] in METRICS}
+        lines = [
+            f'{name} {"not finite" if value is None else f"{value:.4f}"}'
+            for name, value in scores.items()
+        ]
+        if remaining := report.get('unfinished'):
+            lines.append(f'stopped before {", ".join(remaining)}: the same command resumes')
         return '\n'.join([f'of step {report.get("step")}, {report.get("date")}', *lines])
     except FileNotFoundError:
         return 'none yet (--mode=evaluate)'

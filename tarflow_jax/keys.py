@@ -142,6 +142,7 @@ _REQUIRED_IF_PRESENT = {'noise': ('type', 'std'), 'data': ('name',)}
 
 
 CLASS_NAMES = 'class_names'  # in the config.json of a model that was handed on
+CONVERTED_FROM = 'converted_from'  # in that of a converted one: the file, and its SHA-256
 
 
 def check_record(record) -> None:
@@ -158,6 +159,9 @@ def check_record(record) -> None:
             needed = needed or _REQUIRED_IF_PRESENT.get(section, ())
             _check_section(section, record.get(section, {}), needed)
     Strings().check(CLASS_NAMES, record.get(CLASS_NAMES, ()))
+    origin = record.get(CONVERTED_FROM, {'file': ''})
+    if not isinstance(origin, Mapping) or not isinstance(origin.get('file'), str):
+        raise InputError(f'its section {CONVERTED_FROM} names no file')
 
 
 def _check_section(section: str, values, needed: tuple[str, ...]) -> None:

@@ -89,12 +89,24 @@ def _run() -> int:
 
 def _show_info() -> int:
     from tarflow_jax import command_line, info
+    from tarflow_jax.commands import command, next_commands
+    from tarflow_jax.training.checkpoint import newest_and_best
     from tarflow_jax.workdir import local_folder
 
     if words := command_line.config_notice():
         print(words)
-    workdir = command_line.WORKDIR.value
-    info.show(command_line.CONFIG.value, local_folder(workdir) if workdir else None)
+    given = command_line.WORKDIR.value
+    workdir = local_folder(given) if given else None
+    info.show(command_line.CONFIG.value, workdir)
+    if workdir and newest_and_best(workdir)[0] is not None:
+        follow = [
+            command(f'--workdir={workdir}', f'--mode={mode}') for mode in ('sample', 'report')
+        ]
+    else:
+        follow = [
+            command(*command_line.config_flags_given(), f'--workdir={workdir or "runs/NAME"}')
+        ]
+    print(next_commands(*follow))
     return 0
 
 

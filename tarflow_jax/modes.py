@@ -1,5 +1,6 @@
 """What the program does: one call for each mode."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tarflow_jax.command_line import (
     WORKDIR,
     config_flags_given,
     config_notice,
+    override_flags_given,
     overrides,
     process_flags,
 )
@@ -26,6 +28,7 @@ from tarflow_jax.compile_cache import keep_compiled_programs, share_compiled_pro
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.evaluate import check as check_evaluation
 from tarflow_jax.evaluation.evaluate import evaluate
+from tarflow_jax.evaluation.metrics import families, metric_names
 from tarflow_jax.evaluation.prepare_fid import prepare_fid
 from tarflow_jax.parallel import cluster, distributed
 from tarflow_jax.parallel.cores import use_cores
@@ -37,7 +40,7 @@ from tarflow_jax.sampling import calibration_file
 from tarflow_jax.sampling.write import name_of, write_samples
 from tarflow_jax.stopping import Stop
 from tarflow_jax.training import loop
-from tarflow_jax.training.checkpoint import quiet_orbax
+from tarflow_jax.training.checkpoint import newest_and_best, quiet_orbax
 from tarflow_jax.training.program import rows_to_share_in_training
 from tarflow_jax.workdir import (
     checkpoint_or_workdir,
@@ -64,7 +67,10 @@ def run() -> int:
             if MODE.value == 'plan':
                 distributed.print_on_main(config_notice())
                 options = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
-                return planning.plan(config, workdir, TOPOLOGY.value, **options)
+                planning.plan(config, workdir, TOPOLOGY.value, **options)
+                given = [*config_flags_given(), f'--workdir={workdir}', *override_flags_given()]
+                print(next_commands(command(*given)))
+                return 0
             keys.check(config)
             if MODE.value == 'report':
                 from tarflow_jax.report.write import report  # the only mode that needs Matplotlib
@@ -83,8 +89,15 @@ def run() -> int:
             return train(experiment, workdir, checkpoint, stop)
         if MODE.value == 'prepare_fid':
             prepare_fid(experiment, stop)
+            if WORKDIR.value:
+                fid = [] if families(metric_names(config)) else ['--config.evaluate.metrics=fid']
+                given = [*flags_of_model(workdir, None), '--mode=evaluate', *override_flags_given()]
+                distributed.print_on_main(next_commands(command(*given, *fid)))
         if MODE.value == 'evaluate':
-            evaluate(experiment, workdir, checkpoint, stop)
+            of_model = flags_of_model(workdir, checkpoint)
+            given = command(*of_model, '--mode=evaluate', *override_flags_given())
+            evaluate(experiment, workdir, checkpoint, stop, command=given)
+            distributed.print_on_main(next_commands(command(*of_model, '--mode=report')))
         if MODE.value == 'sample':
             sample(experiment, workdir, checkpoint, stop)
         if MODE.value == 'calibrate':
@@ -114,13 +127,20 @@ def train(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: S
         *(experiment, workdir, stop), load_params=load_params, allow_changes=ALLOW_CHANGES.value
     )
     if not status:
-        distributed.print_on_main(
-            next_commands(
-                command(f'--workdir={workdir}', '--mode=sample'),
-                command(f'--workdir={workdir}', '--mode=evaluate'),
-            )
-        )
+        distributed.print_on_main(next_commands(*next_train_commands(workdir)))
     return status
+
+
+def next_train_commands(workdir: Path) -> list[str]:
+    """Commands to go on with after training: the best checkpoint's samples, too, if it is older."""
+    newest, best = newest_and_best(workdir)
+    commands = [
+        command(f'--workdir={workdir}', f'--mode={mode}') for mode in ('sample', 'evaluate')
+    ]
+    if best != newest:
+        checkpoint = f'--checkpoint={workdir}/checkpoints/{best}'
+        commands.append(command(f'--workdir={workdir}', checkpoint, '--mode=sample'))
+    return commands
 
 
 def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
@@ -159,13 +179,21 @@ def override_suffix(source: str | Path) -> str:
 def next_sample_commands(
     experiment: Experiment, workdir: Path, checkpoint: str | None
 ) -> list[str]:
-    """Commands to go on with after samples: guided ones, if these are not, and scores."""
+    """Commands to go on with after samples: guided ones, if these are not, and scores, if any."""
+    of_model, commands = flags_of_model(workdir, checkpoint), []
+    if experiment.model.num_classes and not experiment.sampling['guidance']:
+        commands.append(command(*of_model, '--mode=sample', '--config.sample.guidance=1'))
+    with contextlib.suppress(InputError):  # of data that are not here, or have other splits
+        check_evaluation(experiment)
+        commands.append(command(*of_model, '--mode=evaluate'))
+    return commands or [command(*of_model, '--mode=report')]
+
+
+def flags_of_model(workdir: Path, checkpoint: str | None) -> list[str]:
+    """The flags that name the workdir, a given checkpoint, and a config if none is known."""
     known = any((folder / 'config.json').exists() for folder in (workdir, Path(checkpoint or '')))
-    about = [*([] if known else config_flags_given()), f'--workdir={workdir}']
-    about += [f'--checkpoint={checkpoint}'] if checkpoint else []
-    guided = experiment.model.num_classes and not experiment.sampling['guidance']
-    guide = [command(*about, '--mode=sample', '--config.sample.guidance=1')] if guided else []
-    return [*guide, command(*about, '--mode=evaluate')]
+    of_checkpoint = [f'--checkpoint={checkpoint}'] if checkpoint else []
+    return [*([] if known else config_flags_given()), f'--workdir={workdir}', *of_checkpoint]
 
 
 def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:

@@ -1,8 +1,5 @@
 """The first screen: what the program is, its modes, examples, and where the keys stand."""
 
-import os
-from pathlib import Path
-
 from tarflow_jax import configfile
 from tarflow_jax.commands import command
 
@@ -27,7 +24,6 @@ def help_text() -> str:
         command('--workdir=runs/digits', '--mode=sample'),
         command('--config=afhq256:one_gpu', '--mode=info'),
     ]
-    keys = configfile.folder() / 'base.py'
     return '\n'.join(
         [
             'TarFlow in JAX: train, sample and score images with a normalizing flow.',
@@ -43,7 +39,7 @@ def help_text() -> str:
             '',
             'EXPERIMENT is a name or a Python file. A trained workdir needs no --config.',
             *_wrapped(configfile.names()),
-            f'Keys: {os.path.relpath(keys) if keys.is_relative_to(Path.cwd()) else keys}',
+            configfile.every_key(),
             'Data: python -m tarflow_jax.data.prepare --help',
             f'Several hosts, and all flags: {command("--helpfull")}',
         ]

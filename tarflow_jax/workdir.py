@@ -16,12 +16,18 @@ from ml_collections import ConfigDict
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_json
 from tarflow_jax.flow import TarFlow
-from tarflow_jax.keys import CLASS_NAMES, KEYS, NON_PARAMETER_KEYS, check_record, flatten
+from tarflow_jax.keys import (
+    CLASS_NAMES,
+    CONVERTED_FROM,
+    KEYS,
+    NON_PARAMETER_KEYS,
+    check_record,
+    flatten,
+)
 from tarflow_jax.values import PathValue
 
 CONFIG_FILE = 'config.json'
 EVALUATION_FILE = 'evaluation.json'
-CONVERTED_FROM = 'converted_from'  # in a config.json: the published file, and its SHA-256
 MAX_BYTES = 1_000_000  # of a config.json
 
 # Keys outside of the model section whose values a resumed run must keep.
@@ -142,10 +148,17 @@ def config_of(model: TarFlow, noise: tuple[str, float] | None, dataset: str | No
     return ConfigDict(sections)
 
 
+def converted_from(workdir) -> str:
+    """The name of the published file that a workdir was converted from; '' if it was not."""
+    is_run = Path(workdir, CONFIG_FILE).is_file()
+    config = read_config(workdir) if is_run else {}
+    return config[CONVERTED_FROM]['file'] if CONVERTED_FROM in config else ''
+
+
 def check_same_model(config, workdir) -> None:
     """Raises InputError, naming the keys, unless `workdir` was made with the model of `config`."""
     recorded = read_config(workdir)
-    if CONVERTED_FROM in recorded:
+    if converted_from(workdir):
         raise InputError(
             f'{workdir} was converted from a published checkpoint, which has no optimizer state to '
             f'resume with. Train in another --workdir with --checkpoint={workdir}.'
@@ -236,8 +249,16 @@ def existing_path(path) -> Path:
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise InputError(f'{path} cannot be read: {error.strerror}.') from error
     if not exists:
-        raise InputError(f'{path} does not exist.')
+        raise InputError(f'{path} does not exist.{_other_steps(path)}')
     return path
+
+
+def _other_steps(path: Path) -> str:
+    """Names the checkpoints that there are in the place of one that there is not."""
+    if not is_checkpoint_path(path) or not path.parent.is_dir():
+        return ''
+    steps = sorted(int(other.name) for other in path.parent.iterdir() if is_checkpoint_path(other))
+    return f' There are those of the steps {", ".join(map(str, steps))}.' if steps else ''
 
 
 def is_checkpoint_path(path: Path) -> bool:

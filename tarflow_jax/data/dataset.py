@@ -64,12 +64,13 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     _opened: dict[str, Split] = dataclasses.field(default_factory=dict)
 
-    def split(self, spec: str) -> Split:
+    def split(self, spec: str, key: str = '') -> Split:
         """Returns the split 'train' or 'test', another one of the set's, or a slice of them.
 
         Args:
             spec: a name, or a slice in TFDS's syntax: 'train[:90%]', 'train[1000:2000]',
                 'train[-100:]', and sums of these, 'train[:50%]+test'.
+            key: the key of the config that has it, for messages.
 
         Raises:
             InputError: there is no such split, it is empty, or its files are damaged.
@@ -78,19 +79,20 @@ class Dataset:
             try:
                 parts = ranges(spec, self.splits)
             except Exception as error:
-                raise self._no_split(spec) from error
+                raise self._no_split(spec, key) from error
             if not any(part.stop > part.start for part in parts):
-                raise self._no_split(spec)
+                raise self._no_split(spec, key)
             self._opened[spec] = self.open_split(spec)
         return self._opened[spec]
 
-    def _no_split(self, spec: str) -> InputError:
+    def _no_split(self, spec: str, key: str) -> InputError:
         names = sorted(self.splits)
         sizes = [f'{name} ({self.splits[name].num_examples} examples)' for name in names]
+        where = f' ({key})' if key else ''
         return InputError(
-            f"data set '{self.name}' has no split '{spec}'; it has {', '.join(sizes)}, and slices "
-            f"of them that hold an example, such as '{names[-1]}[:90%]', '{names[-1]}[100:200]' or "
-            f"'{names[-1]}[-100:]', and sums of slices with '+'."
+            f"data set '{self.name}' has no split '{spec}'{where}; it has {', '.join(sizes)}, and "
+            f"slices of them that hold an example, such as '{names[-1]}[:90%]', "
+            f"'{names[-1]}[100:200]' or '{names[-1]}[-100:]', and sums of slices with '+'."
         )
 
 

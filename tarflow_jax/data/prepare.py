@@ -33,8 +33,8 @@ _EXPERIMENTS = {
 }
 _IMAGES = 'images'
 _EXPECTATION = (
-    'Next, about ten minutes on two CPU cores, for colours and rough shapes; a larger model is '
-    '{name},minutes=60 or, on a GPU, {name},hours=8:'
+    'Next, for colours and rough shapes after ten minutes on two CPU cores, or less for few '
+    'images; a larger model is {name},minutes=60 or, on a GPU, {name},hours=8:'
 )
 
 
@@ -102,10 +102,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add('name', metavar='NAME', help='config.data.name afterwards')
     add('--folder', metavar='DIR', help='images as FILE, CLASS/FILE or SPLIT/CLASS/FILE')
-    add('--size', type=int, metavar='N', help='side of the images in pixels')
+    add('--size', type=_whole_number, metavar='N', help='side of the images in pixels')
     add('--upscale', action='store_true', help='enlarge images that are smaller')
     num_cores = len(os.sched_getaffinity(0))
-    add('--workers', type=int, default=num_cores, metavar='N', help='processes; one a core')
+    add(
+        '--workers',
+        type=_whole_number,
+        default=num_cores,
+        metavar='N',
+        help='processes; one a core',
+    )
     add('--data_dir', metavar='DIR', default=_default_data_dir(), help='as config.data.dir')
     add('--manual_dir', metavar='DIR', help="files you downloaded for one of TFDS's data sets")
     options = parser.parse_args(arguments)
@@ -120,6 +126,13 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError('--folder needs --size=N, the side of the images in pixels.')
     if options.folder is not None and options.manual_dir is not None:
         raise InputError("--manual_dir is for TFDS's data sets, not for --folder.")
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'must be a whole number; got {text!r}') from None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -18,20 +18,21 @@ Task = TypeVar('Task')
 Result = TypeVar('Result')
 
 
+@contextlib.contextmanager
 def map_unordered(
     function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
-) -> Iterator[Result]:
-    """Yields the results of a function over tasks, in the order in which they are done.
+) -> Iterator[Iterator[Result]]:
+    """Yields an iterator over a function's results of tasks, in the order in which they are done.
 
-    Closing the iterator ends the processes at once, whatever they are doing. A single worker is
-    this process itself. Several are new processes, which inherit no threads and no devices; the
-    function and the tasks must be picklable.
+    Leaving the context ends the processes at once, whatever they are doing. A single worker is this
+    process itself. Several are new processes, which inherit no threads and no devices; the function
+    and the tasks must be picklable.
 
     Raises:
         RunError: a worker was killed.
     """
     if workers == 1:
-        yield from map(function, tasks)
+        yield map(function, tasks)
         return
     context = multiprocessing.get_context('spawn')
     reader, writer = context.Pipe(duplex=False)
@@ -39,8 +40,7 @@ def map_unordered(
     try:
         with delayed_signals():
             futures = [executor.submit(function, task) for task in tasks]
-        for future in concurrent.futures.as_completed(futures):
-            yield future.result()
+        yield (future.result() for future in concurrent.futures.as_completed(futures))
     except BrokenProcessPool as error:
         raise RunError(
             'a worker process was killed, perhaps out of memory. Finished work is kept: the same '

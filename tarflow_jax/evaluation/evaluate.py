@@ -15,7 +15,7 @@ from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import sample_scores, split_scores
 from tarflow_jax.evaluation.features import QUANTIZATIONS
-from tarflow_jax.evaluation.metrics import SAMPLE_METRICS, SPLIT_METRICS, metric_names, split_names
+from tarflow_jax.evaluation.metrics import SAMPLE_METRICS, SPLIT_METRICS, metric_names
 from tarflow_jax.evaluation.sample_scores import SampleScores
 from tarflow_jax.evaluation.split_scores import SplitScores
 from tarflow_jax.files import json_text, make_writable, remove_unfinished, write_json
@@ -48,7 +48,14 @@ class MetricGroup(Protocol):
     def finish(self) -> None: ...
 
 
-def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
+def evaluate(
+    experiment: Experiment,
+    workdir: Path,
+    checkpoint: str | None,
+    stop: Stop,
+    *,
+    command: str = '',
+) -> None:
     """Computes `config.evaluate.metrics`, prints them and writes `workdir/evaluation.json`.
 
     Scores and samples of an interrupted evaluation are reused, if it had the same parameters and
@@ -59,6 +66,7 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
       workdir: the folder of a run, whose newest checkpoint is evaluated unless another is given.
       checkpoint: see `tarflow_jax.load`.
       stop: receives the signals.
+      command: what resumes or repeats the evaluation; it stands in its report.
 
     Raises:
       InputError: the config makes no sense; nothing was drawn, and nothing written but reference
@@ -97,6 +105,7 @@ def evaluate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop
             part.prepare()
     about = {
         'version': tarflow_jax.__version__,
+        'command': command,
         'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'config_sha256': hashlib.sha256(json_text(config.to_dict()).encode()).hexdigest(),
         **identity,
@@ -206,8 +215,4 @@ def check_settings(config) -> None:
         raise InputError(
             'evaluate.samples is given, and evaluate.metrics names no metric of samples, such as '
             'fid. Name one, or take it out.'
-        )
-    if any(name in SPLIT_METRICS for name in names) and not split_names(settings.splits):
-        raise InputError(
-            'evaluate.splits must name a split of the data set, such as test; got none.'
         )

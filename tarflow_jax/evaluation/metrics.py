@@ -56,6 +56,11 @@ def metric_names(config) -> list[str]:
     return names
 
 
+def evaluated_splits(config) -> list[str]:
+    """The splits that `config.evaluate` asks for, by default the one of `config.data` for tests."""
+    return split_names(config.evaluate.splits) or [config.data.test_split]
+
+
 def split_names(names) -> list[str]:
     """('a', 'b'), or 'a,b' as it comes from the command line, as a list without repetition."""
     parts = (name.strip() for name in ','.join(names).split(','))

@@ -70,7 +70,7 @@ class DataReference:
         self._batch_size = config.evaluate.batch_size
         self._flip = config.evaluate.reference_flip
         self._split_name = config.data.train_split
-        self._split = dataset.split(self._split_name)
+        self._split = dataset.split(self._split_name, 'data.train_split')
         if len(self._split) < metrics.MIN_IMAGES:
             raise InputError(
                 f'reference statistics need at least {metrics.MIN_IMAGES} images; '

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 
 from tarflow_jax.data.dataset import ArraySplit
 from tarflow_jax.errors import InputError
@@ -257,25 +256,25 @@ def score(
     return scores
 
 
-def warn_of_small_sample(name: str, reference: Reference, num_samples: int) -> None:
-    """Warns that a Frechet distance is biased if samples or reference images are too few."""
+def warnings_of_few(name: str, reference: Reference, num_samples: int) -> list[str]:
+    """Says that a Frechet distance is biased if samples or reference images are too few."""
     kind, comparison = SAMPLE_METRICS[name]
     if comparison != 'frechet':
-        return
-    gaussian = reference.gaussians[kind]
+        return []
+    gaussian, warnings = reference.gaussians[kind], []
     num_features = len(gaussian.mean)
     num_images = reference.metadata.get('num_images', num_features + 1)
     if num_images * (1 + reference.metadata.get('flip', False)) <= num_features:
-        logging.warning(
-            '%s against %d images with %d features: the covariance of the reference is singular.',
-            *(name, num_images, num_features),
+        warnings.append(
+            f'{name} against {num_images} images with {num_features} features: the covariance of '
+            'the reference is singular.'
         )
-    if num_samples > num_features:
-        return
-    bias = perfect_frechet_distance(gaussian, num_samples)
-    logging.warning(
-        '%s of %d samples with %d features: their covariance is singular, and even samples of a '
-        'perfect model would score about %.*f. Draw more (evaluate.num_samples), and compare only '
-        'figures of equal numbers.',
-        *(name, num_samples, num_features, 1 if bias > 1 else 3, bias),
-    )
+    if num_samples <= num_features:
+        bias = perfect_frechet_distance(gaussian, num_samples)
+        warnings.append(
+            f'{name} of {num_samples} samples with {num_features} features: their covariance is '
+            'singular, and even samples of a perfect model would score about '
+            f'{bias:.{1 if bias > 1 else 3}f}. Draw more (evaluate.num_samples), and compare only '
+            'figures of equal numbers.'
+        )
+    return warnings

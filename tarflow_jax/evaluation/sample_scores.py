@@ -103,6 +103,7 @@ class SampleScores:
         self._check_reference()
         self._sample_store = None if self._loaded_samples else self._open_sample_store()
         self._references: dict[str, Reference] = {}
+        self._warnings: list[str] = []  # that a reader of the scores must know, too
 
     @property
     def _windows(self) -> tuple[int, ...] | None:
@@ -116,7 +117,11 @@ class SampleScores:
         for name in self.names if distributed.is_main() else ():
             family = metrics.FAMILY.get(metrics.SAMPLE_METRICS[name][0])
             if family in self._references:
-                quality.warn_of_small_sample(name, self._references[family], self._num_samples)
+                self._warnings += quality.warnings_of_few(
+                    name, self._references[family], self._num_samples
+                )
+        for warning in self._warnings:
+            logging.warning('%s', warning)
 
     def _load_samples(self):
         """The samples of `evaluate.samples`."""
@@ -292,4 +297,5 @@ class SampleScores:
             family: {'path': reference.path, 'sha256': reference.sha256, **reference.metadata}
             for family, reference in self._references.items()
         }
-        return {'samples': {**source, 'num_samples': self._num_samples, 'references': references}}
+        source |= {'num_samples': self._num_samples, 'references': references}
+        return {'samples': {**source, 'warnings': self._warnings}}

@@ -5,7 +5,7 @@ from typing import Any
 
 from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
-from tarflow_jax.evaluation.metrics import SPLIT_METRICS, split_names
+from tarflow_jax.evaluation.metrics import SPLIT_METRICS, evaluated_splits
 from tarflow_jax.likelihood.scores import in_float32
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.mesh import padded_batch_size
@@ -20,8 +20,9 @@ def check(experiment: Experiment, names: list[str]) -> None:
             'evaluate.metrics names accuracy or cross_entropy, and the model has no classes '
             '(model.num_classes=0): it cannot classify. Take them out.'
         )
-    for name in split_names(experiment.config.evaluate.splits):
-        experiment.dataset.split(name)
+    for name in evaluated_splits(experiment.config):
+        key = 'evaluate.splits' if experiment.config.evaluate.splits else 'data.test_split'
+        experiment.dataset.split(name, key)
 
 
 class SplitScores:
@@ -47,8 +48,7 @@ class SplitScores:
         self.names = names
         check(experiment, names)
         self._splits = {
-            name: experiment.dataset.split(name)
-            for name in split_names(experiment.config.evaluate.splits)
+            name: experiment.dataset.split(name) for name in evaluated_splits(experiment.config)
         }
 
     def prepare(self) -> None:

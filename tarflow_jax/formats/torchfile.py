@@ -28,6 +28,8 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
         other than a flat dictionary of tensors; one that asks to run code.
     """
     path = Path(path)
+    if path.suffix == '.safetensors':
+        raise InputError(f'{path} is one file of a model: give the folder that holds it.')
     try:
         with open_regular(path) as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -22,7 +22,7 @@ QUICK_COMPILE_MARGIN = 0.08  # of memory that a thorough compilation may take be
 MAX_IMAGES = 512  # a device, in the search for the largest batch
 
 
-def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool = False) -> int:
+def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool = False) -> None:
     """Compiles a config's train step and sampler for hardware, and writes what they would take.
 
     The workdir gets plan.json, a list with an object for each topology, written after each.
@@ -46,7 +46,6 @@ def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool 
     misfits = [report.misfit(entry) for entry in plans if not entry['fits']]
     if misfits:
         raise RunError(' '.join(misfits))
-    return 0
 
 
 def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -> dict:

@@ -105,7 +105,7 @@ def latents(experiment: Experiment, params) -> tuple[np.ndarray, np.ndarray | No
       InputError: the data set is not on this machine.
     """
     config, model = experiment.config, experiment.model
-    split = experiment.dataset.split(config.data.test_split)
+    split = experiment.dataset.split(config.data.test_split, 'data.test_split')
     index = np.unique(np.linspace(0, len(split) - 1, count_images(model)).astype(int))
     batch = split.__getitems__(index)
     images = experiment.noise.add(jax.random.key(SEED), batch['image'])

@@ -25,17 +25,17 @@ from tarflow_jax.report.page import (
 from tarflow_jax.report.scores import flatten_all
 from tarflow_jax.sampling import calibration_file
 from tarflow_jax.training.metrics_writer import read_metrics
-from tarflow_jax.workdir import CONVERTED_FROM
+from tarflow_jax.workdir import converted_from
 
 MAX_GRIDS = 6  # of samples through training
 GRID_PIXELS = 720  # to which a larger grid is scaled
 _OWN_FOLDERS = ('data.dir',)  # keys that say more of a machine than of a run
 
 
-def training(config, workdir: Path) -> Section:
+def training(workdir: Path) -> Section:
     """Curves, and samples through training."""
-    if CONVERTED_FROM in config:
-        words = f'Converted from {config[CONVERTED_FROM].file}, which contains no training history.'
+    if file := converted_from(workdir):
+        words = f'Converted from {file}, which contains no training history.'
         return Section('Training', [paragraph(words)])
     return Section('Training', [columns(_curves(workdir), _samples(workdir))])
 

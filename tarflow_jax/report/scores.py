@@ -89,10 +89,11 @@ def scores(workdir: Path) -> Section:
             'Under Gaussian noise, bits per dimension are a rescaled density and no code length.'
         )
         parts.append(paragraph(words))
+    parts += [paragraph(str(words)) for words in report.get('samples', {}).get('warnings', [])]
     parts.append(details('All settings of the evaluation', settings))
     if report.get('unfinished'):
         words = f'Still to come: {", ".join(report["unfinished"])}. The same command resumes.'
-        parts.append(missing(words, command(workdir, 'evaluate')))
+        parts.append(missing(words, report.get('command') or command(workdir, 'evaluate')))
     return Section('Scores', parts)
 
 

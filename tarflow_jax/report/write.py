@@ -27,6 +27,7 @@ from tarflow_jax.report.page import (
     paragraph,
     table,
 )
+from tarflow_jax.training.checkpoint import newest_and_best
 from tarflow_jax.workdir import workdir_of
 
 FILE = 'report.html'
@@ -73,7 +74,7 @@ def _page(experiment: Experiment, workdir: Path, checkpoint: str | None) -> str:
         of_model, after = [Section('Samples', [missing(str(error), train)])], []
     sections = [
         *of_model,
-        run.training(experiment.config, workdir),
+        run.training(workdir),
         scores.scores(workdir),
         *after,
         gallery.architecture(experiment),
@@ -110,6 +111,8 @@ def _facts(experiment: Experiment, workdir: Path, step: int | None) -> str:
     ]
     if step:  # not of a converted model
         values.append(('trained steps', f'{step:,}'))
+    if best := newest_and_best(workdir)[1]:
+        values.append(('best step', f'{best:,}'))
     return facts([*values, *scores.leading(workdir)])
 
 

@@ -12,12 +12,13 @@ from tarflow_jax.values import String, raise_invalid
 LABELS = ('even', 'uniform')
 MAX_CAPTIONS = 20  # of a grid with a column for each label
 _LABEL_STREAM = 1
-_NUMBERS = re.compile(r'\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*')
+_NUMBER = r'\s*(-1|\d{1,9})\s*'
+_NUMBERS = re.compile(f'{_NUMBER}(,{_NUMBER})*')
 _MAX_NAMES = 50  # in a message
 
 
 class Labels:
-    """'even', 'uniform', or classes with commas in between, by number or by name."""
+    """'even', 'uniform', or classes with commas in between, by number (-1: none) or by name."""
 
     def check(self, name: str, value) -> str:
         text = String().check(name, value)
@@ -33,7 +34,9 @@ class Labels:
         parts = [part.strip() for part in text.split(',')]
         try:
             numbers = [
-                part if part.isdigit() and part not in names else str(class_number(part, names))
+                part
+                if _NUMBERS.fullmatch(part) and part not in names
+                else str(class_number(part, names))
                 for part in parts
             ]
         except InputError as error:
@@ -61,7 +64,8 @@ def spread_labels(
 ) -> np.ndarray | None:
     """Labels int32 [num_samples] of samples; None without classes.
 
-    'even' labels cycle through the classes, 0, 1, ..., 0, 1, ..., and '3,3,7' through these;
+    'even' labels cycle through the classes, 0, 1, ..., 0, 1, ..., and '3,3,7' through these (-1 is
+    no label);
     'uniform' labels are random, each a function of (seed, number of the sample) alone.
 
     Raises:
@@ -96,7 +100,7 @@ def label_cycle(distribution: str, num_classes: int) -> list[int]:
         raise InputError(
             f'labels {distribution}: there is no class {wrong[0]}; the model has {classes}.'
         )
-    return labels
+    return labels if num_classes else []
 
 
 def captions(distribution: str, num_classes: int, names: Sequence[str] = ()) -> list[str]:
@@ -107,4 +111,5 @@ def captions(distribution: str, num_classes: int, names: Sequence[str] = ()) -> 
     cycle = label_cycle(distribution, num_classes)
     if len(cycle) > MAX_CAPTIONS:
         return []
-    return [names[label] if label < len(names) else str(label) for label in cycle]
+    by_number = dict(enumerate(names)) | {-1: 'no label'}
+    return [by_number.get(label, str(label)) for label in cycle]

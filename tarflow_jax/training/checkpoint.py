@@ -356,6 +356,12 @@ class Checkpoints:
             self._manager.close()
 
 
+def newest_and_best(workdir) -> tuple[int | None, int | None]:
+    """The steps of a workdir's newest checkpoint and of its best; None for one that it lacks."""
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        return next(iter(checkpoints.steps()), None), checkpoints.best_step()
+
+
 def _open_reader() -> ocp.Checkpointer:
     """A reader that waits for no other process, which may find its part damaged."""
     me = jax.process_index()

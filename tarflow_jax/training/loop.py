@@ -113,8 +113,10 @@ class Run:
         self.restarts = self.skipped = 0
         self.sound = True
         self.throughput = Throughput(self.config.train.batch_size)
-        self.train_split = experiment.dataset.split(self.config.data.train_split)
-        self.test_split = experiment.dataset.split(self.config.data.test_split)
+        self.train_split = experiment.dataset.split(
+            self.config.data.train_split, 'data.train_split'
+        )
+        self.test_split = experiment.dataset.split(self.config.data.test_split, 'data.test_split')
         self.total_steps = count_steps(self.config.train, len(self.train_split))
         self.program = make_program(experiment, experiment.noise, self.total_steps)
         self.checkpoints = Checkpoints(workdir, keep=self.config.train.keep_checkpoints)
@@ -381,8 +383,8 @@ class Run:
         if not status:
             distributed.print_on_main(
                 f'Trained to step {step}, saved in {where}. The best checkpoint by the test split '
-                f'is that of step {self.checkpoints.best_step()}. Samples are in '
-                f'{self.workdir / "samples"}.'
+                f'({format_count(len(self.test_split), "image")}) is that of step '
+                f'{self.checkpoints.best_step()}. Samples are in {self.workdir / "samples"}.'
             )
         elif not self.sound:
             distributed.print_on_main(

@@ -16,9 +16,15 @@ WAIT_IN_WORKERS = """
 from tarflow_jax.data.workers import map_unordered
 if __name__ == '__main__':
     tasks = ["__import__('os').getpid()"] * 2 + ["__import__('time').sleep(600)"] * 2
-    for pid in map_unordered(eval, tasks, workers=2):
-        print(pid, flush=True)
+    with map_unordered(eval, tasks, workers=2) as pids:
+        for pid in pids:
+            print(pid, flush=True)
 """
+
+
+def results(function, tasks, workers):
+    with map_unordered(function, tasks, workers) as values:
+        return sorted(values)
 
 
 def wait_or_work(task):
@@ -33,28 +39,28 @@ def wait_or_work(task):
 
 @pytest.mark.parametrize('workers', [1, 2])
 def test_every_task_has_a_result(workers):
-    assert sorted(map_unordered(abs, range(-20, 0), workers)) == list(range(1, 21))
-    assert sorted(map_unordered(len, ['a', 'bc'], workers)) == [1, 2]
-    assert list(map_unordered(len, [], workers)) == []
+    assert results(abs, range(-20, 0), workers) == list(range(1, 21))
+    assert results(len, ['a', 'bc'], workers) == [1, 2]
+    assert results(len, [], workers) == []
 
 
 @pytest.mark.parametrize('workers', [1, 2])
 def test_an_error_passes_through(workers):
     with pytest.raises(ValueError, match='invalid literal'):
-        list(map_unordered(int, ['1', 'x'], workers))
+        results(int, ['1', 'x'], workers)
 
 
 def test_a_killed_worker_is_an_error():
     with pytest.raises(RunError, match='a worker process was killed'):
-        list(map_unordered(os._exit, [9], workers=2))
+        results(os._exit, [9], workers=2)
 
 
-def test_closing_ends_the_work(tmp_path):
+def test_leaving_the_context_ends_the_work(tmp_path):
     begun = tmp_path / 'begun'
     start = time.monotonic()
-    results = map_unordered(wait_or_work, [('wait', begun), ('work', begun)], workers=2)
-    assert next(results) == 'wait'
-    results.close()
+    tasks = [('wait', begun), ('work', begun)]
+    with map_unordered(wait_or_work, tasks, workers=2) as results:
+        assert next(results) == 'wait'
     assert time.monotonic() - start < 30
 
 

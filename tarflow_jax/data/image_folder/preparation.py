@@ -93,6 +93,7 @@ def prepare_image_folder(
     for line in _summary_lines(tree):
         print(line, flush=True)
     preparation = _Preparation(name, tree, root / name / VERSION, size, upscale, workers)
+    preparation.check_headers()
     with explain_write_errors(name, root), exclusive_lock(root / name, wait=False):
         preparation.begin_or_resume()
         preparation.finish(preparation.write_records())
@@ -123,7 +124,8 @@ def _check_name(name: str, root: pathlib.Path) -> None:
 def _summary_lines(tree: ImageTree) -> Iterator[str]:
     """Yields lines that summarize the tree, and lines about what users may not expect."""
     counts = ', '.join(f'{len(files):,} {split}' for split, files in tree.splits.items())
-    yield f'{len(tree.classes):,} classes; image files: {counts}.'
+    noun = 'class' if len(tree.classes) == 1 else 'classes'
+    yield f'{len(tree.classes):,} {noun}; image files: {counts}.'
     ranking = collections.Counter(file.label for file in tree.splits['train']).most_common()
     (most, largest), (least, smallest) = ranking[0], ranking[-1]
     if largest >= _IMBALANCE_RATIO * smallest:
@@ -170,20 +172,24 @@ class _Preparation:
         return sum(len(files) for files in self.tree.splits.values())
 
     def begin_or_resume(self) -> None:
-        """Checks all headers and creates the work folder, unless that was done before."""
-        if not self.records.is_dir():
-            self._check_headers()
+        """Creates the work folder, unless that was done before."""
         for other in set(self.target.parent.glob(f'*{_WORK_SUFFIX}')) - {self.work}:
             print('The images or the settings changed since the interruption: it starts again.')
             shutil.rmtree(other)
         self.records.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.records)
 
-    def _check_headers(self) -> None:
+    def check_headers(self) -> None:
+        """Reads the sizes of all images, unless that was done before; writes nothing."""
+        if self.records.is_dir():
+            return
         small: list[tuple[int, str]] = []
         done = num_transparent = 0
-        with count_progress('headers', self.num_files) as progress:
-            for headers in map_unordered(read_headers, self._tasks(), self.workers):
+        with (
+            count_progress('headers', self.num_files) as progress,
+            map_unordered(read_headers, self._tasks(), self.workers) as results,
+        ):
+            for headers in results:
                 small += headers.small
                 done += headers.num_files
                 num_transparent += headers.num_transparent
@@ -208,8 +214,11 @@ class _Preparation:
         if reports:
             print(f'Resuming: {len(reports)} of {len(tasks)} record files are written.')
         self._check_space(missing)
-        with count_progress('images', self.num_files, first=_images_in(reports)) as progress:
-            for report in map_unordered(write_records, missing, self.workers):
+        with (
+            count_progress('images', self.num_files, first=_images_in(reports)) as progress,
+            map_unordered(write_records, missing, self.workers) as results,
+        ):
+            for report in results:
                 reports.append(report)
                 progress.update(_images_in(reports))
         return sorted(reports)
