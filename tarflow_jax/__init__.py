@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tarflow_jax.flow import TarFlow
     from tarflow_jax.likelihood.classify import class_log_probs
     from tarflow_jax.likelihood.densities import bits_per_dim, log_prob
+    from tarflow_jax.likelihood.noise import Noise
     from tarflow_jax.loading import from_pretrained, load
     from tarflow_jax.sampling import denoise, sample
     from tarflow_jax.sampling.inpaint import inpaint
@@ -34,6 +35,7 @@ __version__ = '0.1.0'
 
 __all__ = [
     'InputError',
+    'Noise',
     'TarFlow',
     'TrainedFlow',
     'bits_per_dim',
@@ -54,6 +56,7 @@ __all__ = [
 # Imported at first use: processes that only read images need no JAX.
 _MODULES = {
     'InputError': 'tarflow_jax.errors',
+    'Noise': 'tarflow_jax.likelihood.noise',
     'TarFlow': 'tarflow_jax.flow',
     'TrainedFlow': 'tarflow_jax.trained_flow',
     'bits_per_dim': 'tarflow_jax.likelihood.densities',

@@ -11,7 +11,12 @@ _MAX_SAMPLES = 2**31 - 2**20  # samples, which int32 counts, a last batch includ
 
 
 def check_samples(
-    key: str, num_samples: int, *, memory_each: int, disk_each: int, folder: Path
+    key: str,
+    num_samples: int,
+    *,
+    memory_each: int,
+    disk_each: int = 0,
+    folder: Path | None = None,
 ) -> None:
     """Checks that `num_samples` samples fit into the memory of this host and onto the disk.
 
@@ -20,18 +25,25 @@ def check_samples(
       num_samples: the number of samples.
       memory_each: bytes of memory that a sample takes until all are written.
       disk_each: bytes of disk that a sample takes.
-      folder: an existing folder for the files.
+      folder: an existing folder for the files; None if there are none.
 
     Raises:
       InputError: the samples do not fit; the message says how many do.
     """
     memory = host_bytes()
-    disk = shutil.disk_usage(folder).free
-    most = min(_MAX_SAMPLES, memory // memory_each, disk // disk_each)
+    most = min(_MAX_SAMPLES, memory // memory_each)
+    needs = [
+        f'{format_bytes(num_samples * memory_each)} of memory ({format_bytes(memory)} available)'
+    ]
+    if folder:
+        disk = shutil.disk_usage(folder).free
+        most = min(most, disk // disk_each)
+        needs.append(
+            f'{format_bytes(num_samples * disk_each)} of disk ({format_bytes(disk)} free for '
+            f'{folder})'
+        )
     if num_samples > most:
         raise InputError(
             f'{key}={num_samples} does not fit on this machine: the samples need '
-            f'{format_bytes(num_samples * memory_each)} of memory ({format_bytes(memory)} '
-            f'available) and {format_bytes(num_samples * disk_each)} of disk '
-            f'({format_bytes(disk)} free for {folder}). Choose at most {most}.'
+            f'{" and ".join(needs)}. Choose at most {most}.'
         )

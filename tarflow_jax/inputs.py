@@ -35,9 +35,15 @@ def image_batch(images: Any, image_shape: tuple[int, int, int], name: str = 'ima
     if array.dtype == np.uint8:
         return as_batch(name, array.astype(np.float32) / 127.5 - 1, image_shape)
     array = as_batch(name, array, image_shape)
-    if not isinstance(array, jax.core.Tracer) and (largest := float(abs(array).max())) > FAR:
+    if not isinstance(array, jax.core.Tracer) and not (largest := float(abs(array).max())) <= FAR:
         logging.warning('%s reach %.3g; their pixels should lie in [-1, 1].', name, largest)
     return array
+
+
+def latent_batch(latents: Any, image_shape: tuple[int, int, int]) -> jax.Array:
+    """Latents as float32 [B, H, W, C]; a single one becomes a batch, as with images."""
+    array = _as_single_array(latents, image_shape, 'latents')
+    return as_batch('latents', _add_missing_axes(array, image_shape), image_shape)
 
 
 def level_batch(

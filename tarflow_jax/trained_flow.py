@@ -1,6 +1,7 @@
 """A trained flow as one object, with methods for sampling, likelihoods and classification."""
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tarflow_jax import inputs
+from tarflow_jax import capacity, inputs
 from tarflow_jax.errors import InputError
-from tarflow_jax.flow.inputs import as_batch
-from tarflow_jax.flow.tarflow import TarFlow
+from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.keys import CLASS_NAMES
 from tarflow_jax.likelihood import classify, densities
 from tarflow_jax.likelihood.noise import Noise, TypeAndStd, type_and_std
@@ -47,7 +47,7 @@ class TrainedFlow:
     Attributes:
       model: the `TarFlow`.
       params: its float32 parameters.
-      config: the config it was trained with; of a published checkpoint, what is known of it.
+      config: the config it was trained with; of any other model, what is known of it.
       noise: `type` ('gaussian' or 'uniform') and `std` of the noise on the images that it learned;
         None if that is unknown.
       step: the training step of its checkpoint; None of a published one.
@@ -58,14 +58,14 @@ class TrainedFlow:
         self,
         model: TarFlow,
         params,
-        config: ConfigDict,
+        config: ConfigDict | None = None,
         step: int | None = None,
         *,
         path: Path | None = None,
     ):
         self.model = model
         self.params = params
-        self.config = config
+        self.config = config = config_of(model, None, None) if config is None else config
         self.step = step
         self.path = path
         self.noise: TypeAndStd | None = None
@@ -128,6 +128,7 @@ class TrainedFlow:
           (images, residual [num], resolved bool [num]).
         """
         num = NUMBER.check('num', self._count(labels) if num is None else num)
+        capacity.check_samples('num', num, memory_each=8 * math.prod(self.model.image_shape))
         Boolean().check('denoise', denoise)
         temperature = PRIOR_TEMPERATURE.check('temperature', temperature)
         if labels is None:
@@ -166,7 +167,7 @@ class TrainedFlow:
 
         Of latents from `forward`, or of standard normal noise.
         """
-        latents = as_batch('latents', latents, self.model.image_shape)
+        latents = inputs.latent_batch(latents, self.model.image_shape)
         labels = self._labels(labels, len(latents))
         return paths.journey(self.model, self.params, latents, labels)
 
@@ -280,8 +281,10 @@ class TrainedFlow:
           The folder.
 
         Raises:
-          InputError: the folder is a workdir, or cannot be written to.
+          InputError: the folder is a workdir, or cannot be written to; or the parameters are not
+            those of the model.
         """
+        check_params(self.model, self.params)
         from tarflow_jax.sharing import card, pretrained
 
         folder = PathValue().check('folder', folder)

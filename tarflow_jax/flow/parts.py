@@ -8,6 +8,7 @@ activations that it stores.
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import AbstractMesh
 
@@ -62,15 +63,24 @@ def split(rows, num_parts: int):
 def map_parts(function, model, *batch):
     """`function(*batch)`, each array [B, ...], whose results [B, ...] are computed row by row.
 
-    The parts are those of `count_parts`.
+    The parts are those of `count_parts`. A batch on a single device is filled up for them by
+    repeating its last row, because one of 1,021 images, say, has no parts but single images.
     """
     num_images = len(batch[0])
-    num_parts = count_parts(model, num_images)
+    size = num_images
+    if count_parts(model, size) > 1 and jax.sharding.get_abstract_mesh().empty:
+        largest = max(1, int(CACHE_BYTES // hidden_bytes(model, 1)))  # images of a part
+        size += -size % math.ceil(size / largest)
+        index = jnp.minimum(jnp.arange(size), num_images - 1)
+        batch = [rows[index] for rows in batch] if size > num_images else batch
+    num_parts = count_parts(model, size)
     if num_parts == 1:
         return function(*batch)
     parts = [split(rows, num_parts) for rows in batch]
     results = jax.lax.map(lambda part: function(*part), parts)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(num_images, *x.shape[2:]), results)
+    return jax.tree.map(
+        lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[2:])[:num_images], results
+    )
 
 
 def _is_cpu_mesh(mesh: AbstractMesh) -> bool:

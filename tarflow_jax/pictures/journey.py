@@ -12,7 +12,7 @@ from PIL import Image
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_atomically
 from tarflow_jax.pictures.picture import Picture
-from tarflow_jax.pictures.tiles import as_levels, rows, scale_for_display
+from tarflow_jax.pictures.tiles import as_levels, as_stages, rows, scale_for_display
 
 FORMATS = {'.png': 'PNG', '.gif': 'GIF'}
 _FRAMES_PER_BLOCK = 16  # at most
@@ -29,7 +29,8 @@ def journey(stages, captions: Sequence[str] = ()) -> Picture:
         the noise, then what each block is solved for, from the last block to the first.
       captions: what the columns are called.
     """
-    stages, last = np.asarray(stages), len(stages) - 1
+    stages = as_stages(stages)
+    last = len(stages) - 1
     named = {'noise': scale_for_display(stages[0])}
     named |= {f'block {last - i + 1} solved': scale_for_display(stages[i]) for i in range(1, last)}
     return rows({**named, 'block 1 solved: the images': stages[last]}, captions)
@@ -71,7 +72,7 @@ def last_frame(stages) -> np.ndarray:
 
 def _frames(stages, patch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Frames with the milliseconds that they stay."""
-    *latents, images = stages
+    *latents, images = as_stages(stages)
     levels = [*(as_levels(scale_for_display(stage)) for stage in latents), as_levels(images)]
     yield _side_by_side(levels[0]), _FIRST
     for i, (before, after) in enumerate(itertools.pairwise(levels), start=1):

@@ -12,7 +12,7 @@ from tarflow_jax.pictures.picture import (
     ordered_colors,
     panels,
 )
-from tarflow_jax.pictures.tiles import rows, scale_for_display
+from tarflow_jax.pictures.tiles import as_stages, rows, scale_for_display
 
 _BINS = np.linspace(-4, 4, 81)
 
@@ -25,7 +25,7 @@ def latents(stages, captions: Sequence[str] = (), seed: int = 0) -> Picture:
       captions: what the columns are called.
       seed: of the noise in the last row.
     """
-    stages = np.asarray(stages)
+    stages = as_stages(stages)
     last = len(stages) - 1
     noise = np.random.default_rng(seed).standard_normal(stages.shape[1:], np.float32)
     named = {'images': stages[0]}
@@ -43,7 +43,7 @@ def latent_statistics(stages) -> Picture:
     Args:
       stages: float [num_blocks + 1, B, H, W, C] as for `latents`; the more images, the better.
     """
-    stages = np.asarray(stages, np.float64)
+    stages = as_stages(stages).astype(np.float64)
     last = len(stages) - 1
     picture, (density, deviation, correlation) = panels(2.5, 1.5, 1.5)
     middles = (_BINS[1:] + _BINS[:-1]) / 2

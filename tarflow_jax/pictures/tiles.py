@@ -98,10 +98,10 @@ def resolutions(samples: Mapping[str, Any]) -> Picture:
 
 
 def as_levels(images) -> np.ndarray:
-    """Images, uint8 or float in [-1, 1], as uint8 [B, H, W, C].
+    """Images, whole numbers in 0 to 255 or float in [-1, 1], as uint8 [B, H, W, C].
 
     Raises:
-      InputError: they have another shape, or other numbers of channels than 1 and 3.
+      InputError: they have another shape, other numbers of channels than 1 and 3, or other values.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
@@ -109,7 +109,28 @@ def as_levels(images) -> np.ndarray:
             f'got images of shape {list(images.shape)}; a picture shows [B, H, W, C] with 1 or 3 '
             'channels.'
         )
-    return images if images.dtype == np.uint8 else to_uint8(images)
+    if images.dtype.kind not in 'iu':
+        return to_uint8(images)
+    if images.min() < 0 or images.max() > 255:
+        raise InputError(
+            f'images of whole numbers must lie in 0..255; got {images.min()} to {images.max()}.'
+        )
+    return images.astype(np.uint8)
+
+
+def as_stages(stages) -> np.ndarray:
+    """Images and latents by block, as an array [num_blocks + 1, B, H, W, C].
+
+    Raises:
+      InputError: they have another shape.
+    """
+    stages = np.asarray(stages)
+    if stages.ndim != 5 or len(stages) < 2:
+        raise InputError(
+            f'stages are images and latents by block, [num_blocks + 1, B, H, W, C]; got the shape '
+            f'{list(stages.shape)}.'
+        )
+    return stages
 
 
 def scale_for_display(latents) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tarflow_jax.flow.inputs import as_batch, as_labels
 from tarflow_jax.flow.tokens import TokenFlow, reorder
 from tarflow_jax.parallel import rules
 from tarflow_jax.sampling.guidance import NO_GUIDANCE, Guidance
@@ -40,7 +41,7 @@ def inverse(
     flow: TokenFlow,
     params,
     latents,
-    labels,
+    labels=None,
     guidance: Guidance = NO_GUIDANCE,
     calibration: Calibration | None = None,
     tolerance=0.0,
@@ -52,13 +53,15 @@ def inverse(
       flow: the flow, of any front end.
       params: its parameters; entries other than `blocks` are ignored.
       latents: float32 [B, T, P], as `flow.forward` returns them.
-      labels: int32 [B], -1 for no label.
+      labels: int32 [B], -1 for no label; None for no labels.
       guidance: none by default, which gives the inverse of `flow.forward`.
       calibration: how each block is solved, by default token by token.
       tolerance: largest error of the result, as the calibration's amplifications tell.
       certify: whether a pass over each block's whole solution measures its residual, and what is
         above the tolerance is solved again.
     """
+    latents = as_batch('latents', latents, (flow.num_tokens, flow.token_dim))
+    labels = as_labels(labels, len(latents), flow.num_classes)
     block = flow.block()
     calibration = calibration or Calibration.default(flow, window=1)
 

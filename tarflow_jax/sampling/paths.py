@@ -103,19 +103,16 @@ def interpolate(model: TarFlow, params, first, last, steps: int, labels=None):
 
 
 def great_circle(start, end, share):
-    """Latents at a share of the angle from `start` to `end` [B, H, W, C]."""
+    """Latents at a share of the angle, and of the length, from `start` to `end` [B, H, W, C]."""
 
     def of_image(start, end):
-        lengths = jnp.linalg.norm(start), jnp.linalg.norm(end)
-        product = jnp.vdot(start, end) / jnp.maximum(lengths[0] * lengths[1], _PARALLEL)
-        angle = jnp.arccos(jnp.clip(product, -1, 1))
-        sine = jnp.sin(angle)
-        weights = jnp.where(
-            sine < _PARALLEL,
-            jnp.stack([1 - share, share]),
-            jnp.sin(angle * jnp.stack([1 - share, share])) / jnp.maximum(sine, _PARALLEL),
-        )
-        return weights[0] * start + weights[1] * end
+        lengths = jnp.stack([jnp.linalg.norm(start), jnp.linalg.norm(end)])
+        units = jnp.stack([start, end]) / jnp.maximum(lengths, _PARALLEL)[:, None, None, None]
+        angle = jnp.arccos(jnp.clip(jnp.vdot(*units), -1, 1))
+        sine, shares = jnp.sin(angle), jnp.stack([1 - share, share])
+        on_arc = jnp.sin(angle * shares) / jnp.maximum(sine, _PARALLEL)
+        weights = jnp.where(sine < _PARALLEL, shares, on_arc)
+        return jnp.vdot(shares, lengths) * jnp.tensordot(weights, units, 1)
 
     return jax.vmap(of_image)(start, end)
 

@@ -87,8 +87,11 @@ def read_params(folder: Path, model: TarFlow, shardings) -> Any:
 
 
 def tensors_of(params) -> dict[str, np.ndarray]:
-    """The parameters by the names that they have in the file, such as `blocks.proj_in.kernel`."""
-    return {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in named_leaves(params)}
+    """The parameters as float32, by their names in the file, such as `blocks.proj_in.kernel`."""
+    return {
+        name: np.ascontiguousarray(jax.device_get(leaf), np.float32)
+        for name, leaf in named_leaves(params)
+    }
 
 
 def named_leaves(tree) -> list[tuple[str, Any]]:
