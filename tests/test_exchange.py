@@ -18,6 +18,7 @@ from tarflow_jax import exchange, loading
 from tarflow_jax.build import build
 from tarflow_jax.errors import InputError
 from tarflow_jax.formats.torchfile import read_state_dict
+from tarflow_jax.report import run as report_of_run
 
 NAME = 'toy_model_2_64_3_2_0.07.pth'
 NOISE = ('gaussian', 0.07)
@@ -104,6 +105,18 @@ def test_other_noise_is_refused(source, tmp_path, noise, message):
     with pytest.raises(InputError, match=message):
         exchange.convert_to_workdir(source, tmp_path / 'workdir', noise=noise)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_converted_model_is_not_reported_as_one_to_train(runs, converted, tmp_path):
+    """Nor is it to be evaluated where its data have other splits, or are not there."""
+    workdir = shutil.copytree(converted, tmp_path / 'run')
+    words = f'Converted from {NAME}, which contains no training history.'
+    assert words in ''.join(report_of_run.training(workdir).parts)
+    result = runs.run(workdir, '--config=', '--mode=info')
+    assert f'training     converted from {NAME}, which contains no training history' in result.out
+    result = runs.run(workdir, '--config=', '--mode=sample', '--config.sample.num_samples=2')
+    assert '--mode=evaluate' not in result.out
+    assert result.out.endswith('--mode=report\n')
 
 
 def test_a_workdir_that_holds_something_is_left_alone(source, converted):

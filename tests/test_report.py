@@ -14,8 +14,10 @@ from flows import FLOWS
 from PIL import Image
 from runs import TOTAL_STEPS
 
+from tarflow_jax import info
 from tarflow_jax.report import model as models
 from tarflow_jax.report import page
+from tarflow_jax.report.scores import scores as scores_section
 from tarflow_jax.sampling.calibrate import BlockReport
 from tarflow_jax.sampling.calibration_file import read_reports
 
@@ -132,6 +134,21 @@ def test_scores_come_with_what_they_were_measured_on(reported):
     assert 'All settings of the evaluation' in page.of('summary')
     assert f'step {TOTAL_STEPS}' in text
     assert 'no code length' in text
+
+
+def test_an_evaluation_has_its_command_and_what_was_warned_of(tmp_path):
+    scores = {
+        'fid': 3.0,
+        'samples': {'num_samples': 4, 'warnings': ['fid of 4 samples: <few>']},
+        'unfinished': ['recall'],
+        'command': 'tarflow --mode=evaluate --config.evaluate.num_samples=4',
+    }
+    (tmp_path / 'evaluation.json').write_text(json.dumps(scores))
+    section = ''.join(scores_section(tmp_path).parts)
+    assert 'fid of 4 samples: &lt;few&gt;' in section
+    assert 'Still to come: recall. The same command resumes.' in section
+    assert f'<code>{scores["command"]}</code>' in section
+    assert 'stopped before recall' in info.describe_workdir(tmp_path)['evaluation']
 
 
 def test_the_config_names_what_differs_from_base(reported):

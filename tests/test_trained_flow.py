@@ -96,6 +96,11 @@ def test_samples_with_their_residuals(flow, monkeypatch):
         (lambda flow: flow.bits_per_dim(LEVELS[:0]), r'got \[0, 8, 8, 1\]'),
         (lambda flow: flow.log_prob(Image.new('F', (8, 8))), 'of mode F has floating-point pixels'),
         (lambda flow: flow.inverse(3), r'the model takes latents of shape .* got \[\]'),
+        (lambda flow: flow.sample(0, 10**9), '^num=1000000000 does not fit on this machine: the'),
+        (
+            lambda flow: TrainedFlow(flow.model, {}).save_pretrained('/nowhere'),
+            'params are not those of the model: .* is missing',
+        ),
         (lambda flow: flow.sample(0, labels=[1, [2, 3]]), 'labels must be an array of numbers'),
         (lambda flow: flow.sample(0, 2, denoise='yes'), "denoise must be True or False; got 'yes'"),
         (lambda flow: flow.interpolate(LEVELS[:1], LEVELS), r'both ends must have the same shape'),
@@ -104,6 +109,21 @@ def test_samples_with_their_residuals(flow, monkeypatch):
 def test_bad_input_is_told(flow, call, message):
     with pytest.raises(InputError, match=message):
         call(flow)
+
+
+def test_a_model_of_ones_own_is_written_in_float32(flow, tmp_path):
+    params = jax.tree.map(lambda leaf: leaf.astype('bfloat16'), flow.params)
+    own = TrainedFlow(flow.model, params)
+    assert own.noise is None
+    again = tarflow_jax.load(own.save_pretrained(tmp_path / 'own'))
+    jax.tree.map(np.testing.assert_array_equal, again.params, params)
+    with pytest.raises(InputError, match=r'model.safetensors is one file of a model: give the fol'):
+        tarflow_jax.load(tmp_path / 'own' / 'model.safetensors')
+
+
+def test_pixels_that_are_no_numbers_are_told(flow, caplog):
+    flow.log_prob(np.full((1, 8, 8, 1), np.nan))
+    assert caplog.messages == ['images reach nan; their pixels should lie in [-1, 1].']
 
 
 def test_methods_are_the_functions(flow):
@@ -116,6 +136,7 @@ def test_methods_are_the_functions(flow):
     jax.tree.map(np.testing.assert_array_equal, (latents, log_det), expected)
     pairs = [
         (flow.inverse(latents, 1), tarflow_jax.inverse(model, params, latents, labels)),
+        (flow.inverse(latents[:1], 1), flow.inverse(np.asarray(latents)[0], 1)),
         (flow.journey(latents, 1), tarflow_jax.journey(model, params, latents, labels)),
         (flow.reconstruct(pictures, 1), tarflow_jax.reconstruct(model, params, PIXELS, labels)),
         (

@@ -1,8 +1,12 @@
 """A workdir that was trained has its config: --workdir=DIR says it all."""
 
+import json
 import shutil
 
 import numpy as np
+
+from tarflow_jax import modes
+from tarflow_jax.training.checkpoint import newest_and_best
 
 NO_CONFIG = '--config='  # what `runs` leaves out
 
@@ -56,11 +60,37 @@ def test_a_training_resumes(runs, whole, tmp_path):
 
 def test_nothing_is_known_of_an_empty_workdir(runs, whole, golden_dir, tmp_path):
     line = runs.refused(tmp_path, NO_CONFIG, '--config.seed=3')
-    assert line.startswith('error: --config must be given, for example: python -m')
+    assert line.startswith(
+        f'error: --config must be given ({tmp_path} has no config.json of a run)'
+    )
     line = runs.refused(tmp_path, NO_CONFIG, '--mode=sample')
     assert f'{tmp_path} is not a workdir of a training run: it has no config.json' in line
     flags = [NO_CONFIG, '--mode=sample', f'--checkpoint={golden_dir}/cond.pth']
     line = runs.refused(tmp_path, *flags)
     assert f'--config is required: {golden_dir}/cond.pth does not contain all settings.' in line
     line = runs.refused(tmp_path / 'new', NO_CONFIG, f'--checkpoint={whole[0]}')
-    assert line.startswith('error: --config must be given, for example: python -m')
+    assert line.startswith('error: --config must be given (')
+    (tmp_path / 'model.pth').write_text('no checkpoint')
+    for mode in 'info', 'sample', 'convert':
+        flags = [NO_CONFIG, f'--mode={mode}', f'--checkpoint={tmp_path}/model.pth']
+        line = runs.refused(tmp_path / 'new', *flags)
+        assert 'model.pth is not a checkpoint that can be read' in line
+    line = runs.refused(
+        tmp_path, NO_CONFIG, '--mode=sample', f'--checkpoint={whole[0]}/checkpoints/5'
+    )
+    assert line.endswith('/checkpoints/5 does not exist. There are those of the steps 16, 20, 24.')
+
+
+def test_the_best_checkpoint_is_among_the_next_commands_if_it_is_not_the_last(whole, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / 'run')
+    newest, _ = newest_and_best(workdir)
+    older = next(step for step in (16, 20) if (workdir / 'checkpoints' / str(step)).exists())
+    assert newest == 24
+    for step, score in ((older, -9.0), (newest, 0.0)):
+        file = workdir / 'checkpoints' / str(step) / 'metrics' / 'metrics'
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({'test/nats_per_dim': score}))
+    assert newest_and_best(workdir) == (newest, older)
+    assert modes.next_train_commands(workdir)[-1].endswith(
+        f'--workdir={workdir} --checkpoint={workdir}/checkpoints/{older} --mode=sample'
+    )

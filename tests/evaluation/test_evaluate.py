@@ -170,7 +170,7 @@ def test_a_signal_ends_the_making_of_a_reference(runs, tmp_path):
 REFUSED_BY_TRAINING = {
     '--config.evaluate.metrics=foo': 'evaluate.metrics must name some of',
     '--config.evaluate.preprocessing=none': 'evaluate.preprocessing must be one of',
-    '--config.evaluate.splits=valid': "no split 'valid'; it has test",
+    '--config.evaluate.splits=valid': "no split 'valid' (evaluate.splits); it has test",
     '--config.evaluate.num_samples=3': 'evaluate.num_samples must be at least 4 for haar_frechet',
 }
 
@@ -259,8 +259,8 @@ REFUSED = {
     '--config.evaluate.samples=digits': 'evaluate.samples=digits must be a file .npz of images',
     '--config.evaluate.metrics=recal': "got recal (did you mean 'recall'?)",
     '--config.evaluate.metrics=iw_bits_per_dim': "needs noise.type='uniform'",
-    '--config.evaluate.splits=': 'evaluate.splits must name a split',
-    '--config.evaluate.splits=valid': "no split 'valid'; it has test",
+    '--config.evaluate.splits=valid': "no split 'valid' (evaluate.splits); it has test",
+    '--config.data.test_split=valid': "no split 'valid' (data.test_split); it has test",
     '--config.data.name=photos/8': 'the images of photos/8 have the shape (8, 8, 3), the model',
 }
 

@@ -57,6 +57,8 @@ def test_parts_give_what_the_whole_batch_gives(devices, monkeypatch, random_para
     if devices is None:
         assert '[12,2,4,4,1]' in in_parts.lower(images).as_text('hlo')
         actual = in_parts(images)
+        assert '[12,2,4,4,1]' in in_parts.lower(images[:23]).as_text('hlo')  # filled up
+        np.testing.assert_allclose(in_parts(images[:23]), expected[:23], rtol=1e-5)
     else:
         mesh = make_mesh(devices=jax.devices()[:devices])
         images = jax.device_put(images, rules.batch_sharding(mesh))

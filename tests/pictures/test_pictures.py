@@ -86,6 +86,12 @@ def test_what_is_no_image_is_refused():
             pictures.grid(random_images(3, 4, 4, 1), labels)
     with pytest.raises(InputError, match='no rows of images'):
         pictures.rows({})
+    with pytest.raises(InputError, match=r'must lie in 0\.\.255; got 300 to 300'):
+        pictures.grid(np.full((1, 4, 4, 1), 300))
+    draws = pictures.latents, pictures.latent_statistics, pictures.journey
+    for draw in *draws, lambda stages: pictures.animation(stages, 2):
+        with pytest.raises(InputError, match=r'by block, .* got the shape \[3, 4, 4, 1\]'):
+            draw(random_images(3, 4, 4, 1))
 
 
 def test_curves_show_what_was_recorded():

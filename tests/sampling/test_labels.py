@@ -14,9 +14,13 @@ def test_labels_that_are_given_run_again_and_again():
     np.testing.assert_array_equal(spread_labels('3, 3,7', 7, 10, seed=0), [3, 3, 7, 3, 3, 7, 3])
     np.testing.assert_array_equal(spread_labels('even', 5, 3, seed=0), [0, 1, 2, 0, 1])
     assert spread_labels('even', 5, 0, seed=0) is None
+    np.testing.assert_array_equal(spread_labels('3,-1', 3, 10, seed=0), [3, -1, 3])
+    assert spread_labels('-1', 5, 0, seed=0) is None
 
 
-@pytest.mark.parametrize(('labels', 'classes'), [('3', 3), ('0', 0), ('odd', 3), ('1,,2', 3)])
+@pytest.mark.parametrize(
+    ('labels', 'classes'), [('3', 3), ('0', 0), ('-2', 3), ('odd', 3), ('1,,2', 3)]
+)
 def test_labels_that_there_are_not(labels, classes):
     with pytest.raises(InputError, match=r'there is no class|labels must be'):
         spread_labels(labels, 5, classes, seed=0)
@@ -32,7 +36,7 @@ def test_classes_have_names():
         Labels().numbers('labels', 'cat', lambda: ())
 
 
-@pytest.mark.parametrize('labels', ['even', 'uniform', '3,3,7'])
+@pytest.mark.parametrize('labels', ['even', 'uniform', '3,3,7', '3,-1'])
 def test_numbers_need_no_data(labels):
     assert Labels().numbers('labels', labels, lambda: pytest.fail('was opened')) == labels
 
@@ -40,6 +44,7 @@ def test_numbers_need_no_data(labels):
 def test_captions_are_of_few_classes_in_turn():
     assert captions('even', 3) == ['0', '1', '2']
     assert captions('7,7,3', 10) == ['7', '7', '3']
+    assert captions('1,-1', 3, ANIMALS) == [ANIMALS[1], 'no label']
     assert captions('2,0', 3, ANIMALS) == [ANIMALS[2], ANIMALS[0]]
     assert captions('even', 4, ANIMALS[:3]) == [*ANIMALS[:3], '3']
     assert captions('uniform', 3) == captions('even', 0) == captions('even', 1000) == []

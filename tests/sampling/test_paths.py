@@ -61,6 +61,17 @@ def test_a_great_circle_keeps_the_length_of_latents():
     np.testing.assert_allclose(great_circle(start, start, 0.3), start, atol=1e-6)
 
 
+def test_a_great_circle_is_even_in_angle_and_length():
+    start, end = jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 1)) * np.array(
+        [[[[[1]]]], [[[[3]]]]]
+    )
+    way = np.stack([great_circle(start, end, share).ravel() for share in np.linspace(0, 1, 5)])
+    lengths = np.linalg.norm(way, axis=1)
+    np.testing.assert_allclose(np.diff(lengths), (lengths[-1] - lengths[0]) / 4, rtol=1e-4)
+    cosines = np.sum(way[1:] * way[:-1], axis=1) / (lengths[1:] * lengths[:-1])
+    np.testing.assert_allclose(cosines, cosines[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
