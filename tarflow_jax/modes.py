@@ -89,7 +89,7 @@ def run() -> int:
             return train(experiment, workdir, checkpoint, stop)
         if MODE.value == 'prepare_fid':
             prepare_fid(experiment, stop)
-            if WORKDIR.value:
+            if (workdir / 'config.json').is_file():
                 fid = [] if families(metric_names(config)) else ['--config.evaluate.metrics=fid']
                 given = [*flags_of_model(workdir, None), '--mode=evaluate', *override_flags_given()]
                 distributed.print_on_main(next_commands(command(*given, *fid)))

@@ -30,7 +30,11 @@ def test_a_workdir(runs, whole, tmp_path):
     assert sum(line.endswith('  (best)') for line in lines) == 1
     assert 'evaluation   of step 24, 2026-01-02\n             test/accuracy 0.5000' in result.out
     assert 'calibration  none (--mode=calibrate)' in result.out
-    assert max(map(len, lines[1:])) <= 100
+    assert lines[-2:] == [
+        f'  python -m tarflow_jax.main --workdir={workdir} --mode={mode}'
+        for mode in ('sample', 'report')
+    ]
+    assert max(map(len, lines[1:-2])) <= 100
 
 
 @pytest.mark.parametrize('name', ['digits', 'afhq256'])

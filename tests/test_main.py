@@ -225,7 +225,7 @@ REFUSED = {
     '--config.train=3': ['--config.train=3'],
     '--config.=3': ["there is no config key ''."],
     '--config.model.width.x=3': ["there is no config key 'model.width.x'."],
-    '--config.seed=' + '9' * 5000: ['--config.seed=999', '9...'],
+    '--config.seed=' + '9' * 5000: ['seed must be', '999', '9...'],
     '--config.data.dir=': ["data.dir must be a path; got ''"],
     '--config.data.dir=~nobody_of_this_name': ['data.dir ~nobody_of_this_name cannot be used'],
     '--workdir= ': ["--workdir must be a path; got ' '"],

@@ -68,7 +68,7 @@ def check(settings, shape, num_classes, num_images):
         assert experiment.model.num_classes == num_classes
         assert len(experiment.dataset.split(config.data.train_split)) == num_images
         assert len(experiment.dataset.split(config.data.test_split)) > 0
-        assert config.evaluate.splits == (config.data.test_split,)
+        assert config.data.num_images == num_images
         assert num_images / 2 < config.train.batch_size <= num_images
         num_steps = config.train.num_epochs * num_images / config.train.batch_size
         assert 0 < config.optimizer.warmup_steps < config.train.sample_every < num_steps

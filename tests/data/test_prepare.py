@@ -124,7 +124,7 @@ def test_our_experiments_are_those_of_our_data(name):
         ([], 'NAME'),
         (['animals', '--folder=/nowhere'], '--folder needs --size'),
         (['animals', '--folder=/nowhere', '--size=8'], "no folder '/nowhere'"),
-        (['animals', '--folder=/nowhere', '--size=x'], "invalid int value: 'x'"),
+        (['animals', '--folder=/nowhere', '--size=x'], "--size: must be a whole number; got 'x'"),
         (
             ['digits', '--size=8', '--upscale'],
             '--size and --upscale can be given with',

@@ -128,7 +128,7 @@ def test_what_a_run_says_in_a_pipe(whole):
     )
     assert lines[-4] == (
         f'Trained to step 24, saved in {workdir}/checkpoints/24. The best checkpoint by the test '
-        f'split is that of step 24. Samples are in {workdir}/samples.'
+        f'split (299 images) is that of step 24. Samples are in {workdir}/samples.'
     )
     assert lines[-3:] == [
         'Next:',
@@ -211,9 +211,11 @@ REFUSED = {
     ('model__num_blocks', 0): ['num_blocks must be at least 1; got 0'],
     ('model__dtype', 'float16'): ["dtype must be one of float32, bfloat16; got 'float16'"],
     # Data.
-    ('data__train_split', 'trian'): ["no split 'trian'; it has test (299 examples), train"],
+    ('data__train_split', 'trian'): [
+        "no split 'trian' (data.train_split); it has test (299 examples), train"
+    ],
     ('data__test_split', 'validation'): [
-        "no split 'validation'; it has test (299 examples), train"
+        "no split 'validation' (data.test_split); it has test (299 examples), train"
     ],
     ('data__dir', '/dev/null'): ["data_dir '/dev/null' is not a folder"],
     ('noise__type', 'poisson'): ["noise.type must be one of gaussian, uniform; got 'poisson'"],

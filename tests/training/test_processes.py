@@ -160,7 +160,7 @@ def test_two_sample_and_score_as_one(runs, one, tmp_path):
         *(f'samples/samples_denoise-True_guidance1.{suffix}' for suffix in ('npz', 'png')),
     }
     evaluations = [json.loads(content.pop('evaluation.json')) for content in contents]
-    assert all(evaluation.pop('date') for evaluation in evaluations)
+    assert all(evaluation.pop('date') and evaluation.pop('command') for evaluation in evaluations)
     assert evaluations[0] == evaluations[1]
     assert contents[0] == contents[1]
 
