@@ -230,7 +230,7 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
         settings['noise'] = config.noise.type, config.noise.std
     if Path(checkpoint).expanduser().is_dir():
         path = exchange.convert_to_published(checkpoint, workdir, **settings)
-        print(f'{path}: in the format of the published code')
+        print(f'{path}: in the format of the published code, which tarflow_jax.load reads, too')
         return 0
     if config:
         settings |= dict(image_shape=config.model.image_shape, patch_size=config.model.patch_size)
