@@ -173,7 +173,8 @@ def test_a_published_checkpoint_becomes_a_workdir_and_comes_back(runs, golden_di
     assert result.err == ''
 
     result = runs.run(tmp_path / 'back', *convert, f'--checkpoint={workdir}')
-    assert result.out == f'{tmp_path}/back/{name}: in the format of the published code\n'
+    words = 'in the format of the published code, which tarflow_jax.load reads, too'
+    assert result.out == f'{tmp_path}/back/{name}: {words}\n'
     back = torchfile.read_state_dict(tmp_path / 'back' / name)
     assert list(back) == list(tensors)
     for key, tensor in back.items():
