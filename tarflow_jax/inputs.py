@@ -1,19 +1,17 @@
-"""Converts images, labels and seeds of many forms to the arrays that a model takes."""
+"""Converts images, latents and labels of many forms to the arrays that a model takes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow.inputs import as_batch, as_labels
 from tarflow_jax.sampling.labels import class_number
-from tarflow_jax.values import INT32_MAX, Integer, raise_invalid
+from tarflow_jax.values import raise_invalid
 
-SEED = Integer(0, INT32_MAX)
 FAR = 16.0  # beyond any noise and guidance: such pixels are levels that were not scaled
 
 
@@ -98,21 +96,6 @@ def label_batch(
             class_number(label, names) if isinstance(label, str) else label for label in labels
         ]
     return as_labels(labels, batch, num_classes)
-
-
-def random_key(key: Any) -> jax.Array:
-    """Converts a seed, a raw key or a typed key to a typed key of `jax.random.key`.
-
-    Raises:
-      InputError: it is neither a key nor a whole number from 0 on.
-    """
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        if key.ndim:
-            raise_invalid('key', 'must be a single key', key)
-        return key
-    if isinstance(key, jax.Array | np.ndarray) and key.shape == (2,) and key.dtype == np.uint32:
-        return jax.random.wrap_key_data(jnp.asarray(key))
-    return jax.random.key(SEED.check('key, or seed,', key))
 
 
 def _as_single_array(images, image_shape, name) -> Any:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from tarflow_jax import capacity, inputs
 from tarflow_jax.errors import InputError
+from tarflow_jax.flow.inputs import as_key
 from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.keys import CLASS_NAMES
 from tarflow_jax.likelihood import classify, densities
@@ -144,7 +145,7 @@ class TrainedFlow:
         )
         batch_size = min(num, self._batch_size())
         return draw(
-            *(self.model, self.params, inputs.random_key(key), self._labels(labels, num)),
+            *(self.model, self.params, as_key(key), self._labels(labels, num)),
             batch_size=batch_size,
             denoise_std=self._gaussian_std('noise_std') if denoise else 0.0,
             progress=progress,
@@ -214,7 +215,7 @@ class TrainedFlow:
         """
         images, labels = self._images_and_labels(images, labels)
         settings.setdefault('noise_std', self.noise.std if self.noise else 0.0)
-        key = inputs.random_key(key)
+        key = as_key(key)
         return inpaint.inpaint(self.model, self.params, images, mask, labels, key=key, **settings)
 
     def log_prob(self, images, labels=None) -> jax.Array:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from tarflow_jax import inputs
 from tarflow_jax.errors import InputError
+from tarflow_jax.flow.inputs import as_key
 
 SHAPE = (4, 4, 3)
 LEVELS = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)).astype(np.uint8)
@@ -127,7 +128,7 @@ def test_levels_that_were_not_scaled_are_told(caplog):
 def test_keys():
     key = jax.random.key(3)
     for given in 3, np.int64(3), key, jax.random.PRNGKey(3):
-        assert (jax.random.key_data(inputs.random_key(given)) == jax.random.key_data(key)).all()
+        assert (jax.random.key_data(as_key(given)) == jax.random.key_data(key)).all()
     for given in -1, 1.5, 'a', None, jax.random.split(key), 2**31:
         with pytest.raises(InputError, match='key'):
-            inputs.random_key(given)
+            as_key(given)

@@ -96,6 +96,16 @@ def test_samples_with_their_residuals(flow, monkeypatch):
         (lambda flow: flow.bits_per_dim(LEVELS[:0]), r'got \[0, 8, 8, 1\]'),
         (lambda flow: flow.log_prob(Image.new('F', (8, 8))), 'of mode F has floating-point pixels'),
         (lambda flow: flow.inverse(3), r'the model takes latents of shape .* got \[\]'),
+        (
+            lambda flow: tarflow_jax.sample(*flow, PIXELS, calibration=3),
+            'calibration must be a Calibration; got 3',
+        ),
+        (
+            lambda flow: tarflow_jax.inpaint(
+                *flow, PIXELS, np.ones((8, 8)) > 0, key=-1, noise_std=0
+            ),
+            'key, or seed, must be at least 0; got -1',
+        ),
         (lambda flow: flow.sample(0, 10**9), '^num=1000000000 does not fit on this machine: the'),
         (
             lambda flow: TrainedFlow(flow.model, {}).save_pretrained('/nowhere'),

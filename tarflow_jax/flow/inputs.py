@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.values import raise_invalid
+from tarflow_jax.values import INT32_MAX, Integer, raise_invalid
+
+SEED = Integer(0, INT32_MAX)
 
 
 def as_batch(name: str, array, row_shape: tuple[int, ...]) -> jax.Array:
@@ -47,6 +49,21 @@ def as_labels(labels, batch: int, num_classes: int) -> jax.Array:
                 f'got {sorted(set(wrong.tolist()))[:5]}.'
             )
     return jnp.asarray(labels, jnp.int32)
+
+
+def as_key(key) -> jax.Array:
+    """Converts a seed, a raw key or a typed key to a typed key of `jax.random.key`.
+
+    Raises:
+      InputError: it is neither a key nor a whole number from 0 on.
+    """
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.ndim:
+            raise_invalid('key', 'must be a single key', key)
+        return key
+    if isinstance(key, jax.Array | np.ndarray) and key.shape == (2,) and key.dtype == np.uint32:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    return jax.random.key(SEED.check('key, or seed,', key))
 
 
 def _as_array(name: str, value) -> jax.Array | np.ndarray:

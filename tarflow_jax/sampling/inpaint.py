@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.flow.inputs import as_batch, as_labels
+from tarflow_jax.flow.inputs import as_batch, as_key, as_labels
 from tarflow_jax.flow.parts import map_parts, unroll_for_gradients
 from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.sampling.denoise import NOISE_STD, denoise
@@ -87,7 +87,7 @@ def inpaint(
       mask: bool [H, W], [H, W, C] or [B, H, W, C], True where a pixel is known.
       labels: int [B], -1 for an unknown label, which is then found along with the pixels; None if
         all are unknown.
-      key: a key of `jax.random.key`.
+      key: a key of `jax.random.key`, or a seed.
       noise_std: the noise that the model was trained with. It is added to the known pixels, and a
         score step removes it from the completed images, see `denoise`.
       num_candidates: samples of the model among which each chain's start is drawn. They serve all
@@ -104,7 +104,7 @@ def inpaint(
     noise_std = NOISE_STD.check('noise_std', noise_std)
     num_candidates = CANDIDATES.check('num_candidates', num_candidates)
     num_steps = STEPS.check('num_steps', num_steps)
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(as_key(key), 4)
     noisy = images + noise_std * jax.random.normal(keys[0], images.shape)
     candidates, of_class = _draw_candidates(model, params, keys[1], labels, num_candidates)
     spread = max(2 * noise_std, _MIN_SPREAD)

@@ -12,7 +12,7 @@ from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.sampling.inverse import inverse
 from tarflow_jax.sampling.parallel import WINDOW, Calibration
-from tarflow_jax.values import Boolean, Choice, Float
+from tarflow_jax.values import Boolean, Choice, Float, raise_invalid
 
 PRIOR_TEMPERATURE = Float(0, 100)
 METHOD = Choice(('auto', 'sequential', 'parallel'))
@@ -99,6 +99,8 @@ def _resolve_calibration(method, calibration: Calibration | None, model: TarFlow
     default = Calibration.default(flow, WINDOW if method == 'parallel' else 1)
     if method == 'sequential' or calibration is None:
         return default
+    if not isinstance(calibration, Calibration):
+        raise_invalid('calibration', 'must be a Calibration', calibration)
     if calibration.offset.shape != default.offset.shape:
         blocks, dim = calibration.offset.shape
         raise InputError(
