@@ -96,8 +96,8 @@ def _lead(experiment: Experiment) -> str:
     if 'data' in config:
         words += f', learned from {config.data.name}'
     if 'noise' in config:
-        std = f' of deviation {config.noise.std:g}' if config.noise.type == 'gaussian' else ''
-        words += f' under {config.noise.type} noise{std}'
+        gaussian = f'Gaussian noise of deviation {config.noise.std:g}'
+        words += f' under {gaussian if config.noise.type == "gaussian" else "uniform noise"}'
     return f'{words}.'
 
 
