@@ -167,7 +167,10 @@ def open_set(name: str, folder: str) -> Dataset:
     try:
         return open_dataset(name, folder, image_size=SIDE_OF_ANY)
     except InputError as error:
-        raise InputError(f'{error} (--config=images:NAME,dir=FOLDER is another folder.)') from error
+        where = (
+            '' if name.endswith('.npz') else ' (--config=images:NAME,dir=FOLDER is another folder.)'
+        )
+        raise InputError(f'{error}{where}') from error
 
 
 def choose_splits(dataset: Dataset) -> tuple[str, str, int]:

@@ -144,6 +144,13 @@ def override_flags_given() -> list[str]:
     return [f'--config.{name}={text}' for name, text in texts.items()]
 
 
+def flags_of_model(workdir: Path, checkpoint: str | None) -> list[str]:
+    """The flags that name the workdir, a given checkpoint, and a config if none is known."""
+    known = any((folder / CONFIG_FILE).exists() for folder in (workdir, Path(checkpoint or '')))
+    of_checkpoint = [f'--checkpoint={checkpoint}'] if checkpoint else []
+    return [*([] if known else config_flags_given()), f'--workdir={workdir}', *of_checkpoint]
+
+
 def _with_config(argv: list[str]) -> list[str]:
     """Adds --config with the config of the workdir, if the arguments have no --config."""
     if any(map(_CONFIG_FLAG.match, argv)):

@@ -62,6 +62,8 @@ def _fetch(folder: Path, addresses: Sequence[str], sha256: str) -> Path:
         try:
             file = pooch.retrieve(address, sha256, _name(address), folder, downloader=download)
             return Path(file)
+        except requests.ConnectionError:
+            failures.append(f'{address}: no connection')
         except (requests.RequestException, ValueError) as error:
             failures.append(f'{address}: {error}')
     raise InputError(

@@ -10,7 +10,7 @@ from absl import logging
 
 from tarflow_jax import loading
 from tarflow_jax.errors import InputError
-from tarflow_jax.files import sha256_of, write_json
+from tarflow_jax.files import make_writable, sha256_of, write_json
 from tarflow_jax.formats import torchfile
 from tarflow_jax.keys import CONVERTED_FROM
 from tarflow_jax.likelihood.noise import Noise, agree_rounded, type_and_std
@@ -109,6 +109,7 @@ def convert_to_published(
         )
     model, params = loading.load(source)
     name = CheckpointName.of(model, dataset, *noise)
+    make_writable(Path(folder).expanduser(), 'another folder')
     path = Path(folder).expanduser() / str(name)
     if path.exists():
         raise InputError(f'{path} already exists. Give another folder, or move it away.')

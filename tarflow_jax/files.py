@@ -138,7 +138,7 @@ def describe_error(error: Exception) -> str:
     TensorStore hides the number of the system's error in the text of a ValueError.
     """
     number = getattr(error, 'errno', None)
-    text = str(error).strip().partition('\n')[0]
+    text = getattr(error, 'strerror', None) or str(error).strip().partition('\n')[0]
     if number is None and (match := re.search(r"os_error_code='(\d+)'", text)):
         number = int(match[1])
         text = os.strerror(number)

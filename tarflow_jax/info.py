@@ -3,22 +3,29 @@
 import contextlib
 import json
 import math
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from tarflow_jax import keys
+from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.metrics import METRICS
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.flow.conditioner import TransformerLayer
 from tarflow_jax.flow.patches import grid_shape
 from tarflow_jax.planning.flops import forward_flops, train_flops
 from tarflow_jax.quantities import format_bytes, format_count
-from tarflow_jax.training.checkpoint import BEST_METRIC, SCORES, Checkpoints, quiet_orbax
-from tarflow_jax.workdir import converted_from
+from tarflow_jax.sampling.calibration_file import read_reports
+from tarflow_jax.sharing.pretrained import WEIGHTS_FILE, is_pretrained
+from tarflow_jax.training.checkpoint import (
+    BEST_METRIC,
+    SCORES,
+    Checkpoints,
+    newest_and_best,
+    quiet_orbax,
+)
+from tarflow_jax.workdir import CONFIG_FILE, converted_from, read_config
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 
@@ -34,9 +41,7 @@ def show(config, workdir: Path | None) -> None:
     keys.check(config)
     facts = describe_model(config) | describe_training(config)
     if workdir:
-        facts |= describe_workdir(workdir)
-        if file := converted_from(workdir):
-            facts['training'] = f'converted from {file}, which contains no training history'
+        facts |= describe_unrecorded(config, workdir) | describe_workdir(workdir)
     for name, text in facts.items():
         print(f'{name:12} {text}'.replace('\n', f'\n{"":13}'))
 
@@ -95,6 +100,24 @@ def describe_training(config) -> dict[str, str]:
     }
 
 
+def describe_unrecorded(config, workdir: Path) -> dict[str, str]:
+    """What is said in the place of keys that the config of a model from elsewhere does not have."""
+    if not (workdir / CONFIG_FILE).is_file():
+        return {}
+    recorded, facts = keys.flatten(read_config(workdir)), {}
+    if 'data.train_split' not in recorded:
+        facts['data'] = config.data.name or 'unnamed'
+    if 'train.num_epochs' not in recorded:
+        file = converted_from(workdir)
+        facts['training'] = f'that of {file}' if file else 'elsewhere, and not recorded'
+    return facts
+
+
+def has_model(workdir: Path) -> bool:
+    """Whether a folder has parameters to sample with."""
+    return is_pretrained(workdir) or newest_and_best(workdir)[0] is not None
+
+
 def describe_workdir(workdir: Path) -> dict[str, str]:
     """How far a run is, and what is known of it."""
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
@@ -103,7 +126,8 @@ def describe_workdir(workdir: Path) -> dict[str, str]:
         scores = {step: checkpoints.scores(step) or {} for step in steps}
     return {
         'workdir': str(workdir),
-        'checkpoints': '\n'.join(_checkpoint(step, scores[step], best) for step in steps) or 'none',
+        'checkpoints': '\n'.join(_checkpoint(step, scores[step], best) for step in steps)
+        or (WEIGHTS_FILE if is_pretrained(workdir) else 'none'),
         'evaluation': _evaluation(workdir / 'evaluation.json'),
         'calibration': _calibration(workdir / 'calibration.npz'),
     }
@@ -135,11 +159,10 @@ def _evaluation(path: Path) -> str:
 
 def _calibration(path: Path) -> str:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            windows = [int(window) for window in arrays['windows']]
-            identity = json.loads(str(arrays['about']))['identity']
+        reports, identity = read_reports(path)
     except FileNotFoundError:
         return 'none (--mode=calibrate): samples are drawn token by token'
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        return f'{path} cannot be read: {error}'
+    except InputError as error:
+        return str(error)
+    windows = [report.window for report in reports]
     return f'windows {windows} for {identity.get("device")}, {identity.get("batch_size")} at a time'

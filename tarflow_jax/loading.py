@@ -238,4 +238,5 @@ def _restore(checkpoints, path: Path, abstract):
     except RemovedCheckpoint as reason:
         raise InputError(f'the checkpoint {path} no longer exists: {reason}.') from reason
     except DamagedCheckpoint as reason:
-        raise InputError(f'the checkpoint {path} is damaged: {reason}.') from reason
+        words = f'the checkpoint {path} is damaged: {reason}. Give another one of the run.'
+        raise InputError(words) from reason

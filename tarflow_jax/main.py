@@ -18,19 +18,20 @@ TPU VMs; elsewhere, give every process these flags:
 
     --coordinator=HOST:PORT --num_processes=N --process_id=I [--coordinator_timeout=SECONDS]
 
-Exit status: 0 done; 1 the run failed; 2 the command is invalid and nothing was done; 128 + n it was
-stopped by signal n (143 for SIGTERM, 130 for Ctrl-C, 129 for a closed terminal) within 30 seconds.
-A training run has saved itself, an evaluation the samples it has drawn: the same command resumes,
-on as many hosts as there are then. A signal to any one process stops all of them after the same
-step, with the same status; if one fails, the others end with its status and message. A closed
-output stream, such as a broken pipe, does not stop the program. If a process is killed, the others
-end immediately with status 1, without saving, and report which process it was. The program waits
-for slow processes.
+Exit status: 0 done; 1 the run failed; 2 the command or an input is at fault, and no result was
+written; 128 + n it was stopped by signal n (143 for SIGTERM, 130 for Ctrl-C, 129 for a closed
+terminal) within 30 seconds. A training run has saved itself, an evaluation the samples it has
+drawn: the same command resumes, on as many hosts as there are then. A signal to any one process
+stops all of them after the same step, with the same status; if one fails, the others end with its
+status and message. A closed output stream, such as a broken pipe, does not stop the program. If a
+process is killed, the others end immediately with status 1, without saving, and report which
+process it was. The program waits for slow processes.
 """
 
 import gc
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import tarflow_jax
@@ -90,22 +91,24 @@ def _run() -> int:
 def _show_info() -> int:
     from tarflow_jax import command_line, info
     from tarflow_jax.commands import command, next_commands
-    from tarflow_jax.training.checkpoint import newest_and_best
-    from tarflow_jax.workdir import local_folder
+    from tarflow_jax.workdir import existing_path, local_folder, workdir_of
 
     if words := command_line.config_notice():
         print(words)
-    given = command_line.WORKDIR.value
-    workdir = local_folder(given) if given else None
+    checkpoint, given = command_line.CHECKPOINT.value, command_line.WORKDIR.value
+    source = local_folder(given) if given else None
+    if checkpoint:
+        of_checkpoint = workdir_of(existing_path(checkpoint))
+        source = source or of_checkpoint
+    workdir = source if source and source.is_dir() else None
     info.show(command_line.CONFIG.value, workdir)
-    if workdir and newest_and_best(workdir)[0] is not None:
-        follow = [
-            command(f'--workdir={workdir}', f'--mode={mode}') for mode in ('sample', 'report')
-        ]
+    place = given or workdir or 'runs/NAME'
+    if checkpoint or (workdir and info.has_model(workdir)):
+        flags = command_line.flags_of_model(Path(place), checkpoint)
+        follow = [command(*flags, f'--mode={mode}') for mode in ('sample', 'report')]
     else:
-        follow = [
-            command(*command_line.config_flags_given(), f'--workdir={workdir or "runs/NAME"}')
-        ]
+        given = command_line.config_flags_given(), command_line.override_flags_given()
+        follow = [command(*given[0], f'--workdir={place}', *given[1])]
     print(next_commands(*follow))
     return 0
 

@@ -1,6 +1,7 @@
 """What the program does: one call for each mode."""
 
 import contextlib
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tarflow_jax.command_line import (
     WORKDIR,
     config_flags_given,
     config_notice,
+    flags_of_model,
     override_flags_given,
     overrides,
     process_flags,
@@ -38,7 +40,7 @@ from tarflow_jax.planning import plan as planning
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling import calibration_file
 from tarflow_jax.sampling.write import name_of, write_samples
-from tarflow_jax.stopping import Stop
+from tarflow_jax.stopping import RESTARTS, Stop
 from tarflow_jax.training import loop
 from tarflow_jax.training.checkpoint import newest_and_best, quiet_orbax
 from tarflow_jax.training.program import rows_to_share_in_training
@@ -76,7 +78,7 @@ def run() -> int:
                 from tarflow_jax.report.write import report  # the only mode that needs Matplotlib
 
                 distributed.print_on_main(config_notice())
-                report(config, workdir, checkpoint)
+                report(config, workdir, checkpoint, flags_of_model(workdir, checkpoint))
                 return 0
             cluster.connect(*process_flags(), COORDINATOR_TIMEOUT.value)
             if not cluster.is_one_of_several():
@@ -153,7 +155,8 @@ def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: 
     model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
     folders = [workdir, workdir_of(Path(source))]
     calibration = calibration_file.find_or_calibrate(
-        *(workdir, folders, model, params, mesh, sampling, stop.check)
+        *(workdir, folders, model, params, mesh, sampling),
+        functools.partial(stop.check, RESTARTS),
     )
     settings = {**sampling, 'calibration': calibration}
     name = override_suffix(source)
@@ -189,25 +192,20 @@ def next_sample_commands(
     return commands or [command(*of_model, '--mode=report')]
 
 
-def flags_of_model(workdir: Path, checkpoint: str | None) -> list[str]:
-    """The flags that name the workdir, a given checkpoint, and a config if none is known."""
-    known = any((folder / 'config.json').exists() for folder in (workdir, Path(checkpoint or '')))
-    of_checkpoint = [f'--checkpoint={checkpoint}'] if checkpoint else []
-    return [*([] if known else config_flags_given()), f'--workdir={workdir}', *of_checkpoint]
-
-
 def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
     """Measures how samples are drawn fastest, and keeps that in the workdir."""
     start = time.perf_counter()
     source = checkpoint_or_workdir(workdir, checkpoint)
     model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
     params, _ = loading.load_params(experiment, source)
-    calibration_file.calibrate_and_write(workdir, model, params, mesh, sampling, stop.check)
+    check = functools.partial(stop.check, RESTARTS)
+    calibration_file.calibrate_and_write(workdir, model, params, mesh, sampling, check)
     seconds = format_duration(time.perf_counter() - start)
     distributed.print_on_main(
         f'Calibrated in {seconds}: --mode=sample and --mode=evaluate of {workdir} use it.'
     )
-    distributed.print_on_main(next_commands(command(f'--workdir={workdir}', '--mode=sample')))
+    of_model = flags_of_model(workdir, checkpoint)
+    distributed.print_on_main(next_commands(command(*of_model, '--mode=sample')))
 
 
 def convert(config, workdir: Path, checkpoint: str | None) -> int:

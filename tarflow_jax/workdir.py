@@ -29,6 +29,7 @@ from tarflow_jax.values import PathValue
 CONFIG_FILE = 'config.json'
 EVALUATION_FILE = 'evaluation.json'
 MAX_BYTES = 1_000_000  # of a config.json
+_RESTORE = 'Restore it from a copy.'
 
 # Keys outside of the model section whose values a resumed run must keep.
 RESUME_KEYS = (
@@ -115,9 +116,10 @@ def read_config(workdir) -> ConfigDict:
         record = json.loads(path.read_text(encoding='utf-8'), parse_constant=_refuse_constant)
         check_record(record)
     except RecursionError:
-        raise InputError(f'{path} is damaged: it is nested too deeply.') from None
+        raise InputError(f'{path} is damaged: it is nested too deeply. {_RESTORE}') from None
     except ValueError as error:
-        raise InputError(f'{path} is damaged: {str(error).rstrip(".")}.') from error
+        words = f'{path} is damaged: {str(error).rstrip(".")}.'
+        raise InputError(f'{words} {_RESTORE}') from error
     except OSError as error:
         raise InputError(f'{path} cannot be read: {error.strerror}.') from error
     defaults = {f.name: f.default for f in dataclasses.fields(TarFlow)}

@@ -54,6 +54,9 @@ def prepare(
             raise InputError(f'manual_dir {manual} is not a folder; give one that exists.')
     if builders.is_own(name):
         return prepare_own(name, root)
+    prepared = prepared_folders(root).get(name)
+    if prepared and name not in tfds.list_builders(with_community_datasets=False):
+        return pathlib.Path(prepared)  # of a folder of images
     builder = _make_builder(name, root)
     folder = pathlib.Path(builder.data_path)
     if folder.exists():

@@ -20,6 +20,8 @@ _ALIGNMENT = 64  # bytes, as PyTorch aligns storages, so that they can be used w
 
 def read(mapped: mmap.mmap, path: Path) -> tuple[Any, dict[str, memoryview]]:
     """Returns the saved value, and the bytes of its storages by key, checked."""
+    if not zipfile.is_zipfile(cast(IO[bytes], mapped)):
+        raise zipfile.BadZipFile('it is not a zip archive')
     with zipfile.ZipFile(cast(IO[bytes], mapped)) as archive:
         parts = _Parts(archive, memoryview(mapped))
     value, storages = torchpickle.load(io.BytesIO(parts['data.pkl']), path)

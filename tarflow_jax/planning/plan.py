@@ -8,7 +8,7 @@ import jax
 
 from tarflow_jax.build import build
 from tarflow_jax.errors import RunError
-from tarflow_jax.files import write_json
+from tarflow_jax.files import make_writable, write_json
 from tarflow_jax.parallel.memory import bytes_per_device
 from tarflow_jax.parallel.mesh import num_batch_shards, padded_batch_size
 from tarflow_jax.planning import flops, programs, report
@@ -37,6 +37,7 @@ def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool 
       InputError: no such hardware, no compiler for it, or a config that makes no sense on it.
       RunError: it does not fit somewhere; all of the plan is written.
     """
+    make_writable(workdir, 'another --workdir')
     plans, path = [], Path(workdir) / 'plan.json'
     for topology in make_topologies(names):
         plans.append(plan_topology(config, topology, search_batch, quick))

@@ -1,6 +1,6 @@
 """A plan in words, and what would help one that does not fit."""
 
-from tarflow_jax.quantities import format_duration
+from tarflow_jax.quantities import format_count, format_duration
 
 MAX_MESSAGES = 6  # rows of a table
 
@@ -9,7 +9,9 @@ def table(plan: dict) -> str:
     """One topology of a plan, a line for each thing worth knowing."""
     settings = ', '.join(f'{k} {v}' for k, v in (plan['mesh'] | plan['model']).items())
     rows = [f'  {name:18} {text}' for name, text in _rows(plan)]
-    return '\n'.join([f'{plan["topology"]}: {plan["devices"]} devices, {settings}', *rows])
+    return '\n'.join(
+        [f'{plan["topology"]}: {format_count(plan["devices"], "device")}, {settings}', *rows]
+    )
 
 
 def _rows(plan: dict):
@@ -23,7 +25,8 @@ def _rows(plan: dict):
     if plan['step_seconds']:
         yield from _speed(plan)
     if plan['days']:
-        cost = f'{plan["days"]:.3g} days, {plan["chip_hours"]:,.0f} chip-hours as compiled'
+        hours = f'{plan["chip_hours"]:{",.0f" if plan["chip_hours"] >= 10 else ".2g"}}'
+        cost = f'{plan["days"]:.3g} days, {hours} chip-hours as compiled'
         yield 'whole training', f'{plan["total_steps"]:,} steps, {cost}'
     yield 'sampler', f'{sampler["batch_size"]} at a time, {_memory(sampler, plan)}'
     if sampler['batch_seconds']:
@@ -59,7 +62,7 @@ def _speed(plan: dict):
     share = plan['step_terms_seconds'][plan['bound_by']] / plan['step_seconds']
     yield 'bound by', f'{plan["bound_by"]}, {share:.0%} of the step as compiled'
     pace = plan['images_per_second_per_host']
-    yield 'data', f'at most {pace:,.0f} images/s for each of {plan["hosts"]} hosts'
+    yield 'data', f'at most {pace:,.0f} images/s for each of {format_count(plan["hosts"], "host")}'
     for row in plan['collectives'][:MAX_MESSAGES]:
         text = f'{row["bytes"] / 1e9:.4g} GB of {"+".join(row["types"])} in {row["count"]}'
         axes = f'over {", ".join(row["axes"])} ({row["devices"]} devices)'

@@ -75,7 +75,7 @@ def _tpu(name: str, num_slices: int, chip: Chip, shape: tuple[int, ...]) -> Topo
                 f'{chip.name}:{"x".join(map(str, shape))}', platform='tpu', **options
             )
     except jax.errors.JaxRuntimeError as error:
-        reason = str(error).partition('\n')[0]
+        reason = str(error).partition('\n')[0].removeprefix('INVALID_ARGUMENT: ').rstrip('.')
         raise InputError(f'there is no topology {name}: {reason}. Known: {EXAMPLES}.') from error
     return Topology(name, chip, description.devices, shape, num_slices)
 

@@ -7,7 +7,6 @@ import importlib.resources
 import re
 import string
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from tarflow_jax import commands
 from tarflow_jax.pictures import Picture
@@ -63,9 +62,9 @@ def missing(words: str, command: str = '') -> str:
     return f'<div class="missing"><p>{html.escape(words)}</p>{code}</div>\n'
 
 
-def command(workdir: Path, mode: str) -> str:
-    """What a person types to get what is missing."""
-    return commands.command(f'--workdir={workdir}', f'--mode={mode}')
+def command(flags: Sequence[str], mode: str) -> str:
+    """What a person types to get what is missing; '' without flags that name a model."""
+    return commands.command(*flags, f'--mode={mode}') if flags else ''
 
 
 def facts(values: Iterable[tuple[str, str]]) -> str:

@@ -25,7 +25,7 @@ from tarflow_jax.report.page import (
 from tarflow_jax.report.scores import flatten_all
 from tarflow_jax.sampling import calibration_file
 from tarflow_jax.training.metrics_writer import read_metrics
-from tarflow_jax.workdir import converted_from
+from tarflow_jax.workdir import CONFIG_FILE, converted_from
 
 MAX_GRIDS = 6  # of samples through training
 GRID_PIXELS = 720  # to which a larger grid is scaled
@@ -34,26 +34,32 @@ _OWN_FOLDERS = ('data.dir',)  # keys that say more of a machine than of a run
 
 def training(workdir: Path) -> Section:
     """Curves, and samples through training."""
+    train = command(flags_of_run(workdir), 'train')
     if file := converted_from(workdir):
         words = f'Converted from {file}, which contains no training history.'
         return Section('Training', [paragraph(words)])
-    return Section('Training', [columns(_curves(workdir), _samples(workdir))])
+    return Section('Training', [columns(_curves(workdir, train), _samples(workdir, train))])
 
 
-def _curves(workdir: Path) -> str:
+def flags_of_run(workdir: Path) -> list[str]:
+    """The flags of a workdir that has a config of its own, to train there; none for others."""
+    return [f'--workdir={workdir}'] if (workdir / CONFIG_FILE).is_file() else []
+
+
+def _curves(workdir: Path, train: str) -> str:
     try:
         picture = pictures.training_curves(read_metrics(workdir))
     except InputError:
         words = 'There are no metrics: nothing was trained in this workdir, or not for long yet.'
-        return missing(words, command(workdir, 'train'))
+        return missing(words, train)
     return figure(picture, 'Metrics of the training run, by step.')
 
 
-def _samples(workdir: Path) -> str:
+def _samples(workdir: Path, train: str) -> str:
     grids = sorted(workdir.glob('samples/step_*.png'))
     if not grids:
         words = 'There are no samples from training; they are drawn every train.sample_every steps.'
-        return missing(words, command(workdir, 'train'))
+        return missing(words, train)
     chosen = np.unique(np.linspace(0, len(grids) - 1, min(MAX_GRIDS, len(grids))).astype(int))
     return thumbnails(*(_grid(grids[i]) for i in chosen))
 
@@ -70,16 +76,16 @@ def _grid(path: Path) -> str:
     return png_figure(file.getvalue(), f'Samples at step {step:,}.')
 
 
-def sampler(workdir: Path) -> Section:
-    """The calibration."""
+def sampler(workdir: Path, calibrate: str) -> Section:
+    """The calibration, or the command that makes one."""
     path = workdir / calibration_file.FILE
     try:
         reports, identity = calibration_file.read_reports(path)
     except FileNotFoundError:
         words = 'The sampler was not calibrated: samples are drawn token by token.'
-        return Section('Sampler', [missing(words, command(workdir, 'calibrate'))])
+        return Section('Sampler', [missing(words, calibrate)])
     except InputError as error:
-        return Section('Sampler', [missing(str(error), command(workdir, 'calibrate'))])
+        return Section('Sampler', [missing(str(error), calibrate)])
     picture = pictures.calibration(reports, identity['tolerance'])
     windows = ', '.join(str(report.window) for report in reports)
     best = [min(1.0, *report.times.values()) if report.times else 1.0 for report in reports]

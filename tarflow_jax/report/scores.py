@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.report.page import Section, columns, command, details, missing, paragraph, table
+from tarflow_jax.report.page import Section, columns, details, missing, paragraph, table
 from tarflow_jax.workdir import EVALUATION_FILE
 
 METRICS = {
@@ -62,20 +62,28 @@ def read_scores(workdir: Path) -> dict[str, Any]:
         if not isinstance(report, dict):
             raise ValueError('it is not a JSON object')
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f'{path} is damaged: {error}. Evaluate again.') from error
+        raise InputError(
+            f'{path} is damaged: {error}. Move it away, and evaluate again.'
+        ) from error
     return report
 
 
-def scores(workdir: Path) -> Section:
-    """The evaluation, and how it was made."""
+def scores(workdir: Path, evaluate: str, why_not: str = '') -> Section:
+    """The evaluation, and how it was made.
+
+    Args:
+      workdir: the folder of the run.
+      evaluate: the command that makes an evaluation; '' if none can be made.
+      why_not: why not.
+    """
     try:
         report = read_scores(workdir)
     except InputError as error:
-        return Section('Scores', [missing(str(error), command(workdir, 'evaluate'))])
+        return Section('Scores', [missing(str(error), evaluate)])
     names = [name for name in report if name.rpartition('/')[2] in METRICS]
     if not names:
-        words = 'This model was not evaluated.'
-        return Section('Scores', [missing(words, command(workdir, 'evaluate'))])
+        words = f'This model was not evaluated. {why_not}'.strip()
+        return Section('Scores', [missing(words, evaluate)])
     about = flatten_all({key: value for key, value in report.items() if key not in names})
     settings = table((name, str(value)) for name, value in about.items() if '_error' not in name)
     sources = dict.fromkeys(_source(report, name) for name in names)
@@ -93,7 +101,7 @@ def scores(workdir: Path) -> Section:
     parts.append(details('All settings of the evaluation', settings))
     if report.get('unfinished'):
         words = f'Still to come: {", ".join(report["unfinished"])}. The same command resumes.'
-        parts.append(missing(words, report.get('command') or command(workdir, 'evaluate')))
+        parts.append(missing(words, report.get('command') or evaluate))
     return Section('Scores', parts)
 
 

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 import tarflow_jax
 from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
+from tarflow_jax.evaluation.evaluate import check as check_evaluation
 from tarflow_jax.files import make_writable, write_atomically
 from tarflow_jax.pictures.architecture import count_parameters, shortened
 from tarflow_jax.quantities import format_bytes, format_duration
@@ -34,7 +36,9 @@ FILE = 'report.html'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'matplotlib')
 
 
-def report(config: ConfigDict, workdir: Path, checkpoint: str | None = None) -> Path:
+def report(
+    config: ConfigDict, workdir: Path, checkpoint: str | None = None, flags: Sequence[str] = ()
+) -> Path:
     """Writes `workdir/report.html` and says so.
 
     What is not there, such as an evaluation, is named on the page with the command that makes it.
@@ -43,6 +47,7 @@ def report(config: ConfigDict, workdir: Path, checkpoint: str | None = None) -> 
       config: that of the workdir.
       workdir: the folder of a run.
       checkpoint: another model than the newest of the workdir, see `tarflow_jax.load`.
+      flags: those of the commands on the page; by default the workdir.
 
     Returns:
       The path of the page.
@@ -53,8 +58,7 @@ def report(config: ConfigDict, workdir: Path, checkpoint: str | None = None) -> 
     start = time.perf_counter()
     make_writable(workdir)
     experiment = models.open_experiment(config)
-    print(f'Drawing {models.count_images(experiment.model)} samples for the report.', flush=True)
-    html = _page(experiment, workdir, checkpoint)
+    html = _page(experiment, workdir, checkpoint, flags or [f'--workdir={workdir}'])
     path = workdir / FILE
     write_atomically(path, lambda file: file.write(html.encode()))
     size = format_bytes(path.stat().st_size)
@@ -62,23 +66,32 @@ def report(config: ConfigDict, workdir: Path, checkpoint: str | None = None) -> 
     return path
 
 
-def _page(experiment: Experiment, workdir: Path, checkpoint: str | None) -> str:
+def _page(
+    experiment: Experiment, workdir: Path, checkpoint: str | None, flags: Sequence[str]
+) -> str:
     step = None
     try:
         params, step = models.load(experiment, checkpoint or workdir)
+        count = models.count_images(experiment.model)
+        print(f'Drawing {count} samples for the report.', flush=True)
         samples = models.draw(experiment, params)
         of_model = [gallery.samples(samples), gallery.journey(samples, experiment.model.patch_size)]
         after = [gallery.latents(experiment, params)]
     except InputError as error:
-        train = command(workdir, 'train')
+        train = command(run.flags_of_run(workdir), 'train')
         of_model, after = [Section('Samples', [missing(str(error), train)])], []
+    evaluate, why_not = command(flags, 'evaluate'), ''
+    try:
+        check_evaluation(experiment)
+    except InputError as error:
+        evaluate, why_not = '', str(error)
     sections = [
         *of_model,
         run.training(workdir),
-        scores.scores(workdir),
+        scores.scores(workdir, evaluate, why_not),
         *after,
         gallery.architecture(experiment),
-        run.sampler(workdir),
+        run.sampler(workdir, command(flags, 'calibrate')),
         run.configuration(experiment.config),
         _environment(),
     ]

@@ -1,9 +1,11 @@
 """The calibration of a workdir's samples: made once, kept beside the checkpoints, found again."""
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -137,7 +139,7 @@ def find_calibration(
 def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]:
     """A calibration, or None and why: it is of something else or damaged; '' if there is none."""
     try:
-        with path.open('rb') as file, np.load(file, allow_pickle=False) as values_by_name:
+        with _open(path) as values_by_name:
             values = dict(values_by_name)
         made_for = json.loads(str(values.pop('about')))['identity']
         windows = tuple(int(window) for window in values.pop('windows'))
@@ -157,6 +159,17 @@ def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]
     return (None, f'{"; ".join(differences)} ({path})') if differences else (calibration, '')
 
 
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """The arrays of an .npz by name."""
+    with path.open('rb') as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError('it is not an .npz file')
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            yield arrays
+
+
 def read_reports(path: Path) -> tuple[list[BlockReport], dict[str, Any]]:
     """What was measured of each block, and what it is of, see `calibration_identity`.
 
@@ -165,7 +178,7 @@ def read_reports(path: Path) -> tuple[list[BlockReport], dict[str, Any]]:
       InputError: it is damaged.
     """
     try:
-        with path.open('rb') as file, np.load(file, allow_pickle=False) as values:
+        with _open(path) as values:
             about = json.loads(str(values['about']))
         reports = [BlockReport(**block) for block in about['blocks']]
         for report in reports:  # JSON has texts for keys
