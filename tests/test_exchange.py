@@ -113,7 +113,8 @@ def test_a_converted_model_is_not_reported_as_one_to_train(runs, converted, tmp_
     words = f'Converted from {NAME}, which contains no training history.'
     assert words in ''.join(report_of_run.training(workdir).parts)
     result = runs.run(workdir, '--config=', '--mode=info')
-    assert f'training     converted from {NAME}, which contains no training history' in result.out
+    assert 'data         toy\n' in result.out
+    assert f'training     that of {NAME}\n' in result.out
     result = runs.run(workdir, '--config=', '--mode=sample', '--config.sample.num_samples=2')
     assert '--mode=sample --config.sample.guidance=1' in result.out
     assert '--mode=evaluate' not in result.out

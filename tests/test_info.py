@@ -7,6 +7,7 @@ import jax
 import pytest
 from runs import files_in
 
+import tarflow_jax
 from tarflow_jax import info
 from tarflow_jax.configfile import ConfigFile
 
@@ -37,6 +38,25 @@ def test_a_workdir(runs, whole, tmp_path):
     assert max(map(len, lines[1:-2])) <= 100
 
 
+def test_a_checkpoint_and_what_is_handed_on(runs, whole, tmp_path):
+    """What comes next names them, and what their config does not record is not made up."""
+    step = f'--checkpoint={whole[0]}/checkpoints/16'
+    result = runs.run(None, NO_CONFIG, '--mode=info', step)
+    assert 'checkpoints  step 24  test ' in result.out
+    assert result.out.endswith(f'--workdir={whole[0]} {step} --mode=report\n')
+    line = runs.refused(whole[0], NO_CONFIG, '--mode=info', '--checkpoint=/nowhere/16')
+    assert line == 'error: /nowhere/16 does not exist.'
+
+    folder = tarflow_jax.load(whole[0]).save_pretrained(tmp_path / 'published')
+    lines = runs.run(folder, NO_CONFIG, '--mode=info').out.splitlines()
+    assert {
+        'data         digits',
+        'training     elsewhere, and not recorded',
+        'checkpoints  model.safetensors',
+        f'  python -m tarflow_jax.main --workdir={folder} --mode=sample',
+    } <= set(lines)
+
+
 @pytest.mark.parametrize('name', ['digits', 'afhq256'])
 def test_the_parameters_of_an_experiment_without_a_workdir(name, capsys):
     from tarflow_jax.build import make_model
@@ -54,5 +74,9 @@ def test_the_parameters_of_an_experiment_without_a_workdir(name, capsys):
 def test_damaged_files_are_named(name, tmp_path):
     (tmp_path / name).write_bytes(b'\0damage')
     facts = info.describe_workdir(tmp_path)
-    assert facts[name.partition('.')[0]].startswith(f'{tmp_path}/{name} cannot be read: ')
+    words = {
+        'evaluation.json': 'cannot be read: ',
+        'calibration.npz': 'is damaged (it is not an .npz',
+    }
+    assert facts[name.partition('.')[0]].startswith(f'{tmp_path}/{name} {words[name]}')
     assert facts['checkpoints'] == 'none'

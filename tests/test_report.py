@@ -144,7 +144,7 @@ def test_an_evaluation_has_its_command_and_what_was_warned_of(tmp_path):
         'command': 'tarflow --mode=evaluate --config.evaluate.num_samples=4',
     }
     (tmp_path / 'evaluation.json').write_text(json.dumps(scores))
-    section = ''.join(scores_section(tmp_path).parts)
+    section = ''.join(scores_section(tmp_path, 'tarflow --mode=evaluate').parts)
     assert 'fid of 4 samples: &lt;few&gt;' in section
     assert 'Still to come: recall. The same command resumes.' in section
     assert f'<code>{scores["command"]}</code>' in section
@@ -177,6 +177,16 @@ def test_what_is_missing_is_named_with_its_command(runs, whole, tmp_path):
     assert 'evaluation.json is damaged' in text
     assert 'calibration.npz is damaged' in text
     assert 'has no checkpoint yet' in text
+
+
+def test_a_page_of_another_workdirs_checkpoint_names_it(runs, whole, tmp_path):
+    result = runs.run(tmp_path, '--config=', '--mode=report', f'--checkpoint={whole[0]}')
+    assert 'samples for the report' in result.out
+    commands = re.findall(r'<code>(.*?)</code>', (tmp_path / 'report.html').read_text())
+    assert commands == [
+        f'python -m tarflow_jax.main --workdir={tmp_path} --checkpoint={whole[0]} --mode={mode}'
+        for mode in ('evaluate', 'calibrate')
+    ]
 
 
 def test_images_that_are_not_on_this_machine_are_missed(runs, whole, tmp_path):

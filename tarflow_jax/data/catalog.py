@@ -55,7 +55,8 @@ def prepare(
     if builders.is_own(name):
         return prepare_own(name, root)
     prepared = prepared_folders(root).get(name)
-    if prepared and name not in tfds.list_builders(with_community_datasets=False):
+    known = tfds.list_builders(with_community_datasets=False)
+    if prepared and name.partition('/')[0] not in known:
         return pathlib.Path(prepared)  # of a folder of images
     builder = _make_builder(name, root)
     folder = pathlib.Path(builder.data_path)

@@ -99,6 +99,12 @@ def test_a_name_that_another_data_set_has_is_refused(tmp_path):
         prepare('catalog_dots/small', tmp_path)
 
 
+def test_a_folder_of_images_is_prepared_already(tmp_path):
+    folder = tmp_path / 'animals' / '1.0.0'
+    folder.mkdir(parents=True)
+    assert prepare('animals', tmp_path) == folder
+
+
 def test_what_a_killed_preparation_left_is_removed(tmp_path):
     leftover = tmp_path / 'catalog_dots' / 'small' / 'incomplete.ABCDEF_1.2.0'
     leftover.mkdir(parents=True)

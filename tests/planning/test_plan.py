@@ -57,7 +57,7 @@ def test_every_topology_has_its_numbers(planned):
         assert sampler['bound_by'] in plan['step_terms_seconds']
         assert sampler['seconds_of_50000'] > 1000 * sampler['batch_seconds'] > 0
         assert plan['compile_seconds'] > sampler['compile_seconds'] > 0
-        assert f'{plan["topology"]}: {plan["devices"]} devices' in out
+        assert f'{plan["topology"]}: {plan["devices"]} device' in out
 
 
 def test_a_plan_for_tpus(planned):
@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_planned_and_told(runs, tmp_path):
         ('v9:2x2', "there is no topology 'v9:2x2'. A name is a chip, one of v4, v5e, v5p"),
         ('v5e-16', "there is no topology 'v5e-16'"),
         ('v5e:4', "'v5e:4' is not a topology of v5e, whose chips form a torus of 2 dimensions"),
-        ('v5e:3x5', 'there is no topology v5e:3x5: INVALID_ARGUMENT'),
+        ('v5e:3x5', 'there is no topology v5e:3x5: Topology layout'),
         ('cpu,v5e', "there is no topology 'v5e'"),
         (',', '--topology is empty'),
     ],
