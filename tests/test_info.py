@@ -41,7 +41,7 @@ def test_a_workdir(runs, whole, tmp_path):
 def test_a_checkpoint_and_what_is_handed_on(runs, whole, tmp_path):
     """What comes next names them, and what their config does not record is not made up."""
     step = f'--checkpoint={whole[0]}/checkpoints/16'
-    result = runs.run(None, NO_CONFIG, '--mode=info', step)
+    result = runs.run('', NO_CONFIG, '--mode=info', step)
     assert 'checkpoints  step 24  test ' in result.out
     assert result.out.endswith(f'--workdir={whole[0]} {step} --mode=report\n')
     line = runs.refused(whole[0], NO_CONFIG, '--mode=info', '--checkpoint=/nowhere/16')
