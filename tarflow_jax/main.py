@@ -93,14 +93,14 @@ def _show_info() -> int:
     from tarflow_jax.commands import command, next_commands
     from tarflow_jax.workdir import existing_path, local_folder, workdir_of
 
-    if words := command_line.config_notice():
-        print(words)
     checkpoint, given = command_line.CHECKPOINT.value, command_line.WORKDIR.value
     source = local_folder(given) if given else None
     if checkpoint:
         of_checkpoint = workdir_of(existing_path(checkpoint))
         source = source or of_checkpoint
     workdir = source if source and source.is_dir() else None
+    if words := command_line.config_notice():
+        print(words)
     info.show(command_line.CONFIG.value, workdir)
     place = given or workdir or 'runs/NAME'
     if checkpoint or (workdir and info.has_model(workdir)):

@@ -58,6 +58,24 @@ def shardings(tree, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(lambda path, x: _sharding(path, x, mesh), tree)
 
 
+def split_over_data(shapes, shardings):
+    """The shardings of arrays whose split over the axis fsdp becomes one over data, where it can.
+
+    For arrays that no device needs whole, such as the moments of an optimizer, where every device
+    has all parameters: each then updates its share of them (Xu et al. 2020, 2004.13336).
+    """
+
+    def split(x, sharding: NamedSharding) -> NamedSharding:
+        spec = ['data' if axis == 'fsdp' else axis for axis in sharding.spec]
+        shares = sharding.mesh.shape['data']
+        divides = all(
+            n % shares == 0 for n, axis in zip(x.shape, spec, strict=False) if axis == 'data'
+        )
+        return NamedSharding(sharding.mesh, P(*spec)) if divides else sharding
+
+    return jax.tree.map(split, shapes, shardings)
+
+
 def with_shardings(shapes, shardings):
     """Adds a sharding to each array of a tree of shapes and types (see `jax.eval_shape`)."""
     return jax.tree.map(

@@ -82,6 +82,10 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
     )
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = rules.shardings(shapes, mesh)
+    separate = on_cpu and mesh.shape['data'] == mesh.size > 1
+    if separate:  # parameters are whole on every device; their moments need not be
+        moments = rules.split_over_data(shapes.opt_state, shardings.opt_state)
+        shardings = shardings.replace(opt_state=moments)
     train_step = make_train_step(
         model,
         optimizer,
@@ -92,7 +96,7 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
         ema_decay=config.train.ema_decay,
         window_steps=config.train.log_every,
         microbatches=microbatches,
-        separate=on_cpu and mesh.shape['data'] == mesh.size > 1,
+        separate=separate,
         gather=config.train.gather,
         restart_factor=config.train.restart_factor,
     )

@@ -113,3 +113,14 @@ def test_a_rule_may_split_a_dimension_over_two_axes(monkeypatch):
     assert sharding.shard_shape((16, 3)) == (2, 3)
     with pytest.raises(InputError, match=r'mesh\.fsdp x mesh\.tensor=8: 12 is not a multiple'):
         rules.shardings({'table': jnp.zeros((12, 3))}, mesh)
+
+
+def test_moments_are_split_over_data_where_that_divides_them():
+    mesh = make_mesh(data=8)
+    shapes = {'mlp': {'up': {'kernel': jnp.zeros((2, 1, 16, 64)), 'bias': jnp.zeros((2, 1, 64))}}}
+    odd = {'mlp': {'up': {'kernel': jnp.zeros((2, 1, 12, 64))}}}
+    split = rules.split_over_data(shapes, rules.shardings(shapes, mesh))['mlp']['up']
+    assert split['kernel'].spec == P(None, None, 'data', 'tensor')
+    assert split['bias'].spec == P(None, None, 'tensor')
+    whole = rules.shardings(odd, mesh)
+    assert rules.split_over_data(odd, whole) == whole
