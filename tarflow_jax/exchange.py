@@ -109,11 +109,11 @@ def convert_to_published(
         )
     model, params = loading.load(source)
     name = CheckpointName.of(model, dataset, *noise)
-    make_writable(Path(folder).expanduser(), 'another folder')
     path = Path(folder).expanduser() / str(name)
     if path.exists():
         raise InputError(f'{path} already exists. Give another folder, or move it away.')
     tensors = convert.to_state_dict(model, params)
+    make_writable(path.parent, 'another folder')
     if noise != loading.read_noise(path):
         logging.warning('The noise of %g is rounded in the name %s.', noise[1], path.name)
     torchfile.write_state_dict(path, tensors)

@@ -93,22 +93,20 @@ def _show_info() -> int:
     from tarflow_jax.commands import command, next_commands
     from tarflow_jax.workdir import existing_path, local_folder, workdir_of
 
-    checkpoint, given = command_line.CHECKPOINT.value, command_line.WORKDIR.value
-    source = local_folder(given) if given else None
-    if checkpoint:
-        of_checkpoint = workdir_of(existing_path(checkpoint))
-        source = source or of_checkpoint
+    checkpoint, folder = command_line.CHECKPOINT.value, command_line.WORKDIR.value
+    of_checkpoint = workdir_of(existing_path(checkpoint)) if checkpoint else None
+    source = local_folder(folder) if folder else of_checkpoint
     workdir = source if source and source.is_dir() else None
     if words := command_line.config_notice():
         print(words)
     info.show(command_line.CONFIG.value, workdir)
-    place = given or workdir or 'runs/NAME'
+    place = folder or workdir or 'runs/NAME'
     if checkpoint or (workdir and info.has_model(workdir)):
         flags = command_line.flags_of_model(Path(place), checkpoint)
         follow = [command(*flags, f'--mode={mode}') for mode in ('sample', 'report')]
     else:
-        given = command_line.config_flags_given(), command_line.override_flags_given()
-        follow = [command(*given[0], f'--workdir={place}', *given[1])]
+        changes = command_line.override_flags_given()
+        follow = [command(*command_line.config_flags_given(), f'--workdir={place}', *changes)]
     print(next_commands(*follow))
     return 0
 

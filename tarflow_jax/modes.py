@@ -45,6 +45,7 @@ from tarflow_jax.training import loop
 from tarflow_jax.training.checkpoint import newest_and_best, quiet_orbax
 from tarflow_jax.training.program import rows_to_share_in_training
 from tarflow_jax.workdir import (
+    CONFIG_FILE,
     checkpoint_or_workdir,
     existing_path,
     is_checkpoint_path,
@@ -67,12 +68,7 @@ def run() -> int:
             if MODE.value == 'convert':
                 return convert(config, workdir, checkpoint)
             if MODE.value == 'plan':
-                distributed.print_on_main(config_notice())
-                options = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
-                planning.plan(config, workdir, TOPOLOGY.value, **options)
-                given = [*config_flags_given(), f'--workdir={workdir}', *override_flags_given()]
-                print(next_commands(command(*given)))
-                return 0
+                return plan(config, workdir)
             keys.check(config)
             if MODE.value == 'report':
                 from tarflow_jax.report.write import report  # the only mode that needs Matplotlib
@@ -90,21 +86,24 @@ def run() -> int:
         if MODE.value == 'train':
             return train(experiment, workdir, checkpoint, stop)
         if MODE.value == 'prepare_fid':
-            prepare_fid(experiment, stop)
-            if (workdir / 'config.json').is_file():
-                fid = [] if families(metric_names(config)) else ['--config.evaluate.metrics=fid']
-                given = [*flags_of_model(workdir, None), '--mode=evaluate', *override_flags_given()]
-                distributed.print_on_main(next_commands(command(*given, *fid)))
+            prepare_references(experiment, workdir, stop)
         if MODE.value == 'evaluate':
-            of_model = flags_of_model(workdir, checkpoint)
-            given = command(*of_model, '--mode=evaluate', *override_flags_given())
-            evaluate(experiment, workdir, checkpoint, stop, command=given)
-            distributed.print_on_main(next_commands(command(*of_model, '--mode=report')))
+            score(experiment, workdir, checkpoint, stop)
         if MODE.value == 'sample':
             sample(experiment, workdir, checkpoint, stop)
         if MODE.value == 'calibrate':
             calibrate(experiment, workdir, checkpoint, stop)
         return 0
+
+
+def plan(config, workdir: Path) -> int:
+    """Plans for hardware that need not be there, into `workdir/plan.json`."""
+    distributed.print_on_main(config_notice())
+    options = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
+    planning.plan(config, workdir, TOPOLOGY.value, **options)
+    train = command(*config_flags_given(), f'--workdir={workdir}', *override_flags_given())
+    print(next_commands(train))
+    return 0
 
 
 def rows_to_share(config) -> int:
@@ -139,7 +138,7 @@ def next_train_commands(workdir: Path) -> list[str]:
     commands = [
         command(f'--workdir={workdir}', f'--mode={mode}') for mode in ('sample', 'evaluate')
     ]
-    if best != newest:
+    if best not in (None, newest):
         checkpoint = f'--checkpoint={workdir}/checkpoints/{best}'
         commands.append(command(f'--workdir={workdir}', checkpoint, '--mode=sample'))
     return commands
@@ -190,6 +189,25 @@ def next_sample_commands(
         check_evaluation(experiment)
         commands.append(command(*of_model, '--mode=evaluate'))
     return commands or [command(*of_model, '--mode=report')]
+
+
+def prepare_references(experiment: Experiment, workdir: Path, stop: Stop) -> None:
+    """Makes the statistics that FID compares with; a trained workdir can then be evaluated."""
+    prepare_fid(experiment, stop)
+    if not (workdir / CONFIG_FILE).is_file():
+        return
+    has_metric = families(metric_names(experiment.config))
+    metrics = [] if has_metric else ['--config.evaluate.metrics=fid']
+    flags = [*flags_of_model(workdir, None), '--mode=evaluate', *override_flags_given(), *metrics]
+    distributed.print_on_main(next_commands(command(*flags)))
+
+
+def score(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
+    """Evaluates the model into `workdir/evaluation.json`."""
+    of_model = flags_of_model(workdir, checkpoint)
+    given = command(*of_model, '--mode=evaluate', *override_flags_given())
+    evaluate(experiment, workdir, checkpoint, stop, command=given)
+    distributed.print_on_main(next_commands(command(*of_model, '--mode=report')))
 
 
 def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:

@@ -285,9 +285,9 @@ class TrainedFlow:
           InputError: the folder is a workdir, or cannot be written to; or the parameters are not
             those of the model.
         """
-        check_params(self.model, self.params)
         from tarflow_jax.sharing import card, pretrained
 
+        check_params(self.model, self.params)
         folder = PathValue().check('folder', folder)
         dataset = self.config.data.get('name', '') if 'data' in self.config else ''
         config = config_of(self.model, self.noise, dataset)

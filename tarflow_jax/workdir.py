@@ -160,7 +160,7 @@ def converted_from(workdir) -> str:
 def check_same_model(config, workdir) -> None:
     """Raises InputError, naming the keys, unless `workdir` was made with the model of `config`."""
     recorded = read_config(workdir)
-    if converted_from(workdir):
+    if CONVERTED_FROM in recorded:
         raise InputError(
             f'{workdir} was converted from a published checkpoint, which has no optimizer state to '
             f'resume with. Train in another --workdir with --checkpoint={workdir}.'

@@ -63,7 +63,7 @@ def split(rows, num_parts: int):
 def map_parts(function, model, *batch):
     """`function(*batch)`, each array [B, ...], whose results [B, ...] are computed row by row.
 
-    The parts are those of `count_parts`. A batch on a single device is filled up for them by
+    The parts are those of `count_parts`. Where no mesh is set, a batch is filled up for them by
     repeating its last row, because one of 1,021 images, say, has no parts but single images.
     """
     num_images = len(batch[0])

@@ -37,9 +37,9 @@ def plan(config, workdir, names: str, *, search_batch: bool = True, quick: bool 
       InputError: no such hardware, no compiler for it, or a config that makes no sense on it.
       RunError: it does not fit somewhere; all of the plan is written.
     """
+    plans, path, topologies = [], Path(workdir) / 'plan.json', make_topologies(names)
     make_writable(workdir, 'another --workdir')
-    plans, path = [], Path(workdir) / 'plan.json'
-    for topology in make_topologies(names):
+    for topology in topologies:
         plans.append(plan_topology(config, topology, search_batch, quick))
         write_json(path, plans)
         print(report.table(plans[-1]), flush=True)

@@ -64,9 +64,9 @@ def spread_labels(
 ) -> np.ndarray | None:
     """Labels int32 [num_samples] of samples; None without classes.
 
-    'even' labels cycle through the classes, 0, 1, ..., 0, 1, ..., and '3,3,7' through these (-1 is
-    no label);
-    'uniform' labels are random, each a function of (seed, number of the sample) alone.
+    'even' labels cycle through the classes, 0, 1, ..., 0, 1, ..., and '3,3,-1' through these, where
+    -1 is no label; 'uniform' labels are random, each a function of (seed, number of the sample)
+    alone.
 
     Raises:
       InputError: the distribution is none of these, or names a class that the model does not have.
