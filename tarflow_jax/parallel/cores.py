@@ -31,10 +31,6 @@ def use_cores(mesh, num_rows: int) -> None:
     num_cores = count_cores()
     count = count_devices(tuple(mesh.values()), num_rows, num_cores)
     jax.config.update('jax_num_cpu_devices', count)
-    if count > 1:
-        # XLA's pools then have a thread to spare. Without it, two devices wait for the same thread
-        # in one or two of a hundred steps, which take twice as long.
-        os.environ.setdefault('NPROC', str(num_cores + 1))
 
 
 def count_cores() -> int:

@@ -59,19 +59,19 @@ def shardings(tree, mesh: Mesh):
 
 
 def split_over_data(shapes, shardings):
-    """The shardings of arrays whose split over the axis fsdp becomes one over data, where it can.
+    """The shardings of arrays that the rules split over fsdp, split over data instead.
 
-    For arrays that no device needs whole, such as the moments of an optimizer, where every device
-    has all parameters: each then updates its share of them (Xu et al. 2020, 2004.13336).
+    For arrays that no device needs whole, such as the moments of an optimizer where every device
+    has all parameters: each then updates its share of them (Xu et al. 2020, 2004.13336). Split is
+    the first axis that can be: XLA transposes what it collects along any other.
     """
 
     def split(x, sharding: NamedSharding) -> NamedSharding:
-        spec = ['data' if axis == 'fsdp' else axis for axis in sharding.spec]
         shares = sharding.mesh.shape['data']
-        divides = all(
-            n % shares == 0 for n, axis in zip(x.shape, spec, strict=False) if axis == 'data'
-        )
-        return NamedSharding(sharding.mesh, P(*spec)) if divides else sharding
+        axis = next((axis for axis, n in enumerate(x.shape) if n % shares == 0), None)
+        if axis is None or 'fsdp' not in sharding.spec:
+            return sharding
+        return NamedSharding(sharding.mesh, P(*(None,) * axis, 'data'))
 
     return jax.tree.map(split, shapes, shardings)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from tarflow_jax.flow.conditioner import fold_norms
 from tarflow_jax.flow.parts import split
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.likelihood.noise import Noise
@@ -27,6 +28,7 @@ def make_train_step(
     window_steps: int,
     microbatches: int = 1,
     separate: bool = False,
+    folded: bool = False,
     gather: str = 'layer',
     restart_factor: float = 1.0,
 ):
@@ -36,10 +38,11 @@ def make_train_step(
     current window of `window_steps` steps, and the counts of skipped steps. With `microbatches` the
     gradient is summed over as many equal parts of the batch, one after the other: less memory, the
     same step. With `separate` each device computes the gradient of its own rows, and the gradients
-    meet once a step instead of once a part; parameters are then whole on every device. Parameters
-    that are split over devices are collected layer by layer as they are used (`gather` 'layer'), or
-    all of them once a 'step', in the type they are used in: more memory, fewer messages. Every
-    restart of the run multiplies the learning rate by `restart_factor`.
+    meet once a step instead of once a part; parameters are then whole on every device. With
+    `folded`, norms become part of the products after them, once a step. Parameters that are split
+    over devices are collected layer by layer as they are used (`gather` 'layer'), or all of them
+    once a 'step', in the type they are used in: more memory, fewer messages. Every restart of the
+    run multiplies the learning rate by `restart_factor`.
     """
 
     def loss_fn(params, images, labels):
@@ -54,6 +57,8 @@ def make_train_step(
     gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), microbatches)
     if separate:
         gradient = per_device_gradient(gradient)
+    if folded:
+        gradient = gradient_of_folded(gradient)
 
     def train_step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -139,6 +144,22 @@ def per_device_gradient(gradient):
         out_specs=rules.REPLICATED,
         check_vma=False,
     )
+
+
+def gradient_of_folded(gradient):
+    """Returns a function like `gradient` that calls it with folded norms, see `fold_norms`."""
+
+    def fold(params):
+        blocks = params['blocks']
+        return {**params, 'blocks': {**blocks, 'layers': fold_norms(blocks['layers'])}}
+
+    def of_folded(params, images, labels):
+        params, pull_back = jax.vjp(fold, params)
+        values, grads = gradient(params, images, labels)
+        (grads,) = pull_back(jax.tree.map(lambda g, x: g.astype(x.dtype), grads, params))
+        return values, grads
+
+    return of_folded
 
 
 def track_prior(params, prior_var, batch_var):

@@ -115,12 +115,13 @@ def test_a_rule_may_split_a_dimension_over_two_axes(monkeypatch):
         rules.shardings({'table': jnp.zeros((12, 3))}, mesh)
 
 
-def test_moments_are_split_over_data_where_that_divides_them():
+def test_moments_are_split_over_data_along_the_first_axis_that_it_divides():
     mesh = make_mesh(data=8)
     shapes = {'mlp': {'up': {'kernel': jnp.zeros((2, 1, 16, 64)), 'bias': jnp.zeros((2, 1, 64))}}}
-    odd = {'mlp': {'up': {'kernel': jnp.zeros((2, 1, 12, 64))}}}
-    split = rules.split_over_data(shapes, rules.shardings(shapes, mesh))['mlp']['up']
-    assert split['kernel'].spec == P(None, None, 'data', 'tensor')
-    assert split['bias'].spec == P(None, None, 'tensor')
+    odd = {'mlp': {'up': {'kernel': jnp.zeros((2, 1, 12, 60))}}}
+    whole = rules.shardings(shapes, mesh)
+    split = rules.split_over_data(shapes, whole)['mlp']['up']
+    assert split['kernel'].spec == P(None, None, 'data')
+    assert split['bias'] == whole['mlp']['up']['bias']
     whole = rules.shardings(odd, mesh)
     assert rules.split_over_data(odd, whole) == whole

@@ -160,14 +160,14 @@ def test_the_same_samples(shape, params, by_one_device):
 @pytest.mark.parametrize(
     ('shape', 'remat', 'settings'),
     [
-        ('data', 'none', dict(separate=True, microbatches=2)),
+        ('data', 'none', dict(separate=True, folded=True, microbatches=2)),
         ('fsdp', 'full', dict(gather='step')),
         ('all_three', 'dots', dict(microbatches=4)),
-        ('all_three', 'full', dict(gather='step', microbatches=2)),
+        ('all_three', 'full', dict(folded=True, gather='step', microbatches=2)),
     ],
 )
 def test_other_ways_to_the_same_step(shape, remat, settings, params, by_one_device):
-    """Gradients of parts of the batch or apart, activations again, parameters once a step."""
+    """Gradients of parts or apart or of folded norms, activations again, parameters once a step."""
     mesh, model = make_mesh(**MESHES[shape]), MODEL.clone(remat=remat)
     state, losses = train(mesh, params, OPTIMIZERS['sgd'], model, **settings)
     expected, expected_losses = by_one_device['sgd']
