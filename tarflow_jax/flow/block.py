@@ -141,7 +141,8 @@ class FlowBlock(nn.Module):
         return self._head(h_BTD), tuple(new_caches)
 
     def _embed(self, x_BTP, labels_B, pos_embed_TD):
-        h_BTD = self.proj_in(x_BTP) + pos_embed_TD[None]
+        h_RD = self.proj_in(x_BTP.reshape(-1, self.token_dim))
+        h_BTD = h_RD.reshape(*x_BTP.shape[:2], self.width) + pos_embed_TD[None]
         if self.num_classes:
             h_BTD = h_BTD + self._class_embedding(labels_B)[:, None]
         return name_axes(h_BTD, ('batch', 'tokens', 'width'))
@@ -155,7 +156,8 @@ class FlowBlock(nn.Module):
         return jnp.matmul(weights_BC, self.class_embed, precision=PRECISION)
 
     def _head(self, h_BTD):
-        out = self.proj_out(h_BTD)
+        out = self.proj_out(h_BTD.reshape(-1, self.width))
+        out = out.reshape(*h_BTD.shape[:2], *out.shape[1:])
         if self.volume_preserving:
             shift = out[:, :, 0]
             return shift, jnp.zeros_like(shift)

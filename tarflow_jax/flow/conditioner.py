@@ -1,7 +1,7 @@
 """The causal transformer: the output at a token depends on it and the tokens before it.
 
-Suffix letters name dimensions: B batch, T tokens, S attended tokens, D width, N heads, K head dim,
-F hidden of the MLP.
+Suffix letters name dimensions: B batch, T tokens, R rows of matrix products (B times T), S attended
+tokens, D width, N heads, K head dim, F hidden of the MLP.
 
 The same parameters serve two kinds of input: a whole sequence [B, T, D], or, with a `KVCache`, the
 tokens [B, T, D] from a position on, those before them being in the cache. LayerNorm statistics,
@@ -78,10 +78,10 @@ def _normalize(x):
 
 
 class Linear(nn.Module):
-    """An affine map from the trailing axes of [B, T, ...] to `features`.
+    """An affine map from the trailing axes of rows [R, ...] to `features`.
 
-    Rows are flattened before the product, because XLA's CPU backend runs the gradient of a plain
-    matrix product two to three times as fast as that of a stack of them.
+    Rows, because XLA's CPU backend runs the gradient of a plain matrix product two to three times
+    as fast as that of a stack of them.
 
     The kernel starts as U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the published models, or at zero;
     the bias at zero.
@@ -93,7 +93,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        batch, length, *inputs = x.shape
+        num_rows, *inputs = x.shape
         fan_in, fan_out = math.prod(inputs), math.prod(self.features)
         bound = 0.0 if self.zero else fan_in**-0.5
 
@@ -102,11 +102,10 @@ class Linear(nn.Module):
 
         kernel = self.param('kernel', init_kernel, (*inputs, *self.features))
         bias = self.param('bias', nn.initializers.zeros, self.features)
-        rows = x.astype(self.dtype).reshape(batch * length, fan_in)
+        rows = x.astype(self.dtype).reshape(num_rows, fan_in)
         kernel = kernel.astype(self.dtype).reshape(fan_in, fan_out)
-        y = jnp.matmul(rows, kernel, precision=PRECISION)
-        y = y.reshape(batch, length, *self.features)
-        return y + bias.astype(self.dtype)[(None,) * (y.ndim - bias.ndim)]
+        y = jnp.matmul(rows, kernel, precision=PRECISION).reshape(num_rows, *self.features)
+        return y + bias.astype(self.dtype)[None]
 
 
 class KVCache(NamedTuple):
@@ -145,11 +144,12 @@ class CausalAttention(nn.Module):
     attention: str
 
     @nn.compact
-    def __call__(self, h_BTD, cache, position, temperature):
-        _, length, width = h_BTD.shape
-        heads = width // self.head_dim
+    def __call__(self, h_RD, batch, cache, position, temperature):
+        num_rows, width = h_RD.shape
+        length, heads = num_rows // batch, width // self.head_dim
 
-        qkv = Linear((heads, 3, self.head_dim), self.dtype, name='qkv')(h_BTD)
+        qkv = Linear((heads, 3, self.head_dim), self.dtype, name='qkv')(h_RD)
+        qkv = qkv.reshape(batch, length, *qkv.shape[1:])
         qkv = name_axes(qkv, ('batch', 'tokens', 'heads', None, 'head_dim'))
         q_BTNK, k_BTNK, v_BTNK = (checkpoint_product(qkv[:, :, :, part]) for part in range(3))
         if cache is None:
@@ -160,8 +160,9 @@ class CausalAttention(nn.Module):
             keys, values = cache
             mixed_BTNK = attention.attend(q_BTNK, keys, values, position_T, temperature)
         mixed_BTNK = name_axes(mixed_BTNK, ('batch', 'tokens', 'heads', 'head_dim'))
-        out_BTD = Linear((width,), self.dtype, name='out')(mixed_BTNK)
-        return checkpoint_product(out_BTD), cache
+        mixed_RNK = mixed_BTNK.reshape(num_rows, heads, self.head_dim)
+        out_RD = Linear((width,), self.dtype, name='out')(mixed_RNK)
+        return checkpoint_product(out_RD), cache
 
 
 class Mlp(nn.Module):
@@ -171,11 +172,11 @@ class Mlp(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, h_BTD):
-        width = h_BTD.shape[-1]
-        h_BTF = Linear((self.expansion * width,), self.dtype, name='up')(h_BTD)
-        h_BTF = name_axes(gelu(checkpoint_product(h_BTF)), ('batch', 'tokens', 'hidden'))
-        return Linear((width,), self.dtype, name='down')(h_BTF)
+    def __call__(self, h_RD):
+        width = h_RD.shape[-1]
+        h_RF = Linear((self.expansion * width,), self.dtype, name='up')(h_RD)
+        h_RF = name_axes(gelu(checkpoint_product(h_RF)), ('batch', 'hidden'))
+        return Linear((width,), self.dtype, name='down')(h_RF)
 
 
 class TransformerLayer(nn.Module):
@@ -196,19 +197,22 @@ class TransformerLayer(nn.Module):
         attend = CausalAttention(self.head_dim, self.dtype, self.attention, name='attention')
         mlp = Mlp(self.mlp_expansion, self.dtype, name='mlp')
 
-        update, cache = attend(self.norm('attention_norm', h_BTD), cache, position, temperature)
-        h_BTD = h_BTD + update
-        h_BTD = h_BTD + mlp(self.norm('mlp_norm', h_BTD))
-        h_BTD = name_axes(h_BTD, ('batch', 'tokens', 'width'))
+        batch, _, width = h_BTD.shape
+        h_RD = h_BTD.reshape(-1, width)
+        normed_RD = self.norm('attention_norm', h_RD)
+        update_RD, cache = attend(normed_RD, batch, cache, position, temperature)
+        h_RD = h_RD + update_RD
+        h_RD = h_RD + mlp(self.norm('mlp_norm', h_RD))
+        h_BTD = name_axes(h_RD.reshape(h_BTD.shape), ('batch', 'tokens', 'width'))
         return h_BTD, cache
 
-    def norm(self, name, h_BTD):
+    def norm(self, name, h_RD):
         if not self.is_initializing() and not self.has_variable('params', name):
-            return normalize(h_BTD).astype(self.dtype)  # see `fold_norms`
+            return normalize(h_RD).astype(self.dtype)  # see `fold_norms`
         layer_norm = nn.LayerNorm(
             epsilon=NORM_EPSILON, dtype=jnp.float32, use_fast_variance=False, name=name
         )
-        return layer_norm(h_BTD).astype(self.dtype)
+        return layer_norm(h_RD).astype(self.dtype)
 
 
 def fold_norms(layers):

@@ -29,7 +29,7 @@ MESHES = {
     'all_three': dict(data=2, fsdp=2, tensor=2),
 }
 STEPS = 5
-BATCH = 16
+BATCH = 32  # no array but the hidden features has as many rows and columns as theirs
 # AdamW divides the rounding of a gradient that is zero, a key's bias for one, by itself: arrays one
 # by one are compared after SGD.
 OPTIMIZERS = {
@@ -192,11 +192,10 @@ def test_activations_are_split(params):
         text = (
             jax.jit(step, in_shardings=shardings).lower(shapes, make_batch(0)).compile().as_text()
         )
-    hidden = 4 * MODEL.width
-    assert (
-        f'[{BATCH // 4},16,{hidden // 2}]' in text
-    )  # rows over data and fsdp, features over tensor
+    hidden, rows = 4 * MODEL.width, BATCH * 16
+    assert f'[{rows // 4},{hidden // 2}]' in text  # rows over data and fsdp, features over tensor
     assert f'[{BATCH},16,' not in text
+    assert f'[{rows},' not in text
     assert f',{hidden}]' not in text.replace(f'[2,2,64,{hidden}]', '')
 
 
