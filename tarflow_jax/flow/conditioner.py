@@ -19,8 +19,6 @@ from jax.ad_checkpoint import checkpoint_name
 from tarflow_jax.flow import attention
 from tarflow_jax.flow.attention import PRECISION
 
-NORM_EPSILON = 1e-5  # added to the variance of a LayerNorm
-
 # Names the axes of an activation; the rules in `parallel` say how each is split over devices.
 name_axes = nn.with_logical_constraint
 
@@ -50,31 +48,6 @@ def _gelu_jvp(primals, tangents):
 
 def _normal_cdf(x):
     return (1 + jax.lax.erf(x * math.sqrt(0.5))) / 2
-
-
-@jax.custom_jvp
-def normalize(x):
-    """Rows [..., D] with mean 0 and variance 1: a LayerNorm before its scale and shift.
-
-    The custom derivative, (dx - mean(dx) - y mean(y dx)) / std, passes over memory half as often as
-    automatic differentiation.
-    """
-    return _normalize(x)[0]
-
-
-@normalize.defjvp
-def _normalize_jvp(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    y, rate = _normalize(x)
-    along = dx.mean(-1, keepdims=True) + y * (y * dx).mean(-1, keepdims=True)
-    return y, (dx - along) * rate
-
-
-def _normalize(x):
-    """The normalized rows, and by what they were multiplied."""
-    centered = x - x.mean(-1, keepdims=True)
-    rate = jax.lax.rsqrt((centered * centered).mean(-1, keepdims=True) + NORM_EPSILON)
-    return centered * rate, rate
 
 
 class Linear(nn.Module):
@@ -207,10 +180,14 @@ class TransformerLayer(nn.Module):
         return h_BTD, cache
 
     def norm(self, name, h_RD):
-        if not self.is_initializing() and not self.has_variable('params', name):
-            return normalize(h_RD).astype(self.dtype)  # see `fold_norms`
+        affine = self.is_initializing() or self.has_variable('params', name)  # see `fold_norms`
         layer_norm = nn.LayerNorm(
-            epsilon=NORM_EPSILON, dtype=jnp.float32, use_fast_variance=False, name=name
+            epsilon=1e-5,
+            dtype=jnp.float32,
+            use_scale=affine,
+            use_bias=affine,
+            use_fast_variance=False,
+            name=name,
         )
         return layer_norm(h_RD).astype(self.dtype)
 
@@ -222,8 +199,8 @@ def fold_norms(layers):
 
         (s y + b) K + c = y (diag(s) K) + (b K + c).
 
-    A `TransformerLayer` computes the same with these as with `layers`, up to rounding, and saves
-    two passes over its activations and two sums for each norm's gradients.
+    A `TransformerLayer` computes the same with these as with `layers`, up to rounding, and the
+    gradients of scale and shift need no sums over its rows.
 
     Args:
       layers: parameters of `TransformerLayer`, stacked along any number of leading axes.

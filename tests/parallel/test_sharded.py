@@ -167,7 +167,7 @@ def test_the_same_samples(shape, params, by_one_device):
     ],
 )
 def test_other_ways_to_the_same_step(shape, remat, settings, params, by_one_device):
-    """Gradients of parts or apart or of folded norms, activations again, parameters once a step."""
+    """In parts, by each device, of folded norms; activations again; parameters once a step."""
     mesh, model = make_mesh(**MESHES[shape]), MODEL.clone(remat=remat)
     state, losses = train(mesh, params, OPTIMIZERS['sgd'], model, **settings)
     expected, expected_losses = by_one_device['sgd']
