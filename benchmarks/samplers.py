@@ -183,7 +183,7 @@ def count_sweeps(sampler: Sampler, window: int, fitted: Calibration) -> list[str
     for name, calibration in variants.items():
         solution = _solve(sampler.flow, sampler.params, latents, calibration)
         sweeps = np.asarray(solution.sweeps)
-        evaluations = window * sweeps.mean() / (sampler.flow.num_tokens - 1)
+        evaluations = solution.evaluations.mean() / (sampler.flow.num_tokens - 1)
         by_block = ' '.join(map(str, sweeps))
         rows.append(f'| {window} | {name} | {by_block} | {sweeps.sum()} | {evaluations:.2f} |')
     return rows

@@ -22,10 +22,11 @@ MIN_QUERIES = 128  # queries of a part of a whole sequence; smaller products are
 def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
     """Attention of the tokens at positions [T] to all S tokens at or before them, in plain XLA.
 
-    Works on a sequence and on a KV cache.
+    Works on a sequence and on a KV cache. Queries attend in parts, so that few weights are computed
+    of tokens that come later.
 
     Args:
-      q_BTNK: queries.
+      q_BTNK: queries of successive tokens, the last of which is one of the S.
       k_BNSK: keys, in the order of positions; of one row, they may be [N, S, K].
       v_BNSK: values, likewise.
       position_T: positions of the queries in the sequence.
@@ -34,6 +35,19 @@ def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
     Returns:
       mixed values [B, T, N, K], in the dtype of `v_BNSK`.
     """
+    length = q_BTNK.shape[1]
+    num_before = k_BNSK.shape[-2] - length  # at most, before the first query
+
+    def mix(first, end):
+        q, position = q_BTNK[:, first:end], position_T[first:end]
+        k, v = (x[..., : num_before + end, :] for x in (k_BNSK, v_BNSK))
+        return _attend(q, k, v, position, temperature)
+
+    parts = causal_parts(length, MIN_QUERIES)
+    return jnp.concatenate([mix(first, end) for first, end in parts], axis=1)
+
+
+def _attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
     batch, length, heads, head_dim = q_BTNK.shape
     # XLA's CPU backend takes longer for products in other orders of the axes.
     logits_BNTS = _products(match_cache_rank(q_BTNK.swapaxes(1, 2), k_BNSK), k_BNSK)
@@ -71,19 +85,9 @@ def _multiply(q_BNTK, k_BNSK, dtype):
 
 
 def xla(q_BTNK, k_BTNK, v_BTNK):
-    """Causal attention [B, T, N, K] on any device, in the dtype of its inputs.
-
-    Queries attend in parts, so that few weights are computed of tokens that come later.
-    """
-    k_BNSK, v_BNSK = k_BTNK.swapaxes(1, 2), v_BTNK.swapaxes(1, 2)
-
-    def mix(first, end):
-        position_T = jnp.arange(first, end)
-        prefix = k_BNSK[:, :, :end], v_BNSK[:, :, :end]
-        return attend(q_BTNK[:, first:end], *prefix, position_T, 1.0)
-
-    parts = causal_parts(q_BTNK.shape[1], MIN_QUERIES)
-    return jnp.concatenate([mix(first, end) for first, end in parts], axis=1)
+    """Causal attention [B, T, N, K] on any device, in the dtype of its inputs."""
+    position_T = jnp.arange(q_BTNK.shape[1])
+    return attend(q_BTNK, k_BTNK.swapaxes(1, 2), v_BTNK.swapaxes(1, 2), position_T, 1.0)
 
 
 def causal_parts(length: int, least: int) -> list[tuple[int, int]]:

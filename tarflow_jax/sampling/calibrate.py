@@ -54,6 +54,7 @@ class BlockReport:
       window: the window that was chosen; 1 solves token by token.
       times: seconds of each window tried, relative to the sequential solution.
       sweeps: passes over each window tried, of the slowest sample.
+      evaluations: tokens in these passes, relative to the tokens of the sequence.
       errors: root mean square error of the tokens after 0, 1, ... Jacobi sweeps from the latents.
       settled: leading tokens within the tolerance in all samples, after 0, 1, ... sweeps.
       amplification: largest error of an image that a residual of 1 in the block causes.
@@ -65,15 +66,12 @@ class BlockReport:
     window: int = 1
     times: dict[int, float] = dataclasses.field(default_factory=dict)
     sweeps: dict[int, int] = dataclasses.field(default_factory=dict)
+    evaluations: dict[int, float] = dataclasses.field(default_factory=dict)
     errors: list[float] = dataclasses.field(default_factory=list)
     settled: list[int] = dataclasses.field(default_factory=list)
     amplification: float = 1.0
     crm: float = 0.0
     igm: float = 0.0
-
-    def evaluations(self, num_tokens: int) -> float:
-        """How often the network is evaluated for a token; 1 if sequentially."""
-        return self.window * self.sweeps.get(self.window, num_tokens - 1) / (num_tokens - 1)
 
     @property
     def contraction(self) -> float:
@@ -184,7 +182,7 @@ class _Samples:
         return self.solve_and_count(block, z_BTP, linear, window, tolerance)[0]
 
     def solve_and_count(self, block, z_BTP, linear, window, tolerance):
-        """The input of a block, and the number of sweeps that it took."""
+        """The input of a block, and the numbers of sweeps and of tokens in them."""
         self._before_block()
         fixed = self._flow, self._of_block(block), z_BTP, self._labels, self._guidance
         return _solve(*fixed, linear, window, tolerance)
@@ -271,7 +269,9 @@ def _time_windows(samples: _Samples, linear, tolerance, reports, log) -> None:
             z_BTP = samples.latents[block]
             settings = _slice(linear, block), window, tolerance
             run = functools.partial(samples.solve_and_count, block, z_BTP, *settings)
-            report.sweeps[window] = int(run()[1])
+            _, num_sweeps, num_evaluated = run()
+            report.sweeps[window] = int(num_sweeps)
+            report.evaluations[window] = int(num_evaluated) / (z_BTP.shape[1] - 1)
             report.times[window] = _relative_time(
                 run, functools.partial(samples.solve, block, z_BTP)
             )
@@ -326,7 +326,7 @@ def _draw_latents(model, params, index, prior_temperature):
 def _solve(flow: TokenFlow, params, z_BTP, labels, guidance, linear, window, tolerance):
     step = _step(flow, params, labels, guidance)
     if window == 1:
-        return solve_sequentially(step, z_BTP), flow.num_tokens - 1
+        return solve_sequentially(step, z_BTP), flow.num_tokens - 1, flow.num_tokens - 1
     return solve_in_windows(step, z_BTP, linear, window, tolerance)
 
 

@@ -96,10 +96,11 @@ def table(reports: list[BlockReport], num_tokens: int) -> str:
     """
     lines = ['block  window  sweeps  evaluations  time  image error  contraction    CRM    IGM']
     for block, report in enumerate(reports, start=1):
-        sweeps = report.sweeps.get(report.window, num_tokens - 1)
+        window = report.window
         lines.append(
-            f'{block:5}  {report.window:6}  {sweeps:6}  {report.evaluations(num_tokens):11.2f}  '
-            f'{report.times.get(report.window, 1.0):4.2f}  {report.amplification:11.1f}  '
+            f'{block:5}  {window:6}  {report.sweeps.get(window, num_tokens - 1):6}  '
+            f'{report.evaluations.get(window, 1.0):11.2f}  '
+            f'{report.times.get(window, 1.0):4.2f}  {report.amplification:11.1f}  '
             f'{report.contraction:11.2f}  {report.crm:5.1f}  {report.igm:5.1f}'
         )
     return '\n'.join(lines)
@@ -182,8 +183,9 @@ def read_reports(path: Path) -> tuple[list[BlockReport], dict[str, Any]]:
             about = json.loads(str(values['about']))
         reports = [BlockReport(**block) for block in about['blocks']]
         for report in reports:  # JSON has texts for keys
-            report.times = {int(window): time for window, time in report.times.items()}
-            report.sweeps = {int(window): count for window, count in report.sweeps.items()}
+            for name in ('times', 'sweeps', 'evaluations'):
+                by_window = getattr(report, name)
+                setattr(report, name, {int(window): x for window, x in by_window.items()})
         return reports, about['identity']
     except FileNotFoundError:
         raise

@@ -25,6 +25,7 @@ class Solution(NamedTuple):
       tokens: the input of each block, float32 [X, B, T, P] in the order of the data; the first is
         the data.
       sweeps: passes over a token or a window, int32 [X].
+      evaluations: tokens in all these passes, int32 [X].
       residual: max |x - G(x)| over the tokens of each sample, float32 [X, B]; NaN without a
         certificate.
       resolved: whether the residual was above the tolerance, so that the sample was solved again
@@ -33,6 +34,7 @@ class Solution(NamedTuple):
 
     tokens: jax.Array
     sweeps: jax.Array
+    evaluations: jax.Array
     residual: jax.Array
     resolved: jax.Array
 
@@ -91,18 +93,18 @@ def inverse(
 
 
 def _solve(step: GuidedStep, z_BTP, linear, window: int, tolerance, certify: bool):
-    """The input of a block, the number of sweeps, and residuals and failures of each sample."""
+    """A block's `Solution`, field by field."""
     batch, num_tokens, _ = z_BTP.shape
     if window == 1:
-        x_BTP, sweeps = solve_sequentially(step, z_BTP), jnp.int32(num_tokens - 1)
+        x_BTP, *counts = solve_sequentially(step, z_BTP), *[jnp.int32(num_tokens - 1)] * 2
     else:
-        x_BTP, sweeps = solve_in_windows(step, z_BTP, linear, window, tolerance)
+        x_BTP, *counts = solve_in_windows(step, z_BTP, linear, window, tolerance)
     none_failed_B = jnp.zeros(batch, bool)
     if not certify:
-        return x_BTP, sweeps, jnp.full(batch, jnp.nan), none_failed_B
+        return x_BTP, *counts, jnp.full(batch, jnp.nan), none_failed_B
     residual_B = residual(step, x_BTP, z_BTP)
     if window == 1:
-        return x_BTP, sweeps, residual_B, none_failed_B
+        return x_BTP, *counts, residual_B, none_failed_B
     failed_B = ~(residual_B <= tolerance + ROUNDING[jnp.dtype(step.dtype).name])
 
     def solve_again():
@@ -110,4 +112,4 @@ def _solve(step: GuidedStep, z_BTP, linear, window: int, tolerance, certify: boo
         return again_BTP, residual(step, again_BTP, z_BTP)
 
     x_BTP, residual_B = jax.lax.cond(failed_B.any(), solve_again, lambda: (x_BTP, residual_B))
-    return x_BTP, sweeps, residual_B, failed_B
+    return x_BTP, *counts, residual_B, failed_B

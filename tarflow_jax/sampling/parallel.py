@@ -75,29 +75,31 @@ def solve_in_windows(step: GuidedStep, z_BTP, linear, window: int, tolerance):
       step: the block's map.
       z_BTP: its latents.
       linear: response, gain and offset of the block, see `Calibration`.
-      window: tokens of a window, 1 to T - 1.
+      window: tokens of a window, 1 to T - 1. It shrinks with what is left of the sequence.
       tolerance: largest |x - G(x)| of a token that is committed.
 
     Returns:
-      (x_BTP, number of sweeps).
+      (x_BTP, number of sweeps, number of tokens in all their windows).
     """
     num_tokens, dim = z_BTP.shape[1:]
+    num_steps = num_tokens - 1
     response, gain, offset = linear
     num_lags = len(response) // dim
-    reach = window + num_lags  # of the tokens that a sweep changes
     first_guess = jnp.matmul(lagged(z_BTP, range(len(gain) // dim)), gain) + offset[None, None]
-    # The window, and the tokens that enter it next, may reach beyond the sequence.
-    x_BTP = _pad(first_guess.at[:, 0].set(z_BTP[:, 0]), reach)
-    z_BTP = _pad(z_BTP, window)
+    first_guess = first_guess.at[:, 0].set(z_BTP[:, 0])
 
     @jax.named_scope('inverse_sweep')
-    def sweep(state):
-        position, x_BTP, caches, count = state
-        old_BTP = _slice(x_BTP, position, reach + 1)
-        z_BWP = _slice(z_BTP, position + 1, window)
-        new_BWP, caches = step(old_BTP[:, :window], z_BWP, position, caches)
+    def sweep(state, window):
+        position, x_BTP, caches, num_sweeps, num_evaluated = state
+        reach = window + num_lags  # of the tokens that a sweep changes
+        start = jnp.minimum(position, num_steps - window)
+        old_BTP = _slice(x_BTP, start, reach + 1)
+        z_BWP = _slice(z_BTP, start + 1, window)
+        new_BWP, caches = step(old_BTP[:, :window], z_BWP, start, caches)
         error_BWP = new_BWP - old_BTP[:, 1 : window + 1]
-        settled = _num_settled(error_BWP, old_BTP[:, 0], num_tokens - 1 - position, tolerance)
+        is_committed_W = start + 1 + jnp.arange(window) <= position
+        last_BP = _slice(x_BTP, position, 1)[:, 0]
+        settled = _num_settled(error_BWP, is_committed_W, last_BP, tolerance)
         # Settled tokens stay as the cache has them, the next one is exact, the others are guesses.
         order_1T1 = (jnp.arange(reach) - settled)[None, :, None]
         error_BTP = _pad(error_BWP, num_lags)
@@ -108,34 +110,38 @@ def solve_in_windows(step: GuidedStep, z_BTP, linear, window: int, tolerance):
             predicted_BTP = jnp.matmul(lagged(error_BTP, range(1, num_lags + 1)), response)
             new_BTP = jnp.where(order_1T1 > 0, new_BTP + predicted_BTP, new_BTP)
         new_BTP = jnp.where(order_1T1 > 0, jnp.clip(new_BTP, -MAX_GUESS, MAX_GUESS), new_BTP)
-        x_BTP = _write(x_BTP, new_BTP, position + 1)
-        return position + settled + 1, x_BTP, caches, count + 1
+        x_BTP = _write(x_BTP, new_BTP, start + 1)
+        position = start + settled + 1
+        return position, x_BTP, caches, num_sweeps + 1, num_evaluated + window
 
-    state: Any = jnp.int32(0), x_BTP, (), jnp.int32(0)
-    for _, end in causal_parts(num_tokens - 1, max(MIN_STEPS, window)):
-        position, x_BTP, caches, count = state
-        longer = step.padded_to(caches, end + window - 1)
+    x_BTP = _pad(first_guess, num_lags)  # the response reaches beyond the sequence
+    state: Any = jnp.int32(0), x_BTP, (), jnp.int32(0), jnp.int32(0)
+    for first, end in causal_parts(num_steps, MIN_STEPS):
+        size = min(window, num_steps - first)
+        position, x_BTP, caches, *counts = state
+        caches = step.padded_to(caches, min(end + size - 1, num_steps))
         state = jax.lax.while_loop(
-            lambda state, end=end: state[0] < end, sweep, (position, x_BTP, longer, count)
+            lambda state, end=end: state[0] < end,
+            functools.partial(sweep, window=size),
+            (position, x_BTP, caches, *counts),
         )
-    return state[1][:, :num_tokens], state[3]
+    _, x_BTP, _, num_sweeps, num_evaluated = state
+    return x_BTP[:, :num_tokens], num_sweeps, num_evaluated
 
 
-def _num_settled(error_BWP, settled_BP, num_left, tolerance):
+def _num_settled(error_BWP, is_committed_W, last_BP, tolerance):
     """Returns how many tokens after the window's first are settled in every sample of the batch.
 
     Args:
       error_BWP: G(x) - x of the tokens that follow those of the window.
-      settled_BP: the first token of the window, which is settled.
-      num_left: tokens of the sequence after it.
+      is_committed_W: which of them are settled from earlier sweeps.
+      last_BP: the last token that is.
       tolerance: the largest error of a settled token.
     """
-    window = error_BWP.shape[1]
     is_settled_BW = jnp.abs(error_BWP).max(axis=2) <= tolerance
     # Tokens of a sample that is not finite never settle, and must not hold up the batch.
-    is_nonfinite_B = ~jnp.isfinite(settled_BP).all(axis=1)
-    is_beyond_W = jnp.arange(window) >= num_left
-    is_settled_W = (is_settled_BW | is_nonfinite_B[:, None] | is_beyond_W[None]).all(axis=0)
+    is_nonfinite_B = ~jnp.isfinite(last_BP).all(axis=1)
+    is_settled_W = (is_settled_BW | is_nonfinite_B[:, None]).all(axis=0) | is_committed_W
     # The last prediction is of a token outside the window, whose keys are not in the cache.
     return jnp.cumprod(is_settled_W[:-1].astype(jnp.int32)).sum()
 

@@ -46,6 +46,16 @@ def test_plain_attention_is_the_formula(qkv, plain):
     np.testing.assert_allclose(plain[0], (weights @ v).swapaxes(1, 2), atol=1e-5)
 
 
+@pytest.mark.parametrize('room', [0, 50])
+def test_the_last_queries_of_a_cache(room, qkv, plain):
+    q, k, v = (x.swapaxes(1, 2) for x in qkv)
+    k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))) for x in (k, v))
+    first = 40
+    position = jnp.arange(first, SHAPE[1])
+    mixed = jax.jit(attention.attend)(q[:, :, first:].swapaxes(1, 2), k, v, position, 1.0)
+    np.testing.assert_allclose(mixed, plain[0][:, first:], atol=1e-5)
+
+
 def test_dot_product_attention(qkv, plain):
     """The call that cuDNN serves on a GPU, served by XLA."""
     assert_close(output_and_gradients(attention.cudnn, qkv, implementation='xla'), plain)

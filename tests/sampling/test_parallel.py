@@ -70,6 +70,22 @@ def test_a_wrong_linear_model_changes_nothing(tolerance, params, random_batch):
     assert (residual <= tolerance + 1e-5).all()
 
 
+@pytest.mark.parametrize('window', [7, 15])
+def test_a_window_shrinks_with_what_is_left(window, params, random_batch, monkeypatch):
+    monkeypatch.setattr(parallel, 'MIN_STEPS', 4)  # four parts of the 15 steps
+    noise, labels = random_batch(MODEL)
+    noise[1, 2, 2] = np.inf
+    tokens = MODEL.patchify(noise)
+    solve = jax.jit(functools.partial(chain.inverse, MODEL.token_flow()))
+    expected = solve(params, tokens, labels)
+    solution = solve(params, tokens, labels, calibration=calibration_of(MODEL, window, seed=0))
+    finite = np.array([0, 2, 3])
+    assert not np.isfinite(solution.tokens[0, 1]).all()
+    np.testing.assert_allclose(solution.tokens[0, finite], expected.tokens[0, finite], atol=1e-5)
+    assert (solution.evaluations < window * solution.sweeps).all()
+    np.testing.assert_array_equal(expected.evaluations, 15)
+
+
 def test_the_residual_is_that_of_the_equation(params, random_batch):
     """Of one block: x_t - z_t exp(log_scale_t) - shift_t is (f(x) - z)_t exp(log_scale_t)."""
     model = TarFlow((8, 8, 1), 2, num_blocks=1, num_classes=3, volume_preserving=True, **SIZES)
@@ -133,8 +149,8 @@ def wrong_in_one_row(monkeypatch):
     """Windows leave an error in one token of the third sample."""
 
     def solve(step, z_BTP, *args):
-        x_BTP, sweeps = parallel.solve_in_windows(step, z_BTP, *args)
-        return x_BTP.at[2, 7].add(1.0), sweeps
+        x_BTP, *counts = parallel.solve_in_windows(step, z_BTP, *args)
+        return x_BTP.at[2, 7].add(1.0), *counts
 
     monkeypatch.setattr(chain, 'solve_in_windows', solve)
 
