@@ -292,12 +292,8 @@ def _time_windows(samples: _Samples, linear, tolerance, reports, log) -> None:
 
 
 def _window_sizes(num_tokens: int, platform: str) -> list[int]:
-    """Windows to try, up to whole blocks.
-
-    An accelerator passes many tokens in the time of one, and takes longer to compile.
-    """
-    first, factor = (2, 2) if platform == 'cpu' else (16, 4)
-    powers = (first * factor**k for k in itertools.count())
+    """Windows to try, up to whole blocks. An accelerator passes many tokens in the time of one."""
+    powers = ((4 if platform == 'cpu' else 16) * 4**k for k in itertools.count())
     smaller = list(itertools.takewhile(lambda window: window < num_tokens - 1, powers))
     return [*smaller, num_tokens - 1] if num_tokens > 2 else []
 

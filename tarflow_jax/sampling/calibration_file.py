@@ -31,7 +31,7 @@ from tarflow_jax.sampling.parallel import Calibration
 FILE = 'calibration.npz'
 PICTURE = 'calibration.png'
 MIN_BATCHES = 50  # batches of samples, several times what a calibration draws
-SEQUENTIAL = ('cpu',)  # platforms on which windows were not faster than token by token
+SEQUENTIAL = ('cpu',)  # platforms on which windows are seldom faster than token by token
 
 
 def find_or_calibrate(workdir: Path, folders, model, params, mesh, sampling, before_block):

@@ -73,7 +73,7 @@ def test_reports(measured):
     for window, report in zip(calibration.windows, reports, strict=True):
         assert report.window == window
         assert window == 1 or report.times[window] < 0.95
-        assert list(report.sweeps) == list(report.times) == [2, 4, 8, 15][: len(report.times)]
+        assert list(report.sweeps) == list(report.times) == [4, 15][: len(report.times)]
         assert all(sweeps <= 15 for sweeps in report.sweeps.values())
         # Token t is exact after t sweeps, and these are never more than all.
         assert all(t < count <= 16 for t, count in enumerate(report.settled))
