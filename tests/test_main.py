@@ -518,7 +518,7 @@ def test_a_variant_that_there_is_not(runs, tmp_path):
     assert 'get_config() of' in line
     assert "cannot be called with the variant 'large'" in line
     line = runs.refused(tmp_path, f'--config={ROOT}/configs/photos.py:large')
-    assert "there is no variant 'large'; there are 64, 64p4, 256. See line" in line
+    assert "there is no variant 'large'; there are 64, 64p4, 64p4w256, 256. See line" in line
     assert line.endswith(f'{ROOT}/configs/photos.py.')
 
 

@@ -33,5 +33,5 @@ def test_the_command_finds_its_experiments_outside_the_clone(installed, tmp_path
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert ended.returncode == 2
-    assert 'there are 64, 64p4, 256. See line' in ended.stderr
+    assert 'there are 64, 64p4, 64p4w256, 256. See line' in ended.stderr
     assert f'{installed}/tarflow_jax/configs/photos.py.' in ended.stderr
