@@ -194,7 +194,7 @@ def test_the_command_line(runs, whole, tmp_path):
     result = runs.run(tmp_path, '--mode=calibrate', *flags)
     lines = result.out.splitlines()
     assert lines[0] == 'Samples are drawn; fitting each block.'
-    assert lines[1].startswith('A window of 2 tokens: ')
+    assert lines[1].startswith('A window of 3 tokens: ')
     assert lines[-3].startswith('Calibrated in ')
     assert lines[-1].endswith(f'--workdir={tmp_path} --checkpoint={whole[0]} --mode=sample')
     assert (tmp_path / 'calibration.npz').exists()
