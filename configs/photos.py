@@ -2,6 +2,7 @@
 
     python -m tarflow_jax.main --config=configs/photos.py --workdir=runs/photos
     python -m tarflow_jax.main --config=configs/photos.py:64p4 --workdir=runs/photos64p4
+    python -m tarflow_jax.main --config=configs/photos.py:64p4w256 --workdir=runs/photos64p4w256
     python -m tarflow_jax.main --config=configs/photos.py:256 --workdir=runs/photos256
 
 At 64 pixels, the shape of ImageNet-64, or at 256, that of AFHQ; learned in minutes on two CPU

@@ -16,7 +16,7 @@ from flax import linen as nn
 # Full float32 products: by default, TPUs and recent GPUs round the factors.
 PRECISION = jax.lax.Precision.HIGHEST
 MAX_PARTS = 4  # parts of a sequence; a fifth part would save only 1/40 of the token pairs
-MIN_QUERIES = 128  # queries of a part of a whole sequence; smaller products are slower
+MIN_QUERIES = 128  # queries of a part; smaller products are slower
 
 
 def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
@@ -48,6 +48,7 @@ def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
 
 
 def _attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
+    """Attention of one part of the queries, see `attend`."""
     batch, length, heads, head_dim = q_BTNK.shape
     # XLA's CPU backend takes longer for products in other orders of the axes.
     logits_BNTS = _products(match_cache_rank(q_BTNK.swapaxes(1, 2), k_BNSK), k_BNSK)

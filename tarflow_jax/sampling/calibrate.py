@@ -108,7 +108,7 @@ def calibrate(
       labels: 'even' or 'uniform', see `labels.spread_labels`.
       prior_temperature: see `sample`.
       windows: tokens of each block's window, 1 for token by token, instead of the fastest.
-      say: called with a line now and then, in the main process.
+      log: called with a line now and then, in the main process.
       before_block: called before each solution of a block; its exceptions end the calibration.
       **guidance: see `sample`.
 

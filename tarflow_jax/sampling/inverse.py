@@ -96,7 +96,7 @@ def _solve(step: GuidedStep, z_BTP, linear, window: int, tolerance, certify: boo
     """A block's `Solution`, field by field."""
     batch, num_tokens, _ = z_BTP.shape
     if window == 1:
-        x_BTP, *counts = solve_sequentially(step, z_BTP), *[jnp.int32(num_tokens - 1)] * 2
+        x_BTP, counts = solve_sequentially(step, z_BTP), [jnp.int32(num_tokens - 1)] * 2
     else:
         x_BTP, *counts = solve_in_windows(step, z_BTP, linear, window, tolerance)
     none_failed_B = jnp.zeros(batch, bool)

@@ -89,15 +89,15 @@ def solve_in_windows(step: GuidedStep, z_BTP, linear, window: int, tolerance):
     first_guess = first_guess.at[:, 0].set(z_BTP[:, 0])
 
     @jax.named_scope('inverse_sweep')
-    def sweep(state, window):
+    def sweep(state, size):
         position, x_BTP, caches, num_sweeps, num_evaluated = state
-        reach = window + num_lags  # of the tokens that a sweep changes
-        start = jnp.minimum(position, num_steps - window)
+        reach = size + num_lags  # of the tokens that a sweep changes
+        start = jnp.minimum(position, num_steps - size)
         old_BTP = _slice(x_BTP, start, reach + 1)
-        z_BWP = _slice(z_BTP, start + 1, window)
-        new_BWP, caches = step(old_BTP[:, :window], z_BWP, start, caches)
-        error_BWP = new_BWP - old_BTP[:, 1 : window + 1]
-        is_committed_W = start + 1 + jnp.arange(window) <= position
+        z_BWP = _slice(z_BTP, start + 1, size)
+        new_BWP, caches = step(old_BTP[:, :size], z_BWP, start, caches)
+        error_BWP = new_BWP - old_BTP[:, 1 : size + 1]
+        is_committed_W = start + 1 + jnp.arange(size) <= position
         last_BP = _slice(x_BTP, position, 1)[:, 0]
         settled = _num_settled(error_BWP, is_committed_W, last_BP, tolerance)
         # Settled tokens stay as the cache has them, the next one is exact, the others are guesses.
@@ -112,7 +112,7 @@ def solve_in_windows(step: GuidedStep, z_BTP, linear, window: int, tolerance):
         new_BTP = jnp.where(order_1T1 > 0, jnp.clip(new_BTP, -MAX_GUESS, MAX_GUESS), new_BTP)
         x_BTP = _write(x_BTP, new_BTP, start + 1)
         position = start + settled + 1
-        return position, x_BTP, caches, num_sweeps + 1, num_evaluated + window
+        return position, x_BTP, caches, num_sweeps + 1, num_evaluated + size
 
     x_BTP = _pad(first_guess, num_lags)  # the response reaches beyond the sequence
     state: Any = jnp.int32(0), x_BTP, (), jnp.int32(0), jnp.int32(0)
@@ -122,7 +122,7 @@ def solve_in_windows(step: GuidedStep, z_BTP, linear, window: int, tolerance):
         caches = step.padded_to(caches, min(end + size - 1, num_steps))
         state = jax.lax.while_loop(
             lambda state, end=end: state[0] < end,
-            functools.partial(sweep, window=size),
+            functools.partial(sweep, size=size),
             (position, x_BTP, caches, *counts),
         )
     _, x_BTP, _, num_sweeps, num_evaluated = state

@@ -75,6 +75,8 @@ def test_reports(measured):
         assert window == 1 or report.times[window] < 0.95
         assert list(report.sweeps) == list(report.times) == [4, 15][: len(report.times)]
         assert all(sweeps <= 15 for sweeps in report.sweeps.values())
+        assert list(report.evaluations) == list(report.times)
+        assert all(1 <= x <= report.sweeps[w] * w / 15 for w, x in report.evaluations.items())
         # Token t is exact after t sweeps, and these are never more than all.
         assert all(t < count <= 16 for t, count in enumerate(report.settled))
         assert report.errors[-1] < 1e-5
