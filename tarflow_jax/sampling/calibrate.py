@@ -1,13 +1,14 @@
 """Measures how each block of a model is sampled fastest, on this device at this batch size.
 
 Samples are drawn token by token, and each block's linear model is fitted to them (see `parallel`).
-Windows of growing size are then timed alternately with the sequential sampler. The error of an
-image that a residual of each block causes is measured as well.
+The error of an image that a residual of each block causes is measured, which divides the block's
+tolerance. Windows of growing size are then timed in turn with the sequential solution.
 """
 
 import dataclasses
 import functools
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -27,21 +28,20 @@ from tarflow_jax.sampling.parallel import Calibration, lagged, solve_in_windows
 from tarflow_jax.sampling.sample import scale_noise
 from tarflow_jax.sampling.sequential import GuidedStep, solve_sequentially
 
-NUM_FITTED = 16  # samples to which linear models are fitted
+FITTED_SAMPLES = 4, 16  # at least and at most
+ROWS_PER_INPUT = 6  # tokens of these samples for each input of a block's first guess
 GUIDANCE_KEYS = ('guidance', 'guide', 'anneal_guidance', 'attention_temperature')
 FITS = 2  # fits of the response; the second one also uses sweeps with the first response
-FITTED_SWEEPS = 6
-REPORTED_SWEEPS = 16  # of Jacobi's, whose errors a report shows
+FITTED_SWEEPS = 4
+REPORTED_SWEEPS = 16  # of Jacobi's at most, whose errors a report shows
 RESPONSE_LAGS = 3
 RESPONSE_RIDGE = 0.1  # relative to the mean square of what it is fitted to
 GAIN_LAGS = 4
 GAIN_RIDGE = 1e-4
 MIN_GAIN = 0.05  # of the sequential sampler's time, or a block stays sequential
-REPEATS = 5  # timings, whose median counts
-TIMING_SECONDS = 1.0  # for all repeats of a sequential solution; slow ones are repeated less often
-SLOWDOWN_LIMIT = (
-    1.3  # relative to the best window's time; after two such windows, no larger is tried
-)
+MIN_TIMINGS = 4  # of a window, over all blocks
+FEWEST_SWEEPS = 4  # over whole blocks of trained models that were seen to solve them
+SLOWDOWN_LIMIT = 1.1  # of the best window's time; after two such windows, no larger is tried
 ROUNDING = 1e-6
 SEED = 2**31 - 2  # of the noise: other samples than a user's first ones
 
@@ -55,7 +55,8 @@ class BlockReport:
       times: seconds of each window tried, relative to the sequential solution.
       sweeps: passes over each window tried, of the slowest sample.
       evaluations: tokens in these passes, relative to the tokens of the sequence.
-      errors: root mean square error of the tokens after 0, 1, ... Jacobi sweeps from the latents.
+      errors: root mean square error of the tokens after 0, 1, ... Jacobi sweeps from the latents,
+        until all tokens are settled.
       settled: leading tokens within the tolerance in all samples, after 0, 1, ... sweeps.
       amplification: largest error of an image that a residual of 1 in the block causes.
       crm: the convergence ranking metric of GS-Jacobi (2505.12849, section 4.3), of samples; large
@@ -123,21 +124,42 @@ def calibrate(
             *(_Samples, model, params, mesh, labels, prior_temperature, guidance),
             before_block=before_block,
         )
-        fitted = draw(NUM_FITTED)
+        fitted = draw(_num_fitted(flow))
         log('Samples are drawn; fitting each block.')
         fits = [fitted.fit(block) for block in range(flow.num_blocks)]
         response, gain, offset = (np.stack(x) for x in zip(*fits, strict=True))
+        for block, report in enumerate(reports):
+            fitted.diagnose(block, report, tolerance)
+            linear = response[block], gain[block], offset[block]
+            report.amplification = fitted.amplification(block, linear, tolerance)
         if not windows:
             _time_windows(draw(batch_size), (response, gain, offset), tolerance, reports, log)
             windows = tuple(distributed.broadcast_from_main([report.window for report in reports]))
-        for block, report in enumerate(reports):
-            report.window = windows[block]
-            fitted.diagnose(block, report, tolerance)
-            if report.window > 1:
-                linear = response[block], gain[block], offset[block]
-                report.amplification = fitted.amplification(block, linear, report.window, tolerance)
+        for window, report in zip(windows, reports, strict=True):
+            report.window = window
     amplification = np.array([report.amplification for report in reports], np.float32)
     return Calibration(windows, response, gain, offset, amplification), reports
+
+
+def may_be_faster(
+    model: TarFlow,
+    params,
+    mesh,
+    *,
+    batch_size: int,
+    labels: str = 'even',
+    prior_temperature: float = 1.0,
+    before_block: Callable[[], object] = lambda: None,
+    **guidance,
+) -> bool:
+    """Whether windows could be faster than the sequential solution, if blocks were easy.
+
+    It is quickly told, from the time of a sweep. The arguments are those of `calibrate`.
+    """
+    fixed = model, params, mesh, labels, prior_temperature, _guidance(model, **guidance)
+    with rules.activation_sharding(mesh):
+        samples = _Samples(*fixed, batch_size, before_block=before_block)
+        return distributed.broadcast_from_main(samples.sweeps_in_time() > FEWEST_SWEEPS)
 
 
 def _guidance(
@@ -148,20 +170,25 @@ def _guidance(
     )
 
 
+def _num_fitted(flow: TokenFlow) -> int:
+    """Samples to which linear models are fitted."""
+    rows = ROWS_PER_INPUT * GAIN_LAGS * flow.token_dim
+    return int(np.clip(math.ceil(rows / flow.num_tokens), *FITTED_SAMPLES))
+
+
 class _Samples:
     """Samples drawn token by token, with the latents and the input of each block.
 
     Attributes:
       latents: float32 [B, T, P] of each block, in its own order of tokens.
       tokens: its input.
-      platform: of the devices that draw them.
     """
 
     def __init__(
         self, model, params, mesh, labels, prior_temperature, guidance, number, *, before_block
     ):
         self._flow, self._params, self._guidance = model.token_flow(), params, guidance
-        self._before_block, self.platform = before_block, mesh.devices.flat[0].platform
+        self._before_block = before_block
         size = padded_batch_size(number, number, mesh)
         all_labels = spread_labels(labels, size, model.num_classes, SEED)
         if all_labels is None:
@@ -226,6 +253,8 @@ class _Samples:
             report.errors.append(float(np.sqrt((error**2).mean())))
             is_settled = (np.abs(error).max(axis=2) <= tolerance).all(axis=0)
             report.settled.append(int(np.cumprod(is_settled).sum()))
+            if is_settled.all():
+                break
             iterate = self._sweep(block, iterate)
             if len(report.errors) == 1:
                 report.igm = float(np.linalg.norm((iterate - x_BTP).mean(axis=0), 2))
@@ -247,10 +276,23 @@ class _Samples:
         fixed = self._flow, self._of_block(block), x_BTP, z_BTP, self._labels, self._guidance
         return arrays.fetch(_apply(*fixed))
 
-    def amplification(self, block: int, linear, window: int, tolerance: float) -> float:
-        """The largest image error of a residual at the tolerance, relative to the tolerance."""
+    def sweeps_in_time(self) -> float:
+        """How many sweeps over the first block take as long as its sequential solution."""
+        z_BTP = self.latents[0]
+        fixed = self._flow, self._of_block(0), z_BTP, z_BTP, self._labels, self._guidance
+        sweep = functools.partial(_apply, *fixed)
+        solve = functools.partial(self.solve, 0, z_BTP)
+        jax.block_until_ready((sweep(), solve()))  # compiled now
+        return statistics.median(_timed(solve)[0] / _timed(sweep)[0] for _ in range(MIN_TIMINGS))
+
+    def amplification(self, block: int, linear, tolerance: float) -> float:
+        """The largest image error of a residual at the tolerance, relative to the tolerance.
+
+        The block is solved as a whole; what windows leave is smaller.
+        """
         tolerance = max(tolerance, 1e-4)  # below, it would be that of rounding
-        x_BTP = self.solve(block, self.latents[block], linear, window, tolerance)
+        z_BTP = self.latents[block]
+        x_BTP = self.solve(block, z_BTP, linear, max(1, z_BTP.shape[1] - 1), tolerance)
         for below in reversed(range(block)):
             x_BTP = self.solve(below, x_BTP[:, ::-1])
         errors = np.abs(arrays.fetch(x_BTP) - arrays.fetch(self.tokens[0]))
@@ -264,17 +306,8 @@ class _Samples:
 def _time_windows(samples: _Samples, linear, tolerance, reports, log) -> None:
     """Times windows of growing size, until all blocks are slower twice; notes the best."""
     slow = 0
-    for window in _window_sizes(samples.latents[0].shape[1], samples.platform):
-        for block, report in enumerate(reports):
-            z_BTP = samples.latents[block]
-            settings = _slice(linear, block), window, tolerance
-            run = functools.partial(samples.solve_and_count, block, z_BTP, *settings)
-            _, num_sweeps, num_evaluated = run()
-            report.sweeps[window] = int(num_sweeps)
-            report.evaluations[window] = int(num_evaluated) / (z_BTP.shape[1] - 1)
-            report.times[window] = _relative_time(
-                run, functools.partial(samples.solve, block, z_BTP)
-            )
+    for window in _window_sizes(samples.latents[0].shape[1]):
+        _time_window(samples, linear, window, tolerance, reports)
         best = [min(1.0, *report.times.values()) for report in reports]
         relative = [r.times[window] / b for r, b in zip(reports, best, strict=True)]
         log(
@@ -291,25 +324,41 @@ def _time_windows(samples: _Samples, linear, tolerance, reports, log) -> None:
             report.window = fastest
 
 
-def _window_sizes(num_tokens: int, platform: str) -> list[int]:
-    """Windows to try, up to whole blocks. An accelerator passes many tokens in the time of one."""
-    powers = ((4 if platform == 'cpu' else 16) * 4**k for k in itertools.count())
+def _time_window(samples: _Samples, linear, window: int, tolerance, reports) -> None:
+    """Notes sweeps, evaluations and times of each block.
+
+    One program solves all blocks. The time of an evaluation is therefore taken as the same in all
+    of them, the median of what is measured.
+    """
+    times = []
+    for _ in range(math.ceil(MIN_TIMINGS / len(reports))):
+        for block, report in enumerate(reports):
+            fixed = block, samples.latents[block]
+            settings = _slice(linear, block), window, tolerance / report.amplification
+            run = functools.partial(samples.solve_and_count, *fixed, *settings)
+            run_sequential = functools.partial(samples.solve, *fixed)
+            if not times:
+                jax.block_until_ready(run())  # compiled now
+            seconds, (_, num_sweeps, num_evaluated) = _timed(run)
+            report.sweeps[window] = int(num_sweeps)
+            report.evaluations[window] = int(num_evaluated) / (samples.latents[0].shape[1] - 1)
+            ratio = seconds / _timed(run_sequential)[0]
+            times.append(ratio / report.evaluations[window])
+    for report in reports:
+        report.times[window] = statistics.median(times) * report.evaluations[window]
+
+
+def _window_sizes(num_tokens: int) -> list[int]:
+    """Windows to try, 16, 64, ... and whole blocks."""
+    powers = (4**k for k in itertools.count(2))
     smaller = list(itertools.takewhile(lambda window: window < num_tokens - 1, powers))
     return [*smaller, num_tokens - 1] if num_tokens > 2 else []
 
 
-def _relative_time(run, run_sequential) -> float:
-    """The median of the ratios of times taken in turn."""
-    first = _seconds(run_sequential)
-    repeats = distributed.broadcast_from_main(max(1, min(REPEATS, round(TIMING_SECONDS / first))))
-    ratios = [_seconds(run) / _seconds(run_sequential) for _ in range(repeats)]
-    return statistics.median(ratios)
-
-
-def _seconds(run) -> float:
+def _timed(run):
     start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
+    result = jax.block_until_ready(run())
+    return time.perf_counter() - start, result
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -25,38 +25,36 @@ from tarflow_jax.sampling.calibrate import (
     RESPONSE_LAGS,
     BlockReport,
     calibrate,
+    may_be_faster,
 )
 from tarflow_jax.sampling.parallel import Calibration
 
 FILE = 'calibration.npz'
 PICTURE = 'calibration.png'
-MIN_BATCHES = 50  # batches of samples, several times what a calibration draws
-SEQUENTIAL = ('cpu',)  # platforms on which windows are seldom faster than token by token
+MIN_BATCHES = 100  # of samples; on CPUs, a calibration takes as long as half of them
 
 
 def find_or_calibrate(workdir: Path, folders, model, params, mesh, sampling, before_block):
     """Returns a calibration from one of the folders, or makes one in `workdir` if that pays.
 
-    A new calibration pays if the method is 'auto', the device benefits from windows, and many
-    batches are drawn. Collective: every process must call it.
+    A new calibration pays if the method is 'auto', many batches are drawn, and windows may be
+    faster on this device. Collective: every process must call it.
 
     Returns:
       A `Calibration`, or None to draw samples token by token.
     """
-    pays = _is_worthwhile(mesh, sampling)
-    calibration = find_calibration(folders, model, params, mesh, sampling, warns=not pays)
-    if calibration is None and pays:
-        distributed.print_on_main(
-            'No calibration matches these samples on this device; creating one.'
-        )
-        calibration = calibrate_and_write(workdir, model, params, mesh, sampling, before_block)
-    return calibration
-
-
-def _is_worthwhile(mesh, sampling) -> bool:
-    can_be_faster = mesh.devices.flat[0].platform not in SEQUENTIAL
-    are_many = sampling['num_samples'] >= MIN_BATCHES * batch_size_of(mesh, sampling)
-    return sampling['method'] == 'auto' and can_be_faster and are_many
+    batch_size = batch_size_of(mesh, sampling)
+    many = sampling['method'] == 'auto' and sampling['num_samples'] >= MIN_BATCHES * batch_size
+    calibration = find_calibration(folders, model, params, mesh, sampling, warns=not many)
+    if calibration is not None or not many:
+        return calibration
+    keys = ('labels', 'prior_temperature', *GUIDANCE_KEYS)
+    settings = {key: sampling[key] for key in keys}
+    fixed = model, params, mesh
+    if not may_be_faster(*fixed, batch_size=batch_size, before_block=before_block, **settings):
+        return None
+    distributed.print_on_main('No calibration matches these samples on this device; creating one.')
+    return calibrate_and_write(workdir, *fixed, sampling, before_block)
 
 
 def calibrate_and_write(workdir: Path, model, params, mesh, sampling, before_block) -> Calibration:
