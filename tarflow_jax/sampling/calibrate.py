@@ -32,7 +32,7 @@ FITTED_SAMPLES = 4, 16  # at least and at most
 ROWS_PER_INPUT = 6  # tokens of these samples for each input of a block's first guess
 GUIDANCE_KEYS = ('guidance', 'guide', 'anneal_guidance', 'attention_temperature')
 FITS = 2  # fits of the response; the second one also uses sweeps with the first response
-FITTED_SWEEPS = 4
+FITTED_SWEEPS = 10  # at most; hard blocks need that many
 REPORTED_SWEEPS = 16  # of Jacobi's at most, whose errors a report shows
 RESPONSE_LAGS = 3
 RESPONSE_RIDGE = 0.1  # relative to the mean square of what it is fitted to
@@ -126,7 +126,7 @@ def calibrate(
         )
         fitted = draw(_num_fitted(flow))
         log('Samples are drawn; fitting each block.')
-        fits = [fitted.fit(block) for block in range(flow.num_blocks)]
+        fits = [fitted.fit(block, tolerance) for block in range(flow.num_blocks)]
         response, gain, offset = (np.stack(x) for x in zip(*fits, strict=True))
         for block, report in enumerate(reports):
             fitted.diagnose(block, report, tolerance)
@@ -214,13 +214,13 @@ class _Samples:
         fixed = self._flow, self._of_block(block), z_BTP, self._labels, self._guidance
         return _solve(*fixed, linear, window, tolerance)
 
-    def fit(self, block: int):
+    def fit(self, block: int, tolerance: float):
         """Response, gain and offset of a block.
 
         The response is a regularized least-squares fit, from the residuals of the tokens before a
         token to the error that G leaves at the token, both divided by the larger of the errors of
         the token and of the one before it. It is fitted to sweeps without a response, then to
-        these and to sweeps with the first fit.
+        these and to sweeps with the first fit, until all residuals are within the tolerance.
         """
         z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
         ones = np.ones((*z_BTP.shape[:2], 1), np.float32)
@@ -235,6 +235,8 @@ class _Samples:
             iterate = guess
             for _ in range(FITTED_SWEEPS):
                 after = self._sweep(block, iterate)
+                if np.abs(after - iterate).max() <= tolerance:
+                    break
                 residuals = np.asarray(lagged(after - iterate, lags))
                 size = np.linalg.norm(iterate - x_BTP, axis=2, keepdims=True)
                 size = np.maximum(size, np.asarray(lagged(size, [1]))) + 1e-5
