@@ -235,13 +235,13 @@ class _Samples:
             iterate = guess
             for _ in range(FITTED_SWEEPS):
                 after = self._sweep(block, iterate)
-                if np.abs(after - iterate).max() <= tolerance:
-                    break
                 residuals = np.asarray(lagged(after - iterate, lags))
                 size = np.linalg.norm(iterate - x_BTP, axis=2, keepdims=True)
                 size = np.maximum(size, np.asarray(lagged(size, [1]))) + 1e-5
                 inputs.append(_rows(residuals / size))
                 outputs.append(_rows((x_BTP - after) / size))
+                if np.abs(after - iterate).max() <= tolerance:
+                    break
                 iterate = after + (residuals @ response).astype(np.float32)
             response = _ridge(np.concatenate(inputs), np.concatenate(outputs), RESPONSE_RIDGE)
         return tuple(x.astype(np.float32) for x in (response, gain[:-1], gain[-1]))

@@ -60,6 +60,21 @@ def test_what_is_fitted_saves_sweeps_of_other_samples(params, random_batch, one_
     np.testing.assert_allclose(fitted.tokens[0], jacobi.tokens[0], atol=1e-2)
 
 
+@pytest.mark.parametrize('height', [2, 4], ids='{} pixels'.format)
+def test_one_token_or_two(height, random_params, random_batch, one_device):
+    """No window is tried, and the certificate holds."""
+    model = dataclasses.replace(MODEL, image_shape=(height, 2, 1))
+    params, (noise, labels) = random_params(model), random_batch(model)
+    calibration, _ = calibrate.calibrate(model, params, one_device, batch_size=2)
+    assert calibration.windows == (1, 1)
+    for method in ('auto', 'parallel'):
+        settings = dict(method=method, calibration=calibration, return_residual=True)
+        images, residual = sample(model, params, noise, labels, **settings)
+        latents, _ = model.apply({'params': params}, images, labels)
+        np.testing.assert_allclose(latents, noise, atol=1e-4)
+        np.testing.assert_allclose(residual, 0, atol=1e-5)
+
+
 def test_guided_images_with_a_calibration(params, measured, random_batch):
     calibration, _ = measured
     noise, labels = random_batch(MODEL)
