@@ -43,7 +43,7 @@ def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
         k, v = (x[..., : num_before + end, :] for x in (k_BNSK, v_BNSK))
         return _attend(q, k, v, position, temperature)
 
-    parts = causal_parts(length, MIN_QUERIES) or [(0, 0)]  # of one token, none attends
+    parts = causal_parts(length, MIN_QUERIES) or [(0, 0)]  # the inverse of one token asks for none
     return jnp.concatenate([mix(first, end) for first, end in parts], axis=1)
 
 

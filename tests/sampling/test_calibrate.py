@@ -1,6 +1,8 @@
 """A calibration is faster where it says so, changes no image, and serves nothing else."""
 
 import dataclasses
+from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import jax
 import jax.numpy as jnp
@@ -65,11 +67,11 @@ def test_one_token_or_two(height, random_params, random_batch, one_device):
     """No window is tried, and the certificate holds."""
     model = dataclasses.replace(MODEL, image_shape=(height, 2, 1))
     params, (noise, labels) = random_params(model), random_batch(model)
-    calibration, _ = calibrate.calibrate(model, params, one_device, batch_size=2)
+    calibration, reports = calibrate.calibrate(model, params, one_device, batch_size=2)
     assert calibration.windows == (1, 1)
-    for method in ('auto', 'parallel'):
-        settings = dict(method=method, calibration=calibration, return_residual=True)
-        images, residual = sample(model, params, noise, labels, **settings)
+    assert [report.times for report in reports] == [{}, {}]
+    for settings in (dict(calibration=calibration), dict(method='parallel')):
+        images, residual = sample(model, params, noise, labels, return_residual=True, **settings)
         latents, _ = model.apply({'params': params}, images, labels)
         np.testing.assert_allclose(latents, noise, atol=1e-4)
         np.testing.assert_allclose(residual, 0, atol=1e-5)
@@ -94,7 +96,8 @@ def test_reports(measured):
         assert all(1 <= x <= report.sweeps[w] * w / 15 for w, x in report.evaluations.items())
         # Token t is exact after t sweeps, and these are never more than all.
         assert all(t < count <= 16 for t, count in enumerate(report.settled))
-        assert report.errors[-1] < 1e-3
+        assert report.settled[-1] == 16
+        assert len(report.errors) < 16
         assert 0 < report.contraction < 1
         assert report.amplification >= 1
     lines = calibration_file.table(reports, 16).splitlines()
@@ -176,11 +179,60 @@ def test_a_damaged_file_is_not_used(damage, params, measured, one_device, tmp_pa
     assert f'{path} is damaged' in record.getMessage()
 
 
-def test_one_sweep_tells_whether_windows_may_be_faster(params, one_device, monkeypatch):
-    for fewest, expected in ((0, True), (1e6, False)):
-        monkeypatch.setattr(calibrate, 'FEWEST_SWEEPS', fewest)
-        settings = dict(batch_size=2, guidance=0.5, prior_temperature=0.9)
-        assert calibrate.may_be_faster(MODEL, params, one_device, **settings) is expected
+@pytest.mark.parametrize(
+    ('tokens', 'windows'), [(1, []), (2, []), (3, [2]), (17, [16]), (18, [16, 17])]
+)
+def test_windows_that_are_tried(tokens, windows):
+    assert calibrate._window_sizes(tokens) == windows
+
+
+@pytest.mark.parametrize(
+    ('times', 'chosen'),
+    [
+        ({16: 1.6, 64: 1.2, 256: 0.9, 1023: 0.5}, 1023),  # also where small ones are slower
+        ({16: 0.6, 64: 0.5, 256: 0.7, 1023: 0.1}, 64),  # none after one that is slower
+        ({16: 1.2, 64: 0.97, 256: 1.0, 1023: 1.1}, 1),
+    ],
+)
+def test_the_fastest_window_is_chosen(times, chosen, monkeypatch):
+    report = calibrate.BlockReport()
+
+    def measured(samples, linear, window, tolerance, reports):
+        report.times[window] = times[window]
+
+    monkeypatch.setattr(calibrate, '_time_window', measured)
+    samples = SimpleNamespace(latents=[jnp.zeros((1, 1024, 1))])
+    calibrate._time_windows(samples, None, 1e-3, [report], lambda line: None)
+    assert report.window == chosen
+
+
+@pytest.mark.parametrize(('sweeps', 'expected'), [(3.9, False), (4.1, True)])
+def test_one_sweep_tells_whether_windows_may_be_faster(
+    sweeps, expected, params, one_device, monkeypatch
+):
+    """Four sweeps take less time than the sequential solution."""
+
+    def timed(run):
+        result = run()
+        return (1.0 if isinstance(result, jax.Array) else sweeps), result
+
+    monkeypatch.setattr(calibrate, '_timed', timed)
+    settings = dict(batch_size=2, guidance=0.5, prior_temperature=0.9)
+    assert calibrate.may_be_faster(MODEL, params, one_device, **settings) is expected
+
+
+def test_a_calibration_of_something_else_is_told_where_none_is_made(
+    params, one_device, measured, tmp_path, monkeypatch, caplog
+):
+    never = create_autospec(calibrate.may_be_faster, return_value=False)
+    monkeypatch.setattr(calibration_file, 'may_be_faster', never)
+    identity = calibration_file.calibration_identity(MODEL, params, one_device, SAMPLING)
+    calibration_file.write(tmp_path / 'calibration.npz', measured[0], identity, measured[1])
+    sampling = {**SAMPLING, 'num_samples': 400, 'tolerance': 0.01}
+    of_sampling = MODEL, params, one_device, sampling, lambda: None
+    assert calibration_file.find_or_calibrate(tmp_path, [tmp_path], *of_sampling) is None
+    (record,) = caplog.records
+    assert 'tolerance was 0.001, is 0.01' in record.getMessage()
 
 
 @pytest.mark.parametrize('change', [{}, dict(num_samples=99), dict(method='parallel')], ids=str)
@@ -189,7 +241,8 @@ def test_many_samples_are_calibrated_once(
     change, may_be_faster, params, one_device, measured, tmp_path, monkeypatch, capsys
 ):
     calls = []
-    monkeypatch.setattr(calibration_file, 'may_be_faster', lambda *_, **__: may_be_faster)
+    told = create_autospec(calibrate.may_be_faster, return_value=may_be_faster)
+    monkeypatch.setattr(calibration_file, 'may_be_faster', told)
 
     def calibrated(*args, **settings):
         calls.append(settings['batch_size'])
