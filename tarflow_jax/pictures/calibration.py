@@ -24,7 +24,7 @@ def calibration(reports: Sequence[Any], tolerance: float) -> Picture:
         metrics.plot(report.crm, report.contraction, 'o', color=color)
         metrics.annotate(f' {block}', (report.crm, report.contraction), va='bottom')
     errors.axhline(tolerance, color=FAINT, linestyle=':')
-    errors.legend(loc='lower left', ncols=2 if len(reports) > 4 else 1, fontsize=9)
+    errors.legend(loc='best', ncols=2 if len(reports) > 4 else 1, fontsize=9)
     errors.set(title='root mean square error of the tokens', xlabel='Jacobi sweeps')
     settled.set(title='settled tokens, from the first on', xlabel='Jacobi sweeps')
     times.axhline(1, color=FAINT, linestyle=':')
