@@ -14,36 +14,23 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tarflow_jax.flow.tarflow import TarFlow
-from tarflow_jax.flow.tokens import TokenFlow, reorder
-from tarflow_jax.parallel import arrays, distributed, rules
-from tarflow_jax.parallel.mesh import padded_batch_size
-from tarflow_jax.sampling.batches import draw_noise
+from tarflow_jax.flow.tokens import TokenFlow
+from tarflow_jax.parallel import distributed, rules
+from tarflow_jax.sampling.block_samples import GAIN_LAGS, BlockSamples
 from tarflow_jax.sampling.guidance import Guidance
-from tarflow_jax.sampling.labels import spread_labels
-from tarflow_jax.sampling.parallel import Calibration, lagged, solve_in_windows
-from tarflow_jax.sampling.sample import scale_noise
-from tarflow_jax.sampling.sequential import GuidedStep, solve_sequentially
+from tarflow_jax.sampling.parallel import Calibration
 
 FITTED_SAMPLES = 4, 16  # at least and at most
 ROWS_PER_INPUT = 6  # tokens of these samples for each input of a block's first guess
 GUIDANCE_KEYS = ('guidance', 'guide', 'anneal_guidance', 'attention_temperature')
-FITS = 2  # fits of the response; the second one also uses sweeps with the first response
-FITTED_SWEEPS = 10  # at most; hard blocks need that many
-REPORTED_SWEEPS = 16  # of Jacobi's at most, whose errors a report shows
-RESPONSE_LAGS = 3
-RESPONSE_RIDGE = 0.1  # relative to the mean square of what it is fitted to
-GAIN_LAGS = 4
-GAIN_RIDGE = 1e-4
 MIN_GAIN = 0.05  # of the sequential sampler's time, or a block stays sequential
 MIN_TIMINGS = 4  # of a window, over all blocks
 FEWEST_SWEEPS = 4  # over whole blocks of trained models that were seen to solve them
 SLOWDOWN_LIMIT = 1.3  # of the best window's time, beyond which no larger window is tried
 ROUNDING = 1e-6
-SEED = 2**31 - 2  # of the noise: other samples than a user's first ones
 
 
 @dataclasses.dataclass
@@ -118,26 +105,26 @@ def calibrate(
     """
     guidance = _guidance(model, **guidance)
     flow = model.token_flow()
-    reports = [BlockReport() for _ in range(flow.num_blocks)]
     with rules.activation_sharding(mesh):
         draw = functools.partial(
-            *(_Samples, model, params, mesh, labels, prior_temperature, guidance),
+            *(BlockSamples, model, params, mesh, labels, prior_temperature, guidance),
             before_block=before_block,
         )
         fitted = draw(_num_fitted(flow))
         log('Samples are drawn; fitting each block.')
         fits = [fitted.fit(block, tolerance) for block in range(flow.num_blocks)]
-        response, gain, offset = (np.stack(x) for x in zip(*fits, strict=True))
+        reports = [
+            BlockReport(**fitted.diagnose(block, tolerance)) for block in range(flow.num_blocks)
+        ]
         for block, report in enumerate(reports):
-            fitted.diagnose(block, report, tolerance)
             if not windows or windows[block] > 1:
-                linear = response[block], gain[block], offset[block]
-                report.amplification = fitted.amplification(block, linear, tolerance)
+                report.amplification = fitted.amplification(block, fits[block], tolerance)
         if not windows:
-            _time_windows(draw(batch_size), (response, gain, offset), tolerance, reports, log)
+            _time_windows(draw(batch_size), fits, tolerance, reports, log)
             windows = tuple(distributed.broadcast_from_main([report.window for report in reports]))
         for window, report in zip(windows, reports, strict=True):
             report.window = window
+    response, gain, offset = (np.stack(arrays) for arrays in zip(*fits, strict=True))
     amplification = np.array([report.amplification for report in reports], np.float32)
     return Calibration(windows, response, gain, offset, amplification), reports
 
@@ -159,8 +146,11 @@ def may_be_faster(
     """
     fixed = model, params, mesh, labels, prior_temperature, _guidance(model, **guidance)
     with rules.activation_sharding(mesh):
-        samples = _Samples(*fixed, batch_size, before_block=before_block)
-        return distributed.broadcast_from_main(samples.sweeps_in_time() > FEWEST_SWEEPS)
+        samples = BlockSamples(*fixed, batch_size, before_block=before_block)
+        sweep, solve = samples.sweeper(0), samples.solver(0, samples.latents[0])
+        jax.block_until_ready((sweep(), solve()))  # compiled now
+        ratios = [_timed(solve)[0] / _timed(sweep)[0] for _ in range(MIN_TIMINGS)]
+        return distributed.broadcast_from_main(statistics.median(ratios) > FEWEST_SWEEPS)
 
 
 def _guidance(
@@ -177,139 +167,10 @@ def _num_fitted(flow: TokenFlow) -> int:
     return int(np.clip(math.ceil(rows / flow.num_tokens), *FITTED_SAMPLES))
 
 
-class _Samples:
-    """Samples drawn token by token, with the latents and the input of each block.
-
-    Attributes:
-      latents: float32 [B, T, P] of each block, in its own order of tokens.
-      tokens: its input.
-    """
-
-    def __init__(
-        self, model, params, mesh, labels, prior_temperature, guidance, number, *, before_block
-    ):
-        self._flow, self._params, self._guidance = model.token_flow(), params, guidance
-        self._before_block = before_block
-        size = padded_batch_size(number, number, mesh)
-        all_labels = spread_labels(labels, size, model.num_classes, SEED)
-        if all_labels is None:
-            all_labels = np.full(size, -1, np.int32)
-        rows = arrays.local_rows(mesh, size)
-        local = np.arange(size, dtype=np.int32)[rows], all_labels[rows]
-        index, self._labels = arrays.put_rows(local, mesh, size, rows)
-        z_BTP = _draw_latents(model, params, index, prior_temperature)
-        z_BTP = reorder(z_BTP, self._flow.num_blocks)
-        self.latents, self.tokens = [], []
-        for block in reversed(range(self._flow.num_blocks)):
-            self.latents.insert(0, z_BTP[:, ::-1])
-            z_BTP = self.solve(block, self.latents[0])
-            self.tokens.insert(0, z_BTP)
-
-    def solve(self, *which):
-        """The input of a block, see `solver`."""
-        return self.solver(*which)()[0]
-
-    def solver(self, block, z_BTP, linear=None, window=1, tolerance=0.0):
-        """A function that returns the input of a block, and counts sweeps and tokens in them."""
-        self._before_block()
-        fixed = self._flow, self._of_block(block), z_BTP, self._labels, self._guidance
-        return functools.partial(_solve, *fixed, linear, window, tolerance)
-
-    def fit(self, block: int, tolerance: float):
-        """Response, gain and offset of a block.
-
-        The response is a regularized least-squares fit, from the residuals of the tokens before a
-        token to the error that G leaves at the token, both divided by the larger of the errors of
-        the token and of the one before it. It is fitted to sweeps without a response, then to
-        these and to sweeps with the first fit. Either end once residuals are within the tolerance.
-        """
-        z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
-        ones = np.ones((*z_BTP.shape[:2], 1), np.float32)
-        latents = np.concatenate([lagged(z_BTP, range(GAIN_LAGS)), ones], axis=2)
-        gain = _ridge(_rows(latents), _rows(x_BTP), GAIN_RIDGE)
-        guess = (latents @ gain).astype(np.float32)
-        guess[:, 0] = z_BTP[:, 0]
-        lags = range(1, RESPONSE_LAGS + 1)
-        response = np.zeros((RESPONSE_LAGS * x_BTP.shape[2], x_BTP.shape[2]))
-        inputs, outputs = [], []
-        for _ in range(FITS):
-            iterate = guess
-            for _ in range(FITTED_SWEEPS):
-                after = self._sweep(block, iterate)
-                residuals = np.asarray(lagged(after - iterate, lags))
-                size = np.linalg.norm(iterate - x_BTP, axis=2, keepdims=True)
-                size = np.maximum(size, np.asarray(lagged(size, [1]))) + 1e-5
-                inputs.append(_rows(residuals / size))
-                outputs.append(_rows((x_BTP - after) / size))
-                is_solved = bool(np.abs(after - iterate).max() <= tolerance)
-                if distributed.broadcast_from_main(is_solved):  # hosts may round differently
-                    break
-                iterate = after + (residuals @ response).astype(np.float32)
-            response = _ridge(np.concatenate(inputs), np.concatenate(outputs), RESPONSE_RIDGE)
-        return tuple(x.astype(np.float32) for x in (response, gain[:-1], gain[-1]))
-
-    def diagnose(self, block: int, report: BlockReport, tolerance: float) -> None:
-        """Notes how Jacobi's sweeps converge, and the published metrics of that."""
-        z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
-        iterate = z_BTP
-        for _ in range(REPORTED_SWEEPS):
-            error = iterate - x_BTP
-            report.errors.append(float(np.sqrt((error**2).mean())))
-            is_settled = (np.abs(error).max(axis=2) <= tolerance).all(axis=0)
-            report.settled.append(int(np.cumprod(is_settled).sum()))
-            if is_settled.all():
-                break
-            iterate = self._sweep(block, iterate)
-        swept = self._sweep(block, z_BTP)
-        report.igm = float(np.linalg.norm((swept - x_BTP).mean(axis=0), 2))
-        ones, zeros = np.ones_like(z_BTP), np.zeros_like(z_BTP)
-        # exp(log_scale)
-        scale = self._sweep(block, x_BTP, ones) - self._sweep(block, x_BTP, zeros)
-        kernel = arrays.fetch(self._of_block(block)['proj_out']['kernel'])
-        shift, *log_scale = (
-            np.linalg.norm(kernel[:, part], 2) for part in (-1, 0)[: kernel.shape[1]]
-        )
-        first = np.linalg.norm((x_BTP[:, 1:] / scale[:, 1:]).mean(axis=0), 2)
-        report.crm = float(first * sum(log_scale) + shift)
-
-    def _sweep(self, block: int, x_BTP: np.ndarray, z_BTP: np.ndarray | None = None) -> np.ndarray:
-        """G(x) of the whole block, by default of its own latents."""
-        latents = self.latents[block]
-        x_BTP = arrays.put(x_BTP, latents.sharding)
-        z_BTP = latents if z_BTP is None else arrays.put(z_BTP, latents.sharding)
-        fixed = self._flow, self._of_block(block), x_BTP, z_BTP, self._labels, self._guidance
-        return arrays.fetch(_apply(*fixed))
-
-    def sweeps_in_time(self) -> float:
-        """How many sweeps over the first block take as long as its sequential solution."""
-        z_BTP = self.latents[0]
-        fixed = self._flow, self._of_block(0), z_BTP, z_BTP, self._labels, self._guidance
-        sweep, solve = functools.partial(_apply, *fixed), self.solver(0, z_BTP)
-        jax.block_until_ready((sweep(), solve()))  # compiled now
-        return statistics.median(_timed(solve)[0] / _timed(sweep)[0] for _ in range(MIN_TIMINGS))
-
-    def amplification(self, block: int, linear, tolerance: float) -> float:
-        """The largest image error of a residual at the tolerance, relative to the tolerance.
-
-        The block is solved as a whole: smaller windows were seen to leave smaller errors.
-        """
-        tolerance = max(tolerance, 1e-4)  # below, it would be that of rounding
-        z_BTP = self.latents[block]
-        x_BTP = self.solve(block, z_BTP, linear, max(1, z_BTP.shape[1] - 1), tolerance)
-        for below in reversed(range(block)):
-            x_BTP = self.solve(below, x_BTP[:, ::-1])
-        errors = np.abs(arrays.fetch(x_BTP) - arrays.fetch(self.tokens[0]))
-        finite = errors[np.isfinite(errors).all(axis=(1, 2))]
-        return max(1.0, float(finite.max(initial=0)) / tolerance)
-
-    def _of_block(self, block: int):
-        return _slice(self._params['blocks'], block)
-
-
-def _time_windows(samples: _Samples, linear, tolerance, reports, log) -> None:
+def _time_windows(samples: BlockSamples, fits, tolerance, reports, log) -> None:
     """Times windows of growing size, until all blocks are slower; notes the best."""
     for window in _window_sizes(samples.latents[0].shape[1]):
-        _time_window(samples, linear, window, tolerance, reports)
+        _time_window(samples, fits, window, tolerance, reports)
         log(
             f'A window of {window} tokens: '
             + ' '.join(f'{report.times[window]:.2f}' for report in reports)
@@ -324,7 +185,7 @@ def _time_windows(samples: _Samples, linear, tolerance, reports, log) -> None:
             report.window = fastest
 
 
-def _time_window(samples: _Samples, linear, window: int, tolerance, reports) -> None:
+def _time_window(samples: BlockSamples, fits, window: int, tolerance, reports) -> None:
     """Notes sweeps, evaluations and times of each block.
 
     One program solves all blocks. The time of an evaluation is therefore taken as the same in all
@@ -334,11 +195,9 @@ def _time_window(samples: _Samples, linear, window: int, tolerance, reports) -> 
     for _ in range(math.ceil(MIN_TIMINGS / len(reports))):
         for block, report in enumerate(reports):
             z_BTP = samples.latents[block]
-            settings = _slice(linear, block), window, tolerance / report.amplification
-            run, run_sequential = (
-                samples.solver(block, z_BTP, *settings),
-                samples.solver(block, z_BTP),
-            )
+            stricter = tolerance / report.amplification
+            run = samples.solver(block, z_BTP, fits[block], window, stricter)
+            run_sequential = samples.solver(block, z_BTP)
             if not times:
                 jax.block_until_ready(run())  # compiled now
             seconds, (_, num_sweeps, num_evaluated) = _timed(run)
@@ -361,47 +220,3 @@ def _timed(run):
     start = time.perf_counter()
     result = jax.block_until_ready(run())
     return time.perf_counter() - start, result
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _draw_latents(model, params, index, prior_temperature):
-    noise = draw_noise(model.image_shape, jax.random.key(SEED), index, jnp.zeros_like(index))
-    return model.patchify(scale_noise(model, params, noise, prior_temperature))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 6))
-def _solve(flow: TokenFlow, params, z_BTP, labels, guidance, linear, window, tolerance):
-    step = _step(flow, params, labels, guidance)
-    if window == 1:
-        return solve_sequentially(step, z_BTP), flow.num_tokens - 1, flow.num_tokens - 1
-    return solve_in_windows(step, z_BTP, linear, window, tolerance)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(flow: TokenFlow, params, x_BTP, z_BTP, labels, guidance):
-    """A sweep over the whole block: G(x)."""
-    step = _step(flow, params, labels, guidance)
-    caches = step.padded_to((), flow.num_tokens - 1)
-    after, _ = step(x_BTP[:, :-1], z_BTP[:, 1:], jnp.int32(0), caches)
-    return jnp.concatenate([z_BTP[:, :1], after], axis=1)
-
-
-def _step(flow: TokenFlow, params, labels, guidance) -> GuidedStep:
-    block = flow.block()
-    params = rules.gathered(block.cast(params), of_block=True)
-    return GuidedStep(block, params, labels, guidance)
-
-
-def _slice(tree, block: int):
-    return jax.tree.map(lambda x: x[block], tree)
-
-
-def _rows(x_BTP: np.ndarray) -> np.ndarray:
-    return x_BTP.reshape(-1, x_BTP.shape[-1]).astype(np.float64)
-
-
-def _ridge(inputs: np.ndarray, outputs: np.ndarray, ridge: float) -> np.ndarray:
-    """The matrix M of least squares, inputs M = outputs, drawn towards zero."""
-    square = inputs.T @ inputs
-    square += (ridge * np.trace(square) / len(square) + 1e-12) * np.eye(len(square))
-    return np.linalg.solve(square, inputs.T @ outputs)

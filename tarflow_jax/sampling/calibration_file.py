@@ -19,14 +19,8 @@ from tarflow_jax.files import json_text, make_writable
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.parallel.mesh import padded_batch_size
-from tarflow_jax.sampling.calibrate import (
-    GAIN_LAGS,
-    GUIDANCE_KEYS,
-    RESPONSE_LAGS,
-    BlockReport,
-    calibrate,
-    may_be_faster,
-)
+from tarflow_jax.sampling.block_samples import GAIN_LAGS, RESPONSE_LAGS
+from tarflow_jax.sampling.calibrate import GUIDANCE_KEYS, BlockReport, calibrate, may_be_faster
 from tarflow_jax.sampling.parallel import Calibration
 
 FILE = 'calibration.npz'

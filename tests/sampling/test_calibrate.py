@@ -11,7 +11,7 @@ import pytest
 
 from tarflow_jax import sample
 from tarflow_jax.flow import TarFlow
-from tarflow_jax.sampling import calibrate, calibration_file, inverse
+from tarflow_jax.sampling import block_samples, calibrate, calibration_file, inverse
 from tarflow_jax.sampling.parallel import Calibration
 
 MODEL = TarFlow(
@@ -108,13 +108,12 @@ def test_reports(measured):
 
 def test_the_published_metrics(params, one_device):
     """By the formulas of GS-Jacobi, on samples without guidance."""
-    samples = calibrate._Samples(
+    samples = block_samples.BlockSamples(
         *(MODEL, params, one_device, 'even', 1.0, calibrate._guidance(MODEL), 4),
         before_block=lambda: None,
     )
     for block in range(2):
-        report = calibrate.BlockReport()
-        samples.diagnose(block, report, 1e-3)
+        report = calibrate.BlockReport(**samples.diagnose(block, 1e-3))
         z, x = np.asarray(samples.latents[block]), np.asarray(samples.tokens[block])
         of_block = jax.tree.map(lambda leaf, block=block: leaf[block], params['blocks'])
         flow_block = MODEL.token_flow().block()
@@ -197,7 +196,7 @@ def test_windows_that_are_tried(tokens, windows):
 def test_the_fastest_window_is_chosen(times, chosen, monkeypatch):
     report = calibrate.BlockReport()
 
-    def measured(samples, linear, window, tolerance, reports):
+    def measured(samples, fits, window, tolerance, reports):
         report.times[window] = times[window]
 
     monkeypatch.setattr(calibrate, '_time_window', measured)
