@@ -25,7 +25,7 @@ from tarflow_jax.sampling.parallel import Calibration
 
 FILE = 'calibration.npz'
 PICTURE = 'calibration.png'
-MIN_BATCHES = 100  # of samples; a calibration takes as long as 15 to 50 on CPUs
+MIN_BATCHES = 100  # of samples; a calibration takes as long as 20 to 50 on CPUs
 
 
 def find_or_calibrate(workdir: Path, folders, model, params, mesh, sampling, before_block):
@@ -37,24 +37,16 @@ def find_or_calibrate(workdir: Path, folders, model, params, mesh, sampling, bef
     Returns:
       A `Calibration`, or None to draw samples token by token.
     """
-    fixed = model, params, mesh
-    calibration = find_calibration(folders, *fixed, sampling, warns=False)
-    if calibration is not None:
+    fixed, batch_size = (model, params, mesh), batch_size_of(mesh, sampling)
+    many = sampling['method'] == 'auto' and sampling['num_samples'] >= MIN_BATCHES * batch_size
+    calibration = find_calibration(folders, *fixed, sampling, warns=not many)
+    if calibration is not None or not many:
         return calibration
-    if not _pays(*fixed, sampling, before_block):
+    settings = {key: sampling[key] for key in ('labels', 'prior_temperature', *GUIDANCE_KEYS)}
+    if not may_be_faster(*fixed, batch_size=batch_size, before_block=before_block, **settings):
         return find_calibration(folders, *fixed, sampling)  # None, with a warning
     distributed.print_on_main('No calibration matches these samples on this device; creating one.')
     return calibrate_and_write(workdir, *fixed, sampling, before_block)
-
-
-def _pays(model, params, mesh, sampling, before_block) -> bool:
-    batch_size = batch_size_of(mesh, sampling)
-    if sampling['method'] != 'auto' or sampling['num_samples'] < MIN_BATCHES * batch_size:
-        return False
-    settings = {key: sampling[key] for key in ('labels', 'prior_temperature', *GUIDANCE_KEYS)}
-    return may_be_faster(
-        *(model, params, mesh), batch_size=batch_size, before_block=before_block, **settings
-    )
 
 
 def calibrate_and_write(workdir: Path, model, params, mesh, sampling, before_block) -> Calibration:
