@@ -1,6 +1,8 @@
 """Samples with the latents and the input of each block, and what is fitted and measured on them."""
 
+import copy
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,10 +18,8 @@ from tarflow_jax.sampling.parallel import lagged, solve_in_windows
 from tarflow_jax.sampling.sample import scale_noise
 from tarflow_jax.sampling.sequential import GuidedStep, solve_sequentially
 
-FITS = 2  # fits of the response; the second one also uses sweeps with the first response
-FITTED_SWEEPS = 10  # at most; hard blocks need that many
-REPORTED_SWEEPS = 16  # of Jacobi's at most, whose errors a report shows
-RESPONSE_LAGS = 3
+FITTED_SWEEPS = 10  # at most, without a response and with one; hard blocks need that many
+LAGS = range(1, 4)  # of the response
 RESPONSE_RIDGE = 0.1  # relative to the mean square of what it is fitted to
 GAIN_LAGS = 4
 GAIN_RIDGE = 1e-4
@@ -30,15 +30,26 @@ class BlockSamples:
     """Samples drawn token by token, with the latents and the input of each block.
 
     Attributes:
-      latents: float32 [B, T, P] of each block, in its own order of tokens.
+      latents: float32 [B, T, P] of each block that was solved, in its own order of tokens; of the
+        last `solved_blocks` of the flow, or of all.
       tokens: its input.
     """
 
     def __init__(
-        self, model, params, mesh, labels, prior_temperature, guidance, number, *, before_block
+        self,
+        model,
+        params,
+        mesh,
+        labels,
+        prior_temperature,
+        guidance,
+        number,
+        *,
+        before_block,
+        solved_blocks=None,
     ):
         self._flow, self._params, self._guidance = model.token_flow(), params, guidance
-        self._before_block = before_block
+        self._mesh, self._before_block = mesh, before_block
         size = padded_batch_size(number, number, mesh)
         all_labels = spread_labels(labels, size, model.num_classes, SEED)
         if all_labels is None:
@@ -49,10 +60,22 @@ class BlockSamples:
         z_BTP = _draw_latents(model, params, index, prior_temperature)
         z_BTP = reorder(z_BTP, self._flow.num_blocks)
         self.latents, self.tokens = [], []
-        for block in reversed(range(self._flow.num_blocks)):
+        for block in list(reversed(range(self._flow.num_blocks)))[:solved_blocks]:
             self.latents.insert(0, z_BTP[:, ::-1])
             z_BTP = self.solve(block, self.latents[0])
             self.tokens.insert(0, z_BTP)
+
+    def first(self, number: int) -> 'BlockSamples':
+        """The first samples, at least this number and as many as devices share evenly."""
+        size = padded_batch_size(number, number, self._mesh)
+        rows = self.latents, self.tokens, self._labels
+        take = jax.jit(
+            functools.partial(jax.tree.map, lambda rows: rows[:size]),
+            out_shardings=jax.tree.map(lambda rows: rows.sharding, rows),
+        )
+        taken = copy.copy(self)
+        taken.latents, taken.tokens, taken._labels = take(rows)
+        return taken
 
     def solve(self, *which):
         """The input of a block, see `solver`."""
@@ -65,12 +88,15 @@ class BlockSamples:
         return functools.partial(_solve, *fixed, linear, window, tolerance)
 
     def fit(self, block: int, tolerance: float):
-        """Response, gain and offset of a block.
+        """Fits the first guess and the response of a block.
 
         The response is a regularized least-squares fit, from the residuals of the tokens before a
         token to the error that G leaves at the token, both divided by the larger of the errors of
         the token and of the one before it. It is fitted to sweeps without a response, then to
-        these and to sweeps with the first fit. Either end once residuals are within the tolerance.
+        these and to sweeps with the first fit.
+
+        Returns:
+          (response, gain and offset, iterates of the sweeps without a response).
         """
         z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
         ones = np.ones((*z_BTP.shape[:2], 1), np.float32)
@@ -78,49 +104,45 @@ class BlockSamples:
         gain = _ridge(_rows(latents), _rows(x_BTP), GAIN_RIDGE)
         guess = (latents @ gain).astype(np.float32)
         guess[:, 0] = z_BTP[:, 0]
-        lags = range(1, RESPONSE_LAGS + 1)
-        response = np.zeros((RESPONSE_LAGS * x_BTP.shape[2], x_BTP.shape[2]))
-        inputs, outputs = [], []
-        for _ in range(FITS):
-            iterate = guess
-            for _ in range(FITTED_SWEEPS):
-                after = self._sweep(block, iterate)
-                residuals = np.asarray(lagged(after - iterate, lags))
-                size = np.linalg.norm(iterate - x_BTP, axis=2, keepdims=True)
-                size = np.maximum(size, np.asarray(lagged(size, [1]))) + 1e-5
-                inputs.append(_rows(residuals / size))
-                outputs.append(_rows((x_BTP - after) / size))
-                is_solved = bool(np.abs(after - iterate).max() <= tolerance)
-                if distributed.broadcast_from_main(is_solved):  # hosts may round differently
-                    break
-                iterate = after + (residuals @ response).astype(np.float32)
-            response = _ridge(np.concatenate(inputs), np.concatenate(outputs), RESPONSE_RIDGE)
-        return tuple(x.astype(np.float32) for x in (response, gain[:-1], gain[-1]))
+        jacobi = list(self._sweeps(block, guess, tolerance))
+        response = _fit_response(jacobi, x_BTP)
+        response = _fit_response([*jacobi, *self._sweeps(block, guess, tolerance, response)], x_BTP)
+        linear = tuple(x.astype(np.float32) for x in (response, gain[:-1], gain[-1]))
+        return linear, [guess, *(after for _, after in jacobi)]
 
-    def diagnose(self, block: int, tolerance: float) -> dict[str, Any]:
-        """How Jacobi's sweeps converge, and the published metrics of that, see `BlockReport`."""
+    def _sweeps(
+        self, block: int, iterate: np.ndarray, tolerance: float, response: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (x, G(x)) of sweeps, the last of which leaves residuals within the tolerance."""
+        for _ in range(FITTED_SWEEPS):
+            after = self._sweep(block, iterate)
+            yield iterate, after
+            is_solved = bool(np.abs(after - iterate).max() <= tolerance)
+            if distributed.broadcast_from_main(is_solved):  # hosts may round differently
+                return
+            if response is not None:
+                residuals = np.asarray(lagged(after - iterate, LAGS))
+                after = after + (residuals @ response).astype(np.float32)
+            iterate = after
+
+    def diagnose(self, block: int, iterates: list[np.ndarray], tolerance: float) -> dict[str, Any]:
+        """How the iterates converge, and the published metrics of that, see `BlockReport`."""
         z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
-        iterate, errors, settled = z_BTP, [], []
-        for _ in range(REPORTED_SWEEPS):
-            error = iterate - x_BTP
-            errors.append(float(np.sqrt((error**2).mean())))
-            is_settled = (np.abs(error).max(axis=2) <= tolerance).all(axis=0)
-            settled.append(int(np.cumprod(is_settled).sum()))
-            if is_settled.all():
-                break
-            iterate = self._sweep(block, iterate)
-        swept = self._sweep(block, z_BTP)
-        igm = float(np.linalg.norm((swept - x_BTP).mean(axis=0), 2))
-        ones, zeros = np.ones_like(z_BTP), np.zeros_like(z_BTP)
-        # exp(log_scale)
-        scale = self._sweep(block, x_BTP, ones) - self._sweep(block, x_BTP, zeros)
+        errors = [np.abs(iterate - x_BTP) for iterate in iterates]
+        is_settled = [(error.max(axis=2) <= tolerance).all(axis=0) for error in errors]
+        igm = np.linalg.norm((self._sweep(block, z_BTP) - x_BTP).mean(axis=0), 2)
+        scale = self._sweep(block, x_BTP, z_BTP + 1) - x_BTP  # exp(log_scale)
         kernel = arrays.fetch(self._of_block(block)['proj_out']['kernel'])
         shift, *log_scale = (
             np.linalg.norm(kernel[:, part], 2) for part in (-1, 0)[: kernel.shape[1]]
         )
         first = np.linalg.norm((x_BTP[:, 1:] / scale[:, 1:]).mean(axis=0), 2)
-        crm = float(first * sum(log_scale) + shift)
-        return dict(errors=errors, settled=settled, igm=igm, crm=crm)
+        return dict(
+            errors=[float(np.sqrt((error**2).mean())) for error in errors],
+            settled=[int(np.cumprod(tokens).sum()) for tokens in is_settled],
+            igm=float(igm),
+            crm=float(first * sum(log_scale) + shift),
+        )
 
     def sweeper(self, block: int):
         """A function that sweeps once over the whole block."""
@@ -181,6 +203,17 @@ def _step(flow: TokenFlow, params, labels, guidance) -> GuidedStep:
     block = flow.block()
     params = rules.gathered(block.cast(params), of_block=True)
     return GuidedStep(block, params, labels, guidance)
+
+
+def _fit_response(sweeps, x_BTP: np.ndarray) -> np.ndarray:
+    """The matrices M_k, see `parallel`, from (x, G(x)) of sweeps."""
+    inputs, outputs = [], []
+    for iterate, after in sweeps:
+        size = np.linalg.norm(iterate - x_BTP, axis=2, keepdims=True)
+        size = np.maximum(size, np.asarray(lagged(size, [1]))) + 1e-5
+        inputs.append(_rows(np.asarray(lagged(after - iterate, LAGS)) / size))
+        outputs.append(_rows((x_BTP - after) / size))
+    return _ridge(np.concatenate(inputs), np.concatenate(outputs), RESPONSE_RIDGE)
 
 
 def _rows(x_BTP: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Measures how each block of a model is sampled fastest, on this device at this batch size.
 
 Samples are drawn token by token, and each block's linear model is fitted to them (see `parallel`).
-The error of an image that a residual of each block causes is measured; the block's tolerance is
-divided by it. Windows of growing size are then timed in turn with the sequential solution.
+Windows of growing size are timed in turn with the sequential solution. Where one is faster, the
+error of an image that a residual of the block causes is measured; the block's tolerance is divided
+by it.
 """
 
 import dataclasses
@@ -27,9 +28,9 @@ FITTED_SAMPLES = 4, 16  # at least and at most
 ROWS_PER_INPUT = 6  # tokens of these samples for each input of a block's first guess
 GUIDANCE_KEYS = ('guidance', 'guide', 'anneal_guidance', 'attention_temperature')
 MIN_GAIN = 0.05  # of the sequential sampler's time, or a block stays sequential
-MIN_TIMINGS = 4  # of a window, over all blocks
+TIMINGS = 3  # of a window
 FEWEST_SWEEPS = 4  # over whole blocks of trained models that were seen to solve them
-SLOWDOWN_LIMIT = 1.3  # of the best window's time, beyond which no larger window is tried
+MIN_SECONDS = 60.0  # of a token-by-token solution that a calibration may shorten
 ROUNDING = 1e-6
 
 
@@ -39,13 +40,15 @@ class BlockReport:
 
     Attributes:
       window: the window that was chosen; 1 solves token by token.
-      times: seconds of each window tried, relative to the sequential solution.
+      times: seconds of each window tried, relative to the sequential solution; of the chosen one
+        at the tolerance of the block, of others at that of the image.
       sweeps: passes over each window tried, of the slowest sample.
       evaluations: tokens in these passes, relative to the tokens of the sequence.
-      errors: root mean square error of the tokens after 0, 1, ... Jacobi sweeps from the latents,
-        until all tokens are settled.
+      errors: root mean square error of the tokens after 0, 1, ... Jacobi sweeps from the first
+        guess, until all residuals are within the tolerance or for some sweeps.
       settled: leading tokens within the tolerance in all samples, after 0, 1, ... sweeps.
-      amplification: largest error of an image that a residual of 1 in the block causes.
+      amplification: largest error of an image that a residual of 1 in the block causes, measured
+        where a window is faster.
       crm: the convergence ranking metric of GS-Jacobi (2505.12849, section 4.3), of samples; large
         where its authors find a block hard.
       igm: its initial guess metric, of the latents.
@@ -60,6 +63,15 @@ class BlockReport:
     amplification: float = 1.0
     crm: float = 0.0
     igm: float = 0.0
+
+    @property
+    def fastest(self) -> int:
+        """The window of the least time; 1 if none was tried."""
+        return min(self.times, key=lambda window: self.times[window], default=1)
+
+    def choose(self) -> None:
+        """Chooses the fastest window, if it gains enough."""
+        self.window = self.fastest if self.times.get(self.fastest, 1.0) < 1 - MIN_GAIN else 1
 
     @property
     def contraction(self) -> float:
@@ -105,52 +117,63 @@ def calibrate(
     """
     guidance = _guidance(model, **guidance)
     flow = model.token_flow()
+    num_fitted = _num_fitted(flow)
     with rules.activation_sharding(mesh):
-        draw = functools.partial(
-            *(BlockSamples, model, params, mesh, labels, prior_temperature, guidance),
+        samples = BlockSamples(
+            *(model, params, mesh, labels, prior_temperature, guidance),
+            num_fitted if windows else max(num_fitted, batch_size),
             before_block=before_block,
         )
-        fitted = draw(_num_fitted(flow))
         log('Samples are drawn; fitting each block.')
-        fits = [fitted.fit(block, tolerance) for block in range(flow.num_blocks)]
-        reports = [
-            BlockReport(**fitted.diagnose(block, tolerance)) for block in range(flow.num_blocks)
-        ]
+        fitted, fits, reports = samples.first(num_fitted), [], []
+        for block in range(flow.num_blocks):
+            linear, iterates = fitted.fit(block, tolerance)
+            fits.append(linear)
+            reports.append(BlockReport(**fitted.diagnose(block, iterates, tolerance)))
+        if windows:
+            for window, report in zip(windows, reports, strict=True):
+                report.window = window
+        else:
+            timed = samples.first(batch_size)
+            _choose_windows(timed, fits, tolerance, reports, log)
         for block, report in enumerate(reports):
-            if not windows or windows[block] > 1:
+            if report.window > 1:
                 report.amplification = fitted.amplification(block, fits[block], tolerance)
-        if not windows:
-            _time_windows(draw(batch_size), fits, tolerance, reports, log)
-            windows = tuple(distributed.broadcast_from_main([report.window for report in reports]))
-        for window, report in zip(windows, reports, strict=True):
-            report.window = window
+                if not windows:
+                    _choose_again(timed, fits, tolerance, block, report)
     response, gain, offset = (np.stack(arrays) for arrays in zip(*fits, strict=True))
+    windows = tuple(report.window for report in reports)
     amplification = np.array([report.amplification for report in reports], np.float32)
     return Calibration(windows, response, gain, offset, amplification), reports
 
 
-def may_be_faster(
+def may_pay(
     model: TarFlow,
     params,
     mesh,
     *,
     batch_size: int,
+    num_batches: int,
     labels: str = 'even',
     prior_temperature: float = 1.0,
     before_block: Callable[[], object] = lambda: None,
     **guidance,
 ) -> bool:
-    """Whether windows could be faster than the sequential solution, if blocks were easy.
+    """Whether a calibration for some batches may save more time than it takes.
 
-    It is quickly told, from the time of a sweep. The arguments are those of `calibrate`.
+    That is so if they take longer than `MIN_SECONDS` token by token, and if windows would be faster
+    in easy blocks. It is quickly told, from the times of one block's solution and of a sweep over
+    it. The other arguments are those of `calibrate`.
     """
     fixed = model, params, mesh, labels, prior_temperature, _guidance(model, **guidance)
     with rules.activation_sharding(mesh):
-        samples = BlockSamples(*fixed, batch_size, before_block=before_block)
-        sweep, solve = samples.sweeper(0), samples.solver(0, samples.latents[0])
+        samples = BlockSamples(*fixed, batch_size, before_block=before_block, solved_blocks=1)
+        sweep, solve = samples.sweeper(-1), samples.solver(-1, samples.latents[-1])
         jax.block_until_ready((sweep(), solve()))  # compiled now
-        ratios = [_timed(solve)[0] / _timed(sweep)[0] for _ in range(MIN_TIMINGS)]
-        return distributed.broadcast_from_main(statistics.median(ratios) > FEWEST_SWEEPS)
+        pairs = [(_timed(solve), _timed(sweep)) for _ in range(TIMINGS)]
+    of_block, of_sweep = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+    takes_long = of_block * model.num_blocks * num_batches > MIN_SECONDS
+    return distributed.broadcast_from_main(takes_long and of_block > FEWEST_SWEEPS * of_sweep)
 
 
 def _guidance(
@@ -167,46 +190,65 @@ def _num_fitted(flow: TokenFlow) -> int:
     return int(np.clip(math.ceil(rows / flow.num_tokens), *FITTED_SAMPLES))
 
 
-def _time_windows(samples: BlockSamples, fits, tolerance, reports, log) -> None:
-    """Times windows of growing size, until all blocks are slower; notes the best."""
+def _choose_windows(samples: BlockSamples, fits, tolerance, reports, log) -> None:
+    """Times windows of growing size, and chooses the fastest of each block.
+
+    Larger windows evaluate more tokens, in less and less time each: after one that is the fastest
+    of no block, none is tried.
+    """
     for window in _window_sizes(samples.latents[0].shape[1]):
         _time_window(samples, fits, window, tolerance, reports)
+        times = [report.times.get(window, math.nan) for report in reports]
         log(
             f'A window of {window} tokens: '
-            + ' '.join(f'{report.times[window]:.2f}' for report in reports)
+            + ' '.join('-' if math.isnan(time) else f'{time:.2f}' for time in times)
             + ' of the sequential time, by block.'
         )
-        slowdown = min(report.times[window] / min(report.times.values()) for report in reports)
-        if distributed.broadcast_from_main(slowdown) > SLOWDOWN_LIMIT:
+        if all(report.fastest != window for report in reports):
             break
     for report in reports:
-        fastest = min(report.times, key=lambda window: report.times[window], default=1)
-        if report.times.get(fastest, 1.0) < 1 - MIN_GAIN:
-            report.window = fastest
+        report.choose()
 
 
 def _time_window(samples: BlockSamples, fits, window: int, tolerance, reports) -> None:
-    """Notes sweeps, evaluations and times of each block.
+    """Notes sweeps, evaluations and times of the blocks in which the window may be the fastest.
 
     One program solves all blocks. The time of an evaluation is therefore taken as the same in all
-    of them, the median of what is measured.
+    of them, and is measured in the easiest. A block is left out if a smaller window is faster even
+    if this one evaluates no more tokens.
     """
-    times = []
-    for _ in range(math.ceil(MIN_TIMINGS / len(reports))):
-        for block, report in enumerate(reports):
-            z_BTP = samples.latents[block]
-            stricter = tolerance / report.amplification
-            run = samples.solver(block, z_BTP, fits[block], window, stricter)
-            run_sequential = samples.solver(block, z_BTP)
-            if not times:
-                jax.block_until_ready(run())  # compiled now
-            seconds, (_, num_sweeps, num_evaluated) = _timed(run)
-            report.sweeps[window] = int(num_sweeps)
-            report.evaluations[window] = int(num_evaluated) / (z_BTP.shape[1] - 1)
-            ratio = seconds / _timed(run_sequential)[0]
-            times.append(ratio / report.evaluations[window])
-    for report in reports:
-        report.times[window] = statistics.median(times) * report.evaluations[window]
+    at_least = [max(report.evaluations.values(), default=1.0) for report in reports]
+    easiest = min(range(len(reports)), key=at_least.__getitem__)
+    count = functools.partial(_count, samples, fits, window, tolerance)
+    count(easiest, reports[easiest])  # compiled now
+    z_BTP = samples.latents[easiest]
+    run = samples.solver(easiest, z_BTP, fits[easiest], window, tolerance)
+    run_sequential = samples.solver(easiest, z_BTP)
+    ratio = statistics.median(_timed(run) / _timed(run_sequential) for _ in range(TIMINGS))
+    of_evaluation = distributed.broadcast_from_main(ratio / reports[easiest].evaluations[window])
+    for block, report in enumerate(reports):
+        fastest = min([1 - MIN_GAIN, *report.times.values()])
+        if block != easiest and of_evaluation * at_least[block] < fastest:
+            count(block, report)
+        if window in report.evaluations:
+            report.times[window] = of_evaluation * report.evaluations[window]
+
+
+def _count(samples: BlockSamples, fits, window: int, tolerance, block: int, report) -> None:
+    """Notes sweeps and evaluations of a window."""
+    z_BTP = samples.latents[block]
+    _, num_sweeps, num_evaluated = samples.solver(block, z_BTP, fits[block], window, tolerance)()
+    report.sweeps[window] = int(num_sweeps)
+    report.evaluations[window] = int(num_evaluated) / (z_BTP.shape[1] - 1)
+
+
+def _choose_again(samples: BlockSamples, fits, tolerance, block: int, report) -> None:
+    """Counts for the chosen window at the tolerance of the block, and chooses it if it gains."""
+    window = report.window
+    of_evaluation = report.times[window] / report.evaluations[window]
+    _count(samples, fits, window, tolerance / report.amplification, block, report)
+    report.times[window] = of_evaluation * report.evaluations[window]
+    report.choose()
 
 
 def _window_sizes(num_tokens: int) -> list[int]:
@@ -216,7 +258,7 @@ def _window_sizes(num_tokens: int) -> list[int]:
     return [*smaller, num_tokens - 1] if num_tokens > 2 else []
 
 
-def _timed(run):
+def _timed(run) -> float:
     start = time.perf_counter()
-    result = jax.block_until_ready(run())
-    return time.perf_counter() - start, result
+    jax.block_until_ready(run())
+    return time.perf_counter() - start

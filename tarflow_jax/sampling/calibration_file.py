@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -19,31 +20,33 @@ from tarflow_jax.files import json_text, make_writable
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.parallel.mesh import padded_batch_size
-from tarflow_jax.sampling.block_samples import GAIN_LAGS, RESPONSE_LAGS
-from tarflow_jax.sampling.calibrate import GUIDANCE_KEYS, BlockReport, calibrate, may_be_faster
+from tarflow_jax.sampling.block_samples import GAIN_LAGS, LAGS
+from tarflow_jax.sampling.calibrate import GUIDANCE_KEYS, BlockReport, calibrate, may_pay
 from tarflow_jax.sampling.parallel import Calibration
 
 FILE = 'calibration.npz'
 PICTURE = 'calibration.png'
-MIN_BATCHES = 100  # of samples; a calibration takes as long as 20 to 50 on CPUs
+MIN_BATCHES = 32  # of samples; a calibration takes as long as 10 to 20 on CPUs
 
 
 def find_or_calibrate(workdir: Path, folders, model, params, mesh, sampling, before_block):
     """Returns a calibration from one of the folders, or makes one in `workdir` if that pays.
 
-    A new calibration pays if the method is 'auto', many batches are drawn, and windows may be
-    faster on this device. Collective: every process must call it.
+    A new calibration pays if the method is 'auto', many batches are drawn, these would take more
+    than a minute, and windows may be faster on this device. Collective: every process must call it.
 
     Returns:
       A `Calibration`, or None to draw samples token by token.
     """
     fixed, batch_size = (model, params, mesh), batch_size_of(mesh, sampling)
-    many = sampling['method'] == 'auto' and sampling['num_samples'] >= MIN_BATCHES * batch_size
+    num_batches = math.ceil(sampling['num_samples'] / batch_size)
+    many = sampling['method'] == 'auto' and num_batches >= MIN_BATCHES
     calibration = find_calibration(folders, *fixed, sampling, warns=not many)
     if calibration is not None or not many:
         return calibration
     settings = {key: sampling[key] for key in ('labels', 'prior_temperature', *GUIDANCE_KEYS)}
-    if not may_be_faster(*fixed, batch_size=batch_size, before_block=before_block, **settings):
+    batches = dict(batch_size=batch_size, num_batches=num_batches)
+    if not may_pay(*fixed, **batches, before_block=before_block, **settings):
         return find_calibration(folders, *fixed, sampling)  # None, with a warning
     distributed.print_on_main('No calibration matches these samples on this device; creating one.')
     return calibrate_and_write(workdir, *fixed, sampling, before_block)
@@ -186,7 +189,7 @@ def read_reports(path: Path) -> tuple[list[BlockReport], dict[str, Any]]:
 def _check_shapes(calibration: Calibration) -> None:
     blocks, dim = calibration.offset.shape
     expected = dict(
-        response=(blocks, RESPONSE_LAGS * dim, dim),
+        response=(blocks, len(LAGS) * dim, dim),
         gain=(blocks, GAIN_LAGS * dim, dim),
         amplification=(blocks,),
     )
