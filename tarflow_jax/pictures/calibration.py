@@ -25,8 +25,9 @@ def calibration(reports: Sequence[Any], tolerance: float) -> Picture:
         metrics.annotate(f' {block}', (report.crm, report.contraction), va='bottom')
     errors.axhline(tolerance, color=FAINT, linestyle=':')
     errors.legend(loc='best', ncols=2 if len(reports) > 4 else 1, fontsize=9)
-    errors.set(title='root mean square error of the tokens', xlabel='Jacobi sweeps from the first guess')
-    settled.set(title='settled tokens, from the first on', xlabel='Jacobi sweeps from the first guess')
+    sweeps = 'Jacobi sweeps from the first guess'
+    errors.set(title='root mean square error of the tokens', xlabel=sweeps)
+    settled.set(title='settled tokens, from the first on', xlabel=sweeps)
     times.axhline(1, color=FAINT, linestyle=':')
     times.set(title='time relative to token by token', xlabel='tokens of a window')
     metrics.set(
