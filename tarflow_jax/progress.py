@@ -81,11 +81,13 @@ class Progress:
 
     def before_batch(self, size: int, check: Callable[[], object]) -> Callable[[], None]:
         """Returns a function to call before each batch of `size` things; it calls `check`, too."""
-        numbers = itertools.count(self._status.step, size)
+        first = self._status.step
+        numbers = itertools.count(first, size)
 
         def call() -> None:
             check()
-            self.update(min(next(numbers), self._status.total_steps))
+            if (number := next(numbers)) > first:  # the first batch may wait for a compiler
+                self.update(min(number, self._status.total_steps))
 
         return call
 

@@ -287,12 +287,22 @@ def test_what_is_done_soon_leaves_no_line_and_what_takes_long_counts_batches():
     stream, clock, calls = io.StringIO(), Clock(), []
     with Progress(50, noun='samples', delay=10.0, stream=stream, clock=clock) as progress:
         before_batch = progress.before_batch(20, lambda: calls.append(clock.now))
-        for _ in range(3):  # of 20, 20 and 10
+        for seconds in (9, 8, 8):  # of 20, which wait for a compiler, of 20 and of 10
             before_batch()
-            clock.now += 8
+            clock.now += seconds
         assert stream.getvalue() == 'samples 40/50  4s left\n'
-    assert calls == [0, 8, 16]
+    assert calls == [0, 9, 17]
     assert stream.getvalue().count('\n') == 1
+
+
+def test_the_first_batch_does_not_tell_how_long_the_others_take():
+    stream, clock = io.StringIO(), Clock()
+    with Progress(50, noun='samples', delay=10.0, stream=stream, clock=clock) as progress:
+        before_batch = progress.before_batch(20, lambda: None)
+        for seconds in (60, 8, 8):
+            before_batch()
+            clock.now += seconds
+    assert stream.getvalue() == 'samples 20/50  in 1m 00s\nsamples 40/50  4s left\n'
 
 
 def test_the_bar_of_a_part_goes_when_the_part_is_over():
