@@ -161,7 +161,7 @@ class BlockSamples:
         """The largest error of an image by residuals in one block, relative to these.
 
         Every residual of the block has the size of the tolerance, and a random sign. Those that
-        windows leave are mostly smaller, and in the mean of few samples they are a matter of luck.
+        windows leave are mostly smaller, and what they do to a few samples is a matter of luck.
         """
         tolerance = max(tolerance, 1e-4)  # below, it would be that of rounding
         z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))

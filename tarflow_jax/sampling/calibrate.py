@@ -29,7 +29,7 @@ GUIDANCE_KEYS = ('guidance', 'guide', 'anneal_guidance', 'attention_temperature'
 MIN_GAIN = 0.05  # of the sequential sampler's time, or a block stays sequential
 TIMINGS = 3  # of a window
 FEWEST_SWEEPS = 4  # over whole blocks of trained models that were seen to solve them
-MIN_SECONDS = 60.0  # of a token-by-token solution that a calibration may shorten
+MIN_SECONDS = 60.0  # of samples token by token; about as long as a calibration takes
 ROUNDING = 1e-6
 
 
@@ -158,11 +158,11 @@ def may_pay(
     before_block: Callable[[], object] = lambda: None,
     **guidance,
 ) -> bool:
-    """Whether a calibration for some batches may save more time than it takes.
+    """Whether a calibration for some batches may pay, with the later ones that use it.
 
-    That is so if they take longer than `MIN_SECONDS` token by token, and if windows would be faster
-    in easy blocks. It is quickly told, from the times of one block's solution and of a sweep over
-    it. The other arguments are those of `calibrate`.
+    That is so if these take longer than `MIN_SECONDS` token by token, and if windows would be
+    faster in easy blocks. It is quickly told, from the times of one block's solution and of a sweep
+    over it. The other arguments are those of `calibrate`.
     """
     fixed = model, params, mesh, labels, prior_temperature, _guidance(model, **guidance)
     with rules.activation_sharding(mesh):
