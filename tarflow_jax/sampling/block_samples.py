@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from tarflow_jax.sampling.sequential import GuidedStep, solve_sequentially
 JACOBI_SWEEPS = 10  # at most; fits to fewer were seen to be unstable in hard blocks
 REFITS, REFITTED_SWEEPS = 3, 5
 LAGS = range(1, 4)  # of the response
+ROWS_PER_INPUT = 6  # tokens for each input of what is fitted to them
 RESPONSE_RIDGE = 0.1  # relative to the mean square of what it is fitted to
 GAIN_LAGS = 4
 GAIN_RIDGE = 1e-4
@@ -32,7 +34,7 @@ class BlockSamples:
 
     Attributes:
       latents: float32 [B, T, P] of each block that was solved, in its own order of tokens; of the
-        last `solved_blocks` of the flow, or of all.
+        last `solved_blocks` of the flow, or of all. NumPy, whole in every process.
       tokens: its input.
     """
 
@@ -52,13 +54,10 @@ class BlockSamples:
         self._flow, self._params, self._guidance = model.token_flow(), params, guidance
         self._mesh, self._before_block = mesh, before_block
         size = padded_batch_size(number, number, mesh)
-        all_labels = spread_labels(labels, size, model.num_classes, SEED)
-        if all_labels is None:
-            all_labels = np.full(size, -1, np.int32)
-        rows = arrays.local_rows(mesh, size)
-        local = np.arange(size, dtype=np.int32)[rows], all_labels[rows]
-        index, self._labels = arrays.put_rows(local, mesh, size, rows)
-        z_BTP = _draw_latents(model, params, index, prior_temperature)
+        labels = spread_labels(labels, size, model.num_classes, SEED)
+        self._labels = np.full(size, -1, np.int32) if labels is None else labels
+        index = self._put(np.arange(size, dtype=np.int32))
+        z_BTP = arrays.fetch(_draw_latents(model, params, index, prior_temperature))
         z_BTP = reorder(z_BTP, self._flow.num_blocks)
         self.latents, self.tokens = [], []
         for block in list(reversed(range(self._flow.num_blocks)))[:solved_blocks]:
@@ -69,44 +68,49 @@ class BlockSamples:
     def first(self, number: int) -> 'BlockSamples':
         """The first samples, at least this number and as many as devices share evenly."""
         size = padded_batch_size(number, number, self._mesh)
-        rows = self.latents, self.tokens, self._labels
-        take = jax.jit(
-            functools.partial(jax.tree.map, lambda rows: rows[:size]),
-            out_shardings=jax.tree.map(lambda rows: rows.sharding, rows),
-        )
         taken = copy.copy(self)
-        taken.latents, taken.tokens, taken._labels = take(rows)
+        taken.latents, taken.tokens, taken._labels = jax.tree.map(
+            lambda rows: rows[:size], (self.latents, self.tokens, self._labels)
+        )
         return taken
 
     def solve(self, *which):
         """The input of a block, see `solver`."""
-        return self.solver(*which)()[0]
+        return arrays.fetch(self.solver(*which)()[0])
 
     def solver(self, block, z_BTP, linear=None, window=1, tolerance=0.0):
         """A function that returns the input of a block, and counts sweeps and tokens in them."""
         self._before_block()
-        fixed = self._flow, self._of_block(block), z_BTP, self._labels, self._guidance
+        if window == 1:
+            linear, tolerance = None, 0.0  # one program, whatever they are
+        rows = self._put((z_BTP, self._labels))
+        fixed = self._flow, self._of_block(block), *rows, self._guidance
         return functools.partial(_solve, *fixed, linear, window, tolerance)
 
-    def fit(self, block: int, tolerance: float):
+    def fit(self, block: int, tolerance: float) -> tuple[np.ndarray, ...]:
         """Fits the first guess and the response of a block.
 
         The response is a regularized least-squares fit, from the residuals of the tokens before a
         token to the error that G leaves at the token, both divided by the larger of the errors of
         the token and of the one before it. It is fitted to sweeps without a response, and again
-        whenever some more were made with the response so far, until these solve the block.
+        whenever some more were made with the response so far, until these solve the block. These
+        sweeps are over the first eighth of the tokens, or as many as the fit needs: their number
+        does less for a fit than that of the samples.
 
         Returns:
-          (response, gain and offset, iterates of the sweeps without a response).
+          (response, gain and offset), see `parallel.Calibration`.
         """
-        z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
+        z_BTP, x_BTP = self.latents[block], self.tokens[block]
         ones = np.ones((*z_BTP.shape[:2], 1), np.float32)
         latents = np.concatenate([lagged(z_BTP, range(GAIN_LAGS)), ones], axis=2)
         gain = _ridge(_rows(latents), _rows(x_BTP), GAIN_RIDGE)
-        guess = (latents @ gain).astype(np.float32)
-        guess[:, 0] = z_BTP[:, 0]
-        jacobi = list(self._sweeps(block, guess, tolerance, JACOBI_SWEEPS))
-        sweeps, response, iterate = list(jacobi), _fit_response(jacobi, x_BTP), guess
+        gain, offset = gain[:-1].astype(np.float32), gain[-1].astype(np.float32)
+        num_samples, num_tokens, dim = x_BTP.shape
+        rows = ROWS_PER_INPUT * len(LAGS) * dim
+        num_swept = min(max(math.ceil(rows / num_samples), num_tokens // 8), num_tokens)
+        x_BTP, iterate = x_BTP[:, :num_swept], _guess(z_BTP[:, :num_swept], gain, offset)
+        sweeps = list(self._sweeps(block, iterate, tolerance, JACOBI_SWEEPS))
+        response = _fit_response(sweeps, x_BTP)
         for _ in range(REFITS):
             more = list(self._sweeps(block, iterate, tolerance, REFITTED_SWEEPS, response))
             sweeps += more
@@ -114,8 +118,7 @@ class BlockSamples:
             if len(more) < REFITTED_SWEEPS:
                 break
             iterate = more[-1][1]
-        linear = tuple(x.astype(np.float32) for x in (response, gain[:-1], gain[-1]))
-        return linear, [guess, *(after for _, after in jacobi)]
+        return response, gain, offset
 
     def _sweeps(
         self, block: int, iterate: np.ndarray, tolerance: float, limit: int, response=None
@@ -129,12 +132,16 @@ class BlockSamples:
                 return
             if response is not None:
                 residuals = np.asarray(lagged(after - iterate, LAGS))
-                after = after + (residuals @ response).astype(np.float32)
+                after = after + residuals @ response
             iterate = after
 
-    def diagnose(self, block: int, iterates: list[np.ndarray], tolerance: float) -> dict[str, Any]:
-        """How the iterates converge, and the published metrics of that, see `BlockReport`."""
-        z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
+    def diagnose(self, block: int, linear, tolerance: float) -> dict[str, Any]:
+        """How Jacobi's sweeps converge, and the published metrics of that, see `BlockReport`."""
+        z_BTP, x_BTP = self.latents[block], self.tokens[block]
+        _, gain, offset = linear
+        guess = _guess(z_BTP, gain, offset)
+        sweeps = self._sweeps(block, guess, tolerance, JACOBI_SWEEPS)
+        iterates = [guess, *(after for _, after in sweeps)]
         errors = [np.abs(iterate - x_BTP) for iterate in iterates]
         is_settled = [(error.max(axis=2) <= tolerance).all(axis=0) for error in errors]
         igm = np.linalg.norm((self._sweep(block, z_BTP) - x_BTP).mean(axis=0), 2)
@@ -153,39 +160,60 @@ class BlockSamples:
 
     def sweeper(self, block: int):
         """A function that sweeps once over the whole block."""
-        z_BTP = self.latents[block]
-        fixed = self._flow, self._of_block(block), z_BTP, z_BTP, self._labels, self._guidance
-        return functools.partial(_apply, *fixed)
+        return self._sweeper(block, self.latents[block], self.latents[block])
 
-    def amplification(self, block: int, tolerance: float) -> float:
-        """The largest error of an image by residuals in one block, relative to these.
+    def amplifications(self, blocks: list[int], tolerance: float) -> dict[int, float]:
+        """The largest error of an image by residuals in each of some blocks, relative to these.
 
         Every residual of the block has the size of the tolerance, and a random sign. Those that
         windows leave are mostly smaller, and what they do to a few samples is a matter of luck.
+        Blocks share the samples, at least two for each, so that few solutions serve them all.
         """
         tolerance = max(tolerance, 1e-4)  # below, it would be that of rounding
-        z_BTP, x_BTP = arrays.fetch((self.latents[block], self.tokens[block]))
-        scale = self._scale(block, x_BTP, z_BTP)
-        signs = np.random.default_rng(SEED).choice([-1, 1], z_BTP.shape)
-        z_BTP = z_BTP + (tolerance * signs / scale).astype(np.float32)
-        x_BTP = self.solve(block, arrays.put(z_BTP, self.latents[block].sharding))
-        for below in reversed(range(block)):
-            x_BTP = self.solve(below, x_BTP[:, ::-1])
-        errors = np.abs(arrays.fetch(x_BTP) - arrays.fetch(self.tokens[0]))
-        finite = errors[np.isfinite(errors).all(axis=(1, 2))]
-        return max(1.0, float(finite.max(initial=0)) / tolerance)
+        num_samples = len(self._labels)
+        num_together = max(1, num_samples // 2)
+        amplifications = {}
+        for first in range(0, len(blocks), num_together):
+            together = blocks[first : first + num_together]
+            of_sample = np.resize(together, num_samples)
+            errors = np.abs(self._perturbed_images(of_sample, tolerance) - self.tokens[0])
+            largest = np.where(np.isfinite(errors).all(axis=(1, 2)), errors.max(axis=(1, 2)), 0)
+            for block in together:
+                of_block = largest[of_sample == block].max(initial=tolerance)
+                amplifications[block] = float(of_block) / tolerance
+        return amplifications
+
+    def _perturbed_images(self, of_sample: np.ndarray, size: float) -> np.ndarray:
+        """Tokens of images with residuals of a size in one block, which differs between samples."""
+        random = np.random.default_rng(SEED)
+        last = max(of_sample)
+        z_BTP = self.latents[last]
+        for block in reversed(range(last + 1)):
+            scale = self._scale(block, self.tokens[block], z_BTP)
+            residual = size * random.choice([-1, 1], z_BTP.shape) / scale
+            here = (of_sample == block)[:, None, None]
+            z_BTP = np.where(here, z_BTP + residual, z_BTP).astype(np.float32)
+            x_BTP = self.solve(block, z_BTP)
+            z_BTP = x_BTP[:, ::-1]
+        return x_BTP
 
     def _scale(self, block: int, x_BTP: np.ndarray, z_BTP: np.ndarray) -> np.ndarray:
         """exp(log_scale) of a block's tokens; 1 for the first."""
         return self._sweep(block, x_BTP, z_BTP + 1) - x_BTP
 
     def _sweep(self, block: int, x_BTP: np.ndarray, z_BTP: np.ndarray | None = None) -> np.ndarray:
-        """G(x) of the whole block, by default of its own latents."""
-        latents = self.latents[block]
-        x_BTP = arrays.put(x_BTP, latents.sharding)
-        z_BTP = latents if z_BTP is None else arrays.put(z_BTP, latents.sharding)
-        fixed = self._flow, self._of_block(block), x_BTP, z_BTP, self._labels, self._guidance
-        return arrays.fetch(_apply(*fixed))
+        """G(x) of the block's tokens or the first of them, by default of its own latents."""
+        z_BTP = self.latents[block] if z_BTP is None else z_BTP
+        return arrays.fetch(self._sweeper(block, x_BTP, z_BTP[:, : x_BTP.shape[1]])())
+
+    def _sweeper(self, block: int, x_BTP: np.ndarray, z_BTP: np.ndarray):
+        rows = self._put((x_BTP, z_BTP, self._labels))
+        return functools.partial(_apply, self._flow, self._of_block(block), *rows, self._guidance)
+
+    def _put(self, rows):
+        """Lays rows over the devices."""
+        sharding = rules.batch_sharding(self._mesh)
+        return arrays.put(rows, jax.tree.map(lambda _: sharding, rows))
 
     def _of_block(self, block: int):
         return jax.tree.map(lambda x: x[block], self._params['blocks'])
@@ -207,9 +235,9 @@ def _solve(flow: TokenFlow, params, z_BTP, labels, guidance, linear, window, tol
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(flow: TokenFlow, params, x_BTP, z_BTP, labels, guidance):
-    """A sweep over the whole block: G(x)."""
+    """A sweep over the whole block, or its first tokens: G(x)."""
     step = _step(flow, params, labels, guidance)
-    caches = step.padded_to((), flow.num_tokens - 1)
+    caches = step.padded_to((), x_BTP.shape[1] - 1)
     after, _ = step(x_BTP[:, :-1], z_BTP[:, 1:], jnp.int32(0), caches)
     return jnp.concatenate([z_BTP[:, :1], after], axis=1)
 
@@ -220,6 +248,13 @@ def _step(flow: TokenFlow, params, labels, guidance) -> GuidedStep:
     return GuidedStep(block, params, labels, guidance)
 
 
+def _guess(z_BTP: np.ndarray, gain: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """The first guess, see `parallel`."""
+    guess = np.asarray(lagged(z_BTP, range(GAIN_LAGS))) @ gain + offset
+    guess[:, 0] = z_BTP[:, 0]
+    return guess
+
+
 def _fit_response(sweeps, x_BTP: np.ndarray) -> np.ndarray:
     """The matrices M_k, see `parallel`, from (x, G(x)) of sweeps."""
     inputs, outputs = [], []
@@ -228,7 +263,8 @@ def _fit_response(sweeps, x_BTP: np.ndarray) -> np.ndarray:
         size = np.maximum(size, np.asarray(lagged(size, [1]))) + 1e-5
         inputs.append(_rows(np.asarray(lagged(after - iterate, LAGS)) / size))
         outputs.append(_rows((x_BTP - after) / size))
-    return _ridge(np.concatenate(inputs), np.concatenate(outputs), RESPONSE_RIDGE)
+    response = _ridge(np.concatenate(inputs), np.concatenate(outputs), RESPONSE_RIDGE)
+    return response.astype(np.float32)
 
 
 def _rows(x_BTP: np.ndarray) -> np.ndarray:

@@ -1,9 +1,8 @@
 """Measures how each block of a model is sampled fastest, on this device at this batch size.
 
 Samples are drawn token by token, and each block's linear model is fitted to them (see `parallel`).
-Windows of growing size are timed in turn with the sequential solution. Where one is faster, the
-error of an image that a residual of the block causes is measured; the block's tolerance is divided
-by it.
+Windows are timed in turn with the sequential solution. Where one is faster, the error of an image
+that a residual of the block causes is measured; the block's tolerance is divided by it.
 """
 
 import dataclasses
@@ -19,12 +18,12 @@ import numpy as np
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.flow.tokens import TokenFlow
 from tarflow_jax.parallel import distributed, rules
-from tarflow_jax.sampling.block_samples import GAIN_LAGS, BlockSamples
+from tarflow_jax.sampling.block_samples import GAIN_LAGS, ROWS_PER_INPUT, BlockSamples
 from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.sampling.parallel import Calibration
 
-FITTED_SAMPLES = 4, 16  # at least (fits to 2 were seen to be unstable) and at most
-ROWS_PER_INPUT = 6  # tokens of these samples for each input of a block's first guess
+FITTED_SAMPLES = 8, 16  # at least (some fits to 4 were seen to be unstable) and at most
+DIAGNOSED_SAMPLES = 2
 GUIDANCE_KEYS = ('guidance', 'guide', 'anneal_guidance', 'attention_temperature')
 MIN_GAIN = 0.05  # of the sequential sampler's time, or a block stays sequential
 TIMINGS = 3  # of a window
@@ -65,8 +64,9 @@ class BlockReport:
 
     @property
     def fastest(self) -> int:
-        """The window of the least time; 1 if none was tried."""
-        return min(self.times, key=lambda window: self.times[window], default=1)
+        """The window of the least time."""
+        times = {1: 1.0, **self.times}
+        return min(times, key=lambda window: times[window])
 
     def choose(self) -> None:
         """Chooses the fastest window, if it gains enough."""
@@ -124,22 +124,23 @@ def calibrate(
             before_block=before_block,
         )
         log('Samples are drawn; fitting each block.')
-        fitted, fits, reports = samples.first(num_fitted), [], []
-        for block in range(flow.num_blocks):
-            linear, iterates = fitted.fit(block, tolerance)
-            fits.append(linear)
-            reports.append(BlockReport(**fitted.diagnose(block, iterates, tolerance)))
+        fitted, diagnosed = samples.first(num_fitted), samples.first(DIAGNOSED_SAMPLES)
+        fits = [fitted.fit(block, tolerance) for block in range(flow.num_blocks)]
+        reports = [
+            BlockReport(**diagnosed.diagnose(block, fit, tolerance))
+            for block, fit in enumerate(fits)
+        ]
         if windows:
             for window, report in zip(windows, reports, strict=True):
                 report.window = window
         else:
             timed = samples.first(batch_size)
             _choose_windows(timed, fits, tolerance, reports, log)
-        for block, report in enumerate(reports):
-            if report.window > 1:
-                report.amplification = fitted.amplification(block, tolerance)
-                if not windows:
-                    _choose_again(timed, fits, tolerance, block, report)
+        faster = [block for block, report in enumerate(reports) if report.window > 1]
+        for block, amplification in fitted.amplifications(faster, tolerance).items():
+            reports[block].amplification = amplification
+            if not windows:
+                _choose_again(timed, fits, tolerance, block, reports[block])
     response, gain, offset = (np.stack(arrays) for arrays in zip(*fits, strict=True))
     windows = tuple(report.window for report in reports)
     amplification = np.array([report.amplification for report in reports], np.float32)
@@ -184,18 +185,24 @@ def _guidance(
 
 
 def _num_fitted(flow: TokenFlow) -> int:
-    """Samples to which linear models are fitted."""
+    """Samples to which first guesses and responses are fitted."""
     rows = ROWS_PER_INPUT * GAIN_LAGS * flow.token_dim
     return int(np.clip(math.ceil(rows / flow.num_tokens), *FITTED_SAMPLES))
 
 
 def _choose_windows(samples: BlockSamples, fits, tolerance, reports, log) -> None:
-    """Times windows of growing size, and chooses the fastest of each block.
+    """Times windows, and chooses the fastest of each block.
 
-    Larger windows evaluate more tokens, in less and less time each: after one that is the fastest
-    of no block, none is tried.
+    A larger window evaluates more tokens, in less time each. Whole blocks are tried only if a
+    quarter of the tokens is the fastest window of some block, and a sixteenth only if whole blocks
+    are not.
     """
-    for window in _window_sizes(samples.latents[0].shape[1]):
+    num_tokens = samples.latents[0].shape[1]
+
+    def is_fastest(window: int) -> bool:
+        """Times a window; whether it is the fastest of some block."""
+        if window < 2:
+            return True  # it is the sequential sampler
         _time_window(samples, fits, window, tolerance, reports)
         times = [report.times.get(window, math.nan) for report in reports]
         log(
@@ -203,8 +210,10 @@ def _choose_windows(samples: BlockSamples, fits, tolerance, reports, log) -> Non
             + ' '.join('-' if math.isnan(time) else f'{time:.2f}' for time in times)
             + ' of the sequential time, by block.'
         )
-        if all(report.fastest != window for report in reports):
-            break
+        return any(report.fastest == window for report in reports)
+
+    if not (is_fastest(num_tokens // 4) and is_fastest(num_tokens - 1)):
+        is_fastest(num_tokens // 16)
     for report in reports:
         report.choose()
 
@@ -213,17 +222,23 @@ def _time_window(samples: BlockSamples, fits, window: int, tolerance, reports) -
     """Notes sweeps, evaluations and times of the blocks in which the window may be the fastest.
 
     One program solves all blocks. The time of an evaluation is therefore taken as the same in all
-    of them, and is measured in the easiest. A block is left out if a smaller window is faster even
-    if this one evaluates no more tokens.
+    of them, and is measured in the easiest, in turn with the fastest solution so far. A block is
+    left out if another window is faster even if this one evaluates no more tokens than smaller
+    ones.
     """
-    at_least = [max(report.evaluations.values(), default=1.0) for report in reports]
+    at_least = [
+        max((x for size, x in report.evaluations.items() if size < window), default=1.0)
+        for report in reports
+    ]
     easiest = min(range(len(reports)), key=at_least.__getitem__)
     count = functools.partial(_count, samples, fits, window, tolerance)
+    reference = reports[easiest].fastest
     count(easiest, reports[easiest])  # compiled now
-    z_BTP = samples.latents[easiest]
-    run = samples.solver(easiest, z_BTP, fits[easiest], window, tolerance)
-    run_sequential = samples.solver(easiest, z_BTP)
-    ratio = statistics.median(_timed(run) / _timed(run_sequential) for _ in range(TIMINGS))
+    solver = functools.partial(samples.solver, easiest, samples.latents[easiest], fits[easiest])
+    run, run_reference = solver(window, tolerance), solver(reference, tolerance)
+    jax.block_until_ready(run_reference())  # compiled, the first time
+    ratio = statistics.median(_timed(run) / _timed(run_reference) for _ in range(TIMINGS))
+    ratio *= reports[easiest].times.get(reference, 1.0)
     of_evaluation = distributed.broadcast_from_main(ratio / reports[easiest].evaluations[window])
     for block, report in enumerate(reports):
         fastest = min([1 - MIN_GAIN, *report.times.values()])
@@ -248,12 +263,6 @@ def _choose_again(samples: BlockSamples, fits, tolerance, block: int, report) ->
     _count(samples, fits, window, tolerance / report.amplification, block, report)
     report.times[window] = of_evaluation * report.evaluations[window]
     report.choose()
-
-
-def _window_sizes(num_tokens: int) -> list[int]:
-    """Windows to try: a sixteenth and a quarter of the tokens, and whole blocks."""
-    sizes = num_tokens // 16, num_tokens // 4, num_tokens - 1
-    return [size for size in sizes if size > 1]
 
 
 def _timed(run) -> float:
