@@ -222,17 +222,13 @@ def _time_window(samples: BlockSamples, fits, window: int, tolerance, reports) -
     """Notes sweeps, evaluations and times of the blocks in which the window may be the fastest.
 
     One program solves all blocks. The time of an evaluation is therefore taken as the same in all
-    of them, and is measured in the easiest, in turn with the fastest solution so far. A block is
-    left out if another window is faster even if this one evaluates no more tokens than smaller
-    ones.
+    of them, and is measured in the easiest, in turn with the fastest solution so far. Harder ones
+    follow until the window is not the fastest.
     """
-    at_least = [
-        max((x for size, x in report.evaluations.items() if size < window), default=1.0)
-        for report in reports
-    ]
-    easiest = min(range(len(reports)), key=at_least.__getitem__)
+    order = sorted(range(len(reports)), key=lambda block: reports[block].contraction)
+    order = distributed.broadcast_from_main(order)
+    easiest, reference = order[0], reports[order[0]].fastest
     count = functools.partial(_count, samples, fits, window, tolerance)
-    reference = reports[easiest].fastest
     count(easiest, reports[easiest])  # compiled now
     solver = functools.partial(samples.solver, easiest, samples.latents[easiest], fits[easiest])
     run, run_reference = solver(window, tolerance), solver(reference, tolerance)
@@ -240,12 +236,13 @@ def _time_window(samples: BlockSamples, fits, window: int, tolerance, reports) -
     ratio = statistics.median(_timed(run) / _timed(run_reference) for _ in range(TIMINGS))
     ratio *= reports[easiest].times.get(reference, 1.0)
     of_evaluation = distributed.broadcast_from_main(ratio / reports[easiest].evaluations[window])
-    for block, report in enumerate(reports):
-        fastest = min([1 - MIN_GAIN, *report.times.values()])
-        if block != easiest and of_evaluation * at_least[block] < fastest:
+    for block in order:
+        report = reports[block]
+        if block != easiest:
             count(block, report)
-        if window in report.evaluations:
-            report.times[window] = of_evaluation * report.evaluations[window]
+        report.times[window] = of_evaluation * report.evaluations[window]
+        if report.fastest != window:
+            break
 
 
 def _count(samples: BlockSamples, fits, window: int, tolerance, block: int, report) -> None:

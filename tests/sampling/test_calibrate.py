@@ -245,10 +245,14 @@ def test_the_fastest_window_is_chosen(num_tokens, times, tried, chosen, monkeypa
     assert (windows, report.window) == (tried, chosen)
 
 
-@pytest.mark.parametrize('of_evaluation', [0.2, 0.4])
-def test_blocks_in_which_a_window_cannot_be_the_fastest_are_left_out(of_evaluation, monkeypatch):
-    """Of three with 2, 4 and 3 evaluations, in times that are not those of the smaller window."""
-    evaluations = {16: [2.0, 4.0, 3.0], 64: [2.0, 5.0, 3.0]}
+@pytest.mark.parametrize(
+    ('of_evaluation', 'expected'), [(0.15, [0, 1, 2]), (0.2, [0, 2]), (0.4, [2])], ids=str
+)
+def test_harder_blocks_follow_until_a_window_is_not_the_fastest(
+    of_evaluation, expected, monkeypatch
+):
+    """Three of 3, 4 and 2 evaluations; of 4, 5 and 2 with the larger window."""
+    evaluations = {16: [3.0, 4.0, 2.0], 64: [4.0, 5.0, 2.0]}
     counted = []
 
     class Samples:
@@ -265,12 +269,14 @@ def test_blocks_in_which_a_window_cannot_be_the_fastest_are_left_out(of_evaluati
     ratios = SimpleNamespace(median=lambda ratios: 2 * of_evaluation / 0.5)
     monkeypatch.setattr(calibrate, 'statistics', ratios)
     reports = [
-        calibrate.BlockReport(times={16: 0.25 * count}, evaluations={16: count})
+        calibrate.BlockReport(
+            times={16: 0.25 * count}, evaluations={16: count}, errors=[1.0, 0.1 * count]
+        )
         for count in evaluations[16]
     ]
     calibrate._time_window(Samples(), [None] * 3, 64, 1e-3, reports)
     tried = [block for block, report in enumerate(reports) if 64 in report.times]
-    assert tried == sorted(set(counted)) == ([0, 1, 2] if of_evaluation == 0.2 else [0])
+    assert tried == sorted(set(counted)) == expected
     for block in tried:
         assert reports[block].times[64] == of_evaluation * evaluations[64][block]
 
