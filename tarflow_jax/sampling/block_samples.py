@@ -193,9 +193,8 @@ class BlockSamples:
             residual = size * random.choice([-1, 1], z_BTP.shape) / scale
             here = (of_sample == block)[:, None, None]
             z_BTP = np.where(here, z_BTP + residual, z_BTP).astype(np.float32)
-            x_BTP = self.solve(block, z_BTP)
-            z_BTP = x_BTP[:, ::-1]
-        return x_BTP
+            z_BTP = self.solve(block, z_BTP)[:, ::-1]
+        return z_BTP[:, ::-1]
 
     def _scale(self, block: int, x_BTP: np.ndarray, z_BTP: np.ndarray) -> np.ndarray:
         """exp(log_scale) of a block's tokens; 1 for the first."""

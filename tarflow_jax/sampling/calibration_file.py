@@ -26,7 +26,7 @@ from tarflow_jax.sampling.parallel import Calibration
 
 FILE = 'calibration.npz'
 PICTURE = 'calibration.png'
-MIN_BATCHES = 32  # of samples; a calibration takes as long as 9 to 40 on CPUs
+MIN_BATCHES = 32  # of samples; a calibration takes as long as 7 to 31 on CPUs
 
 
 def find_or_calibrate(workdir: Path, folders, model, params, mesh, sampling, before_block):
