@@ -145,7 +145,7 @@ class BlockSamples:
         errors = [np.abs(iterate - x_BTP) for iterate in iterates]
         is_settled = [(error.max(axis=2) <= tolerance).all(axis=0) for error in errors]
         igm = np.linalg.norm((self._sweep(block, z_BTP) - x_BTP).mean(axis=0), 2)
-        scale = self._scale(block, x_BTP, z_BTP)
+        scale = self._scale(block)
         kernel = arrays.fetch(self._of_block(block)['proj_out']['kernel'])
         shift, *log_scale = (
             np.linalg.norm(kernel[:, part], 2) for part in (-1, 0)[: kernel.shape[1]]
@@ -158,9 +158,14 @@ class BlockSamples:
             crm=float(first * sum(log_scale) + shift),
         )
 
-    def sweeper(self, block: int):
-        """A function that sweeps once over the whole block."""
-        return self._sweeper(block, self.latents[block], self.latents[block])
+    def sweeper(self, block: int, x_BTP: np.ndarray, z_BTP: np.ndarray | None = None):
+        """A function that returns G(x) of a block's tokens or the first of them.
+
+        The latents are those of the samples unless others are given.
+        """
+        z_BTP = self.latents[block] if z_BTP is None else z_BTP
+        rows = self._put((x_BTP, z_BTP[:, : x_BTP.shape[1]], self._labels))
+        return functools.partial(_apply, self._flow, self._of_block(block), *rows, self._guidance)
 
     def amplifications(self, blocks: list[int], tolerance: float) -> dict[int, float]:
         """The largest error of an image by residuals in each of some blocks, relative to these.
@@ -189,25 +194,20 @@ class BlockSamples:
         last = max(of_sample)
         z_BTP = self.latents[last]
         for block in reversed(range(last + 1)):
-            scale = self._scale(block, self.tokens[block], z_BTP)
-            residual = size * random.choice([-1, 1], z_BTP.shape) / scale
+            residual = size * random.choice([-1, 1], z_BTP.shape) / self._scale(block)
             here = (of_sample == block)[:, None, None]
             z_BTP = np.where(here, z_BTP + residual, z_BTP).astype(np.float32)
             z_BTP = self.solve(block, z_BTP)[:, ::-1]
         return z_BTP[:, ::-1]
 
-    def _scale(self, block: int, x_BTP: np.ndarray, z_BTP: np.ndarray) -> np.ndarray:
+    def _scale(self, block: int) -> np.ndarray:
         """exp(log_scale) of a block's tokens; 1 for the first."""
-        return self._sweep(block, x_BTP, z_BTP + 1) - x_BTP
+        x_BTP = self.tokens[block]
+        return self._sweep(block, x_BTP, self.latents[block] + 1) - x_BTP
 
-    def _sweep(self, block: int, x_BTP: np.ndarray, z_BTP: np.ndarray | None = None) -> np.ndarray:
-        """G(x) of the block's tokens or the first of them, by default of its own latents."""
-        z_BTP = self.latents[block] if z_BTP is None else z_BTP
-        return arrays.fetch(self._sweeper(block, x_BTP, z_BTP[:, : x_BTP.shape[1]])())
-
-    def _sweeper(self, block: int, x_BTP: np.ndarray, z_BTP: np.ndarray):
-        rows = self._put((x_BTP, z_BTP, self._labels))
-        return functools.partial(_apply, self._flow, self._of_block(block), *rows, self._guidance)
+    def _sweep(self, *which) -> np.ndarray:
+        """G(x), see `sweeper`."""
+        return arrays.fetch(self.sweeper(*which)())
 
     def _put(self, rows):
         """Lays rows over the devices."""

@@ -168,7 +168,7 @@ def may_pay(
     fixed = model, params, mesh, labels, prior_temperature, _guidance(model, **guidance)
     with rules.activation_sharding(mesh):
         samples = BlockSamples(*fixed, batch_size, before_block=before_block, solved_blocks=1)
-        sweep, solve = samples.sweeper(-1), samples.solver(-1, samples.latents[-1])
+        sweep, solve = (run(-1, samples.latents[-1]) for run in (samples.sweeper, samples.solver))
         jax.block_until_ready((sweep(), solve()))  # compiled now
         pairs = [(_timed(solve), _timed(sweep)) for _ in range(TIMINGS)]
     of_block, of_sweep = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
@@ -254,12 +254,14 @@ def _count(samples: BlockSamples, fits, window: int, tolerance, block: int, repo
 
 
 def _choose_again(samples: BlockSamples, fits, tolerance, block: int, report) -> None:
-    """Counts for the chosen window at the tolerance of the block, and chooses it if it gains."""
-    window = report.window
-    of_evaluation = report.times[window] / report.evaluations[window]
-    _count(samples, fits, window, tolerance / report.amplification, block, report)
-    report.times[window] = of_evaluation * report.evaluations[window]
-    report.choose()
+    """Chooses among windows as they are at the tolerance of the block, until the choice stays."""
+    counted = {1}
+    while (window := report.window) not in counted:
+        counted.add(window)
+        of_evaluation = report.times[window] / report.evaluations[window]
+        _count(samples, fits, window, tolerance / report.amplification, block, report)
+        report.times[window] = of_evaluation * report.evaluations[window]
+        report.choose()
 
 
 def _timed(run) -> float:

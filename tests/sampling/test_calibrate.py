@@ -282,6 +282,26 @@ def test_harder_blocks_follow_until_a_window_is_not_the_fastest(
 
 
 @pytest.mark.parametrize(
+    ('strict', 'chosen'),
+    [({64: 6.0, 16: 3.1}, 16), ({64: 6.0, 16: 3.9}, 1), ({64: 4.1}, 64)],
+    ids=str,
+)
+def test_the_choice_holds_at_the_tolerance_of_the_block(strict, chosen):
+    """Of windows with the times of 0.7 and 0.75; more evaluations make the first too slow."""
+
+    def solver(block, z_BTP, linear, window, tolerance):
+        assert tolerance == 5e-4
+        return lambda: (z_BTP, 7, 100 * strict.pop(window))
+
+    samples = SimpleNamespace(latents=[np.zeros((1, 101, 1))], solver=solver)
+    report = calibrate.BlockReport(
+        window=64, times={64: 0.7, 16: 0.75}, evaluations={64: 4.0, 16: 3.0}, amplification=2.0
+    )
+    calibrate._choose_again(samples, [None], 1e-3, 0, report)
+    assert (report.window, strict) == (chosen, {})
+
+
+@pytest.mark.parametrize(
     ('sweep', 'num_batches', 'expected'),
     [(0.24, 31, True), (0.26, 31, False), (0.24, 29, False)],
     ids=['pays', 'slow sweeps', 'soon drawn'],
