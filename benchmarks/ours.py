@@ -85,7 +85,7 @@ class Ours:
         total_steps = self.experiment.config.optimizer.warmup_steps + 1
         program = make_program(self.experiment, self.noise, total_steps)
         with self.on_devices():
-            self.state = program.init(self.jax.random.key(0))
+            self.state = program.init(self.jax.random.key(0)).replace(params=self.params)
         self.num_parts = program.microbatches
         self.step, self.signals = program.step, Stop().signal_array(self.mesh)
 
