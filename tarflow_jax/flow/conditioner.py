@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from tarflow_jax.flow import attention
+from tarflow_jax.flow import attention, panels
 from tarflow_jax.flow.attention import PRECISION
 
 # Names the axes of an activation; the rules in `parallel` say how each is split over devices.
@@ -57,7 +57,7 @@ class Linear(nn.Module):
     as fast as that of a stack of them.
 
     The kernel starts as U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the published models, or at zero;
-    the bias at zero.
+    the bias at zero. It may be given in `panels` instead.
     """
 
     features: tuple[int, ...]
@@ -73,12 +73,15 @@ class Linear(nn.Module):
         def init_kernel(key, shape):
             return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
-        kernel = self.param('kernel', init_kernel, (*inputs, *self.features))
-        bias = self.param('bias', nn.initializers.zeros, self.features)
         rows = x.astype(self.dtype).reshape(num_rows, fan_in)
-        kernel = kernel.astype(self.dtype).reshape(fan_in, fan_out)
-        y = jnp.matmul(rows, kernel, precision=PRECISION).reshape(num_rows, *self.features)
-        return y + bias.astype(self.dtype)[None]
+        if self.has_variable('params', 'panels'):
+            y = panels.multiply(rows, self.get_variable('params', 'panels'))
+        else:
+            kernel = self.param('kernel', init_kernel, (*inputs, *self.features))
+            kernel = kernel.astype(self.dtype).reshape(fan_in, fan_out)
+            y = jnp.matmul(rows, kernel, precision=PRECISION)
+        bias = self.param('bias', nn.initializers.zeros, self.features)
+        return y.reshape(num_rows, *self.features) + bias.astype(self.dtype)[None]
 
 
 class KVCache(NamedTuple):

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.sharding import AbstractMesh
 
 from tarflow_jax.flow.conditioner import TransformerLayer
-from tarflow_jax.parallel.mesh import num_batch_shards
+from tarflow_jax.parallel.mesh import is_of_cpu, rows_of_device
 
 CACHE_BYTES = 2**21  # of a CPU's core, for hidden features
 MAX_UNROLLED = 32  # layers, of which each takes about a second to compile
@@ -32,10 +32,9 @@ def count_parts(model, num_images: int, mesh: AbstractMesh | None = None) -> int
         device.
     """
     mesh = mesh or jax.sharding.get_abstract_mesh()
-    if not _is_cpu_mesh(mesh):
+    if not is_of_cpu(mesh):
         return 1
-    shares = 1 if mesh.empty else math.gcd(num_images, num_batch_shards(mesh))
-    rows = num_images // shares
+    rows = rows_of_device(num_images, mesh)
     counts = (n for n in range(1, rows + 1) if rows % n == 0)
     return next(n for n in counts if n == rows or hidden_bytes(model, rows // n) <= CACHE_BYTES)
 
@@ -44,7 +43,7 @@ def unroll_for_gradients(model, mesh: AbstractMesh | None = None):
     """The model with its loops written out, where that makes its gradients faster."""
     is_small = model.num_blocks * model.layers_per_block <= MAX_UNROLLED
     mesh = mesh or jax.sharding.get_abstract_mesh()
-    return model.clone(unroll='all') if is_small and _is_cpu_mesh(mesh) else model
+    return model.clone(unroll='all') if is_small and is_of_cpu(mesh) else model
 
 
 def hidden_bytes(model, num_images: int) -> float:
@@ -81,7 +80,3 @@ def map_parts(function, model, *batch):
     return jax.tree.map(
         lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[2:])[:num_images], results
     )
-
-
-def _is_cpu_mesh(mesh: AbstractMesh) -> bool:
-    return (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) == 'cpu'

@@ -41,7 +41,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         trim = libc.malloc_trim
 
-        def give_back(event: str, _seconds: float, **_kwargs):
+        def give_back(event: str, duration_secs: float, **_settings):
             if event == _COMPILED:
                 trim(0)
 

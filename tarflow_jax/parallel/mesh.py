@@ -62,6 +62,16 @@ def num_batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def rows_of_device(num_rows: int, mesh: AbstractMesh) -> int:
+    """The rows of a batch on a device: all where there is no mesh or they cannot be shared."""
+    return num_rows if mesh.empty else num_rows // math.gcd(num_rows, num_batch_shards(mesh))
+
+
+def is_of_cpu(mesh: AbstractMesh) -> bool:
+    """Whether the devices of a mesh are CPUs; without a mesh, JAX's own choice of a device."""
+    return (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) == 'cpu'
+
+
 def _fill_in(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
     """Sizes of the axes, -1 replaced."""
     given = ', '.join(f'{axis}={size}' for axis, size in sizes.items())

@@ -1,8 +1,11 @@
 """The exact inverse of a block, token by token."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 
+from tarflow_jax.flow import panels
 from tarflow_jax.flow.attention import causal_parts
 from tarflow_jax.flow.block import FlowBlock
 from tarflow_jax.flow.conditioner import KVCache
@@ -24,6 +27,7 @@ def solve_sequentially(step: 'GuidedStep', z_BTP):
         x_B1P, caches = step(x_B1P, z_BP[:, None], position, caches)
         return (x_B1P, caches), x_B1P[:, 0]
 
+    step = step.for_single_tokens()
     z_TBP = z_BTP.swapaxes(0, 1)
     x_B1P, solved = z_BTP[:, :1], [z_TBP[:1]]
     caches = step.padded_to((), 0)
@@ -57,6 +61,15 @@ class GuidedStep:
     def dtype(self):
         """The dtype of the transformer layers."""
         return self._block.dtype
+
+    def for_single_tokens(self) -> 'GuidedStep':
+        """The same map, with kernels as products of a single token of each sample read them."""
+        layers = self._params['layers']
+        if not panels.pay_off(layers, len(self._temperature_B)):
+            return self
+        step = copy.copy(self)
+        step._params = {**self._params, 'layers': panels.in_panels(layers)}
+        return step
 
     def padded_to(self, caches, length: int) -> tuple[KVCache, ...]:
         """The caches of the layers with room for `length` tokens; empty ones of no caches."""
