@@ -4,7 +4,7 @@ A product of few rows reads its kernel once, and from memory if the cache has no
 CPU backend computes some columns at a time, for which it reads a cache line out of every row of the
 kernel: a CPU does not foresee that. In panels of as many columns it reads from front to end.
 
-Kernels [..., ...] are matrices I x F here; their panels are [F / 16, I, 16].
+A kernel is a matrix [I, F] here, whatever its axes; its panels are [F / 16, I, 16].
 """
 
 import contextlib
@@ -24,7 +24,8 @@ MIN_BYTES = 2**22  # of the kernels; smaller ones stay in the cache
 def pay_off(layers, num_rows: int) -> bool:
     """Whether products of few rows with the kernels of some layers are faster in panels.
 
-    Known of CPUs with AVX2: with AVX-512, XLA computes other numbers of columns at a time.
+    They are with AVX2. With AVX-512, XLA computes other numbers of columns at a time; that was not
+    tried.
 
     Args:
       layers: parameters, with kernels in dicts as `Linear` has them.

@@ -9,7 +9,8 @@ import os
 import jax
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # names of malloc.h
-_COMPILED = '/jax/core/compile/backend_compile_duration'  # JAX's event, compiled or from the cache
+_COMPILED = '/jax/core/compile/backend_compile_duration'  # an event of JAX
+MIN_COMPILE_SECONDS = 0.5  # of a program whose compilation is worth cleaning up after
 
 _ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/kfd', '/dev/accel*', '/dev/vfio/[0-9]*')
 
@@ -42,7 +43,7 @@ def keep_freed_memory() -> None:
         trim = libc.malloc_trim
 
         def give_back(event: str, duration_secs: float, **_settings):
-            if event == _COMPILED:
+            if event == _COMPILED and duration_secs >= MIN_COMPILE_SECONDS:
                 trim(0)
 
         jax.monitoring.register_event_duration_secs_listener(give_back)
