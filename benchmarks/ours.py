@@ -97,7 +97,7 @@ class Ours:
         return [np.asarray(x) for x in answer]
 
     def train(self) -> float:
-        """A step; returns its loss."""
+        """A step; returns its loss. `latents` must come before: a step takes `params`."""
         with self.on_devices():
             batch = {name: self.batch[name] for name in ('image', 'label')}
             self.state, report = self.step(self.state, batch, self.signals)
