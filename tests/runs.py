@@ -34,7 +34,7 @@ from tarflow_jax import terminal
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMAND = [sys.executable, '-m', 'tarflow_jax.main']
-TIMEOUT = 120
+TIMEOUT = 240
 
 # 24 steps an epoch. Windows of metrics reach over checkpoints, scores and samples, on purpose.
 TINY = """
