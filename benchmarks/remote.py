@@ -10,6 +10,8 @@ import subprocess
 import time
 from typing import Any, NamedTuple
 
+ROUND_SECONDS = 0.5  # of calls of one side; a single short one finds cores asleep, caches cold
+
 
 class Timed(NamedTuple):
     """What a call returned, its seconds, and the most memory that was ever held."""
@@ -32,9 +34,9 @@ class Remote:
         self._process.start()
         far.close()
 
-    def call(self, method: str, *args) -> Timed:
-        """Calls a method, and waits for it."""
-        self._end.send((method, args))
+    def call(self, method: str, *args, min_seconds: float = 0.0) -> Timed:
+        """Calls a method, over and over for `min_seconds`, and takes the mean of their seconds."""
+        self._end.send((method, args, min_seconds))
         try:
             return Timed(*self._end.recv())
         except (EOFError, ConnectionError):
@@ -48,11 +50,13 @@ class Remote:
 def _serve(connection, make, args):
     made = make(*args)
     while request := connection.recv():
-        method, args = request
-        start = time.perf_counter()
-        result = getattr(made, method)(*args)
-        seconds = time.perf_counter() - start
-        connection.send((result, seconds, made.peak_device_bytes() or _peak_host_bytes()))
+        method, args, min_seconds = request
+        start, num_calls, seconds = time.perf_counter(), 0, 0.0
+        while not num_calls or seconds < min_seconds:
+            result = getattr(made, method)(*args)
+            num_calls, seconds = num_calls + 1, time.perf_counter() - start
+        peak_bytes = made.peak_device_bytes() or _peak_host_bytes()
+        connection.send((result, seconds / num_calls, peak_bytes))
 
 
 def _peak_host_bytes() -> int:

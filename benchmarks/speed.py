@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.data_pipeline import images_per_second
 from benchmarks.ours import Ours
-from benchmarks.remote import Remote, machine, rate
+from benchmarks.remote import ROUND_SECONDS, Remote, machine, rate
 from benchmarks.workloads import WORKLOADS, Task, Workload, tasks_of
 
 HEAD = """\
@@ -32,7 +32,7 @@ def measure(name: str, task: Task, rounds: int) -> dict:
     ours.call('ceiling')
     calls, ceilings = [], []
     for _ in range(rounds):
-        calls.append(ours.call(task.name))
+        calls.append(ours.call(task.name, min_seconds=ROUND_SECONDS))
         ceilings.append(ours.call('ceiling').result)
     ours.close()
     seconds = [call.seconds for call in calls]

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.ours import Ours
-from benchmarks.remote import Remote, machine, rate
+from benchmarks.remote import ROUND_SECONDS, Remote, machine, rate
 from benchmarks.workloads import (
     GUIDANCE,
     NOISE_STD,
@@ -167,7 +167,7 @@ def compare(name: str, workload: Workload, task: Task, options) -> dict:
     ours.call('ceiling')
     for _ in range(options.rounds):
         for side_name, side in sides.items():
-            timed[side_name].append(side.call(task.name))
+            timed[side_name].append(side.call(task.name, min_seconds=ROUND_SECONDS))
         ceilings.append(ours.call('ceiling').result)
     for side in sides.values():
         side.close()

@@ -11,9 +11,10 @@ import jaxlib
 from jax.experimental.compilation_cache import compilation_cache
 
 from tarflow_jax.downloads import cache_folder
+from tarflow_jax.parallel.cores import describe_cpu
 from tarflow_jax.parallel.host_memory import runs_on_cpu
 
-_CPUINFO_FIELDS = ('model name', 'flags', 'Features')  # lines of /proc/cpuinfo
+_CPU_FIELDS = ('model name', 'flags', 'Features')  # of all that Linux tells about it
 MAX_BYTES = 2**30  # of all programs of a machine; the oldest are deleted first
 
 
@@ -53,7 +54,5 @@ def _own_folder() -> Path:
 def _machine() -> str:
     """A name of this kind of machine: a program for a CPU uses instructions that others lack."""
     parts = [jaxlib.__version__, platform.machine()]
-    with contextlib.suppress(OSError):
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        parts += sorted({line for line in lines if line.startswith(_CPUINFO_FIELDS)})
+    parts += sorted(line for line in describe_cpu() if line.startswith(_CPU_FIELDS))
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]

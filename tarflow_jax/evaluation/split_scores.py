@@ -6,7 +6,7 @@ from typing import Any
 from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.metrics import SPLIT_METRICS, evaluated_splits
-from tarflow_jax.likelihood.scores import in_float32
+from tarflow_jax.likelihood.scores import as_scored
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.mesh import padded_batch_size
 from tarflow_jax.progress import count_progress
@@ -80,7 +80,7 @@ class SplitScores:
             noun = f'images of {split_name}'
             with count_progress(noun, len(split), enabled=distributed.is_main()) as progress:
                 scores |= function(
-                    in_float32(experiment.model),
+                    as_scored(experiment.model),
                     self._params,
                     split,
                     experiment.noise,

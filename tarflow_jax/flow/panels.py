@@ -2,18 +2,17 @@
 
 A product of few rows reads its kernel once, and from memory if the cache has no room for it. XLA's
 CPU backend computes some columns at a time, for which it reads a cache line out of every row of the
-kernel: a CPU does not foresee that. In panels of as many columns it reads from front to end.
+kernel, and a CPU does not prefetch lines that lie so far apart. In panels of as many columns, the
+kernel is read from front to end.
 
 A kernel is a matrix [I, F] here, whatever its axes; its panels are [F / 16, I, 16].
 """
-
-import contextlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from tarflow_jax.flow.attention import PRECISION
+from tarflow_jax.parallel.cores import describe_cpu
 from tarflow_jax.parallel.mesh import is_of_cpu, num_batch_shards, rows_of_device
 
 COLUMNS = 16  # of a panel: those that XLA computes at a time with AVX2
@@ -73,7 +72,5 @@ def _is_linear(params) -> bool:
 
 
 def _has_avx2_only() -> bool:
-    with contextlib.suppress(OSError):
-        words = set(Path('/proc/cpuinfo').read_text().split())
-        return 'avx2' in words and 'avx512f' not in words
-    return False
+    words = set(' '.join(describe_cpu()).split())
+    return 'avx2' in words and 'avx512f' not in words

@@ -69,7 +69,7 @@ class TarFlow(nn.Module):
     def init_params(self, key):
         """Parameters of a new model, which is the identity map."""
         with nn.logical_axis_rules(()):  # a batch of one cannot be split over devices
-            return self.init(key, jnp.zeros((1, *self.image_shape)))['params']
+            return self.clone(unroll='none').init(key, jnp.zeros((1, *self.image_shape)))['params']
 
     def param_shapes(self):
         """The tree of the parameters' shapes and types; nothing is computed."""

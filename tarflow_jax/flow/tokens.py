@@ -138,7 +138,8 @@ class TokenFlow(nn.Module):
     def init_params(self, key):
         """Parameters of a new flow, which is the identity map."""
         with nn.logical_axis_rules(()):  # a batch of one cannot be split over devices
-            return self.init(key, jnp.zeros((1, self.num_tokens, self.token_dim)))['params']
+            tokens = jnp.zeros((1, self.num_tokens, self.token_dim))
+            return self.clone(unroll='none').init(key, tokens)['params']
 
     def __call__(self, tokens, labels=None):
         """See `forward`."""

@@ -11,7 +11,7 @@ from tarflow_jax.flow.inputs import as_batch, as_labels
 from tarflow_jax.flow.parts import map_parts
 from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.likelihood.noise import Noise
-from tarflow_jax.likelihood.scores import in_float32, noisy_log_prob
+from tarflow_jax.likelihood.scores import as_scored, noisy_log_prob
 from tarflow_jax.values import INT32_MAX, Integer
 
 DRAWS = Integer(1)
@@ -36,7 +36,7 @@ def log_prob(model: TarFlow, params, images, labels=None):
     check_params(model, params)
     images = as_batch('images', images, model.image_shape)
     labels = as_labels(labels, len(images), model.num_classes)
-    return _log_prob(in_float32(model), params, images, labels)
+    return _log_prob(as_scored(model), params, images, labels)
 
 
 def bits_per_dim(
@@ -82,7 +82,7 @@ def bits_per_dim(
         'label': as_labels(labels, len(levels), model.num_classes),
         'index': np.arange(len(levels), dtype=np.int32),
     }
-    score = functools.partial(noisy_log_prob, in_float32(model), noise, params, batch, seed)
+    score = functools.partial(noisy_log_prob, as_scored(model), noise, params, batch, seed)
     log_probs = np.array([score(draw) for draw in range(num_draws)], np.float64)
     return noise.bits_per_dim(-log_probs.mean(axis=0) / math.prod(model.image_shape))
 

@@ -66,9 +66,9 @@ def score_split(
     }
 
 
-def in_float32(model: TarFlow) -> TarFlow:
-    """The model as it is scored, whatever it is trained in."""
-    return model.clone(dtype='float32', attention='xla')
+def as_scored(model: TarFlow) -> TarFlow:
+    """The model as it is scored, in float32; loops compile sooner and score as fast."""
+    return model.clone(dtype='float32', attention='xla', unroll='none')
 
 
 def _log_probs(score, batches, num_draws, seed) -> np.ndarray:

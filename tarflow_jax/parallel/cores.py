@@ -4,8 +4,10 @@ Left to itself, JAX takes all cores for one device and divides each operation am
 a small flow are too small for that: a stream of operations for each core is faster.
 """
 
+import contextlib
 import math
 import os
+from pathlib import Path
 
 import jax
 
@@ -38,6 +40,13 @@ def count_cores() -> int:
     if hasattr(os, 'sched_getaffinity'):  # not on a Mac
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def describe_cpu() -> set[str]:
+    """The lines in which Linux tells the model and the instructions of the CPU; empty elsewhere."""
+    with contextlib.suppress(OSError):
+        return set(Path('/proc/cpuinfo').read_text().splitlines())
+    return set()
 
 
 def count_devices(sizes: tuple[int, ...], num_rows: int, num_cores: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tarflow_jax import imagefiles
 from tarflow_jax.build import Experiment
-from tarflow_jax.likelihood.scores import in_float32, score_split
+from tarflow_jax.likelihood.scores import as_scored, score_split
 from tarflow_jax.parallel import distributed
 from tarflow_jax.progress import Progress
 from tarflow_jax.sampling import write
@@ -83,7 +83,7 @@ class Milestones:
     def _evaluate(self, step, state: TrainState, writer, progress) -> None:
         config = self._experiment.config
         scores = score_split(
-            in_float32(self._experiment.model),
+            as_scored(self._experiment.model),
             state.sampling_params,
             self._test_split,
             self._experiment.noise,

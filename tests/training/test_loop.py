@@ -20,7 +20,7 @@ from tarflow_jax.build import build
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
 from tarflow_jax.likelihood.noise import Noise
-from tarflow_jax.likelihood.scores import in_float32, score_split
+from tarflow_jax.likelihood.scores import as_scored, score_split
 from tarflow_jax.loading import load
 from tarflow_jax.parallel import rules
 from tarflow_jax.parallel.mesh import make_mesh
@@ -98,7 +98,7 @@ def test_scores_are_float32_whatever_is_trained(runs, tmp_path):
     mesh = make_mesh()
     assert model.dtype == 'bfloat16'
     scores = score_split(
-        in_float32(model),
+        as_scored(model),
         jax.device_put(params, rules.replicated(mesh)),
         open_dataset('digits', runs.data_dir).split('test'),
         Noise('gaussian', 0.1, 17),
