@@ -5,8 +5,9 @@
     python -m benchmarks.versus --ml_tarflow=ml-tarflow mnist photos64
 
 Each side runs in a process of its own and both take turns, round by round, so that a machine's
-moods meet both. Before they are timed, both compute the same latents, log-determinants and samples,
-or the benchmark ends. A ratio is how many times as fast we are; its range is that of the rounds.
+moods meet both. In a round, short calls are repeated for half a second. Before they are timed, both
+compute the same latents, log-determinants and samples, or the benchmark ends. A ratio is how many
+times as fast we are; its range is that of the rounds.
 """
 
 import argparse

@@ -67,7 +67,7 @@ class TarFlow(nn.Module):
         )
 
     def init_params(self, key):
-        """Parameters of a new model, which is the identity map."""
+        """Parameters of a new model, which is the identity map; loops compile them sooner."""
         with nn.logical_axis_rules(()):  # a batch of one cannot be split over devices
             return self.clone(unroll='none').init(key, jnp.zeros((1, *self.image_shape)))['params']
 

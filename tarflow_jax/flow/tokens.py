@@ -136,7 +136,7 @@ class TokenFlow(nn.Module):
         self.blocks = self.block()
 
     def init_params(self, key):
-        """Parameters of a new flow, which is the identity map."""
+        """Parameters of a new flow, which is the identity map; loops compile them sooner."""
         with nn.logical_axis_rules(()):  # a batch of one cannot be split over devices
             tokens = jnp.zeros((1, self.num_tokens, self.token_dim))
             return self.clone(unroll='none').init(key, tokens)['params']

@@ -141,6 +141,15 @@ def test_a_loop_written_out_computes_what_the_scan_computes(random_params, rando
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scanned, unrolled)
 
 
+@pytest.mark.parametrize('model', [CONDITIONAL, CONDITIONAL.token_flow()], ids=['images', 'tokens'])
+def test_new_parameters_are_made_by_loops(model):
+    scanned, unrolled = (
+        str(jax.make_jaxpr(model.clone(unroll=unroll).init_params)(jax.random.key(0)))
+        for unroll in ('none', 'all')
+    )
+    assert scanned == unrolled
+
+
 def test_bfloat16_is_close_and_its_results_are_float32(random_params, random_batch):
     params = random_params(CONDITIONAL)
     images, labels = random_batch(CONDITIONAL)
