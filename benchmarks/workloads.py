@@ -47,7 +47,7 @@ class Workload:
             if key.name in config.model:
                 config.model[key.name] = getattr(self, key.name)
         if self.dtype == 'bfloat16':
-            config.model.unroll = 'blocks'
+            config.model.unroll = 'all'
         config.train.batch_size = self.batch_size
         config.noise.std = NOISE_STD
         return config

@@ -122,7 +122,7 @@ def get_config(settings=''):
     else:
         config.model.attention = 'auto'
         config.model.remat = 'dots'
-        config.model.unroll = 'blocks'
+        config.model.unroll = 'all'
         config.train.microbatches = max(batch_size // 64, 1)
     return config
 

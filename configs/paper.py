@@ -55,7 +55,7 @@ def finish(config, variant: str):
         config.train.gather = 'step'
     else:
         config.train.microbatches = config.train.batch_size // IMAGES_AT_A_TIME
-        config.model.unroll = 'blocks'  # faster, and slower to compile
+        config.model.unroll = 'all'  # faster, and slower to compile
         config.model.attention = 'cudnn' if config.model.dtype == 'bfloat16' else 'xla'
         config.sample.batch_size = 16
         config.evaluate.batch_size = 16

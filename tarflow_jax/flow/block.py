@@ -12,9 +12,9 @@ from tarflow_jax.flow.conditioner import KVCache, Linear, TransformerLayer, name
 embed_init = nn.initializers.normal(1e-2)
 
 # The intermediate results of a layer that are kept for its gradient; all others are recomputed.
-# 'dots' keeps what comes of products with parameters, and of an attention kernel.
+# 'dots' keeps what comes of products with parameters, of norms, and of an attention kernel.
 _SAVEABLE = jax.checkpoint_policies
-_save_named = _SAVEABLE.save_only_these_names('product', 'attention')
+_save_named = _SAVEABLE.save_only_these_names('product', 'norm', 'attention')
 
 
 def _save_dots(primitive, *arguments, **settings) -> bool:

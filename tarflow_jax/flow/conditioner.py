@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tarflow_jax.flow import attention, panels
 from tarflow_jax.flow.attention import PRECISION
+from tarflow_jax.flow.norms import LayerNorm
 
 # Names the axes of an activation; the rules in `parallel` say how each is split over devices.
 name_axes = nn.with_logical_constraint
@@ -81,7 +82,8 @@ class Linear(nn.Module):
             kernel = kernel.astype(self.dtype).reshape(fan_in, fan_out)
             y = jnp.matmul(rows, kernel, precision=PRECISION)
         bias = self.param('bias', nn.initializers.zeros, self.features)
-        return y.reshape(num_rows, *self.features) + bias.astype(self.dtype)[None]
+        y = y + bias.astype(self.dtype).reshape(1, fan_out)  # in rows, so that cuBLAS adds it
+        return y.reshape(num_rows, *self.features)
 
 
 class KVCache(NamedTuple):
@@ -138,7 +140,7 @@ class CausalAttention(nn.Module):
         mixed_BTNK = name_axes(mixed_BTNK, ('batch', 'tokens', 'heads', 'head_dim'))
         mixed_RNK = mixed_BTNK.reshape(num_rows, heads, self.head_dim)
         out_RD = Linear((width,), self.dtype, name='out')(mixed_RNK)
-        return checkpoint_product(out_RD), cache
+        return out_RD, cache
 
 
 class Mlp(nn.Module):
@@ -175,51 +177,9 @@ class TransformerLayer(nn.Module):
 
         batch, _, width = h_BTD.shape
         h_RD = h_BTD.reshape(-1, width)
-        normed_RD = self.norm('attention_norm', h_RD)
+        normed_RD = LayerNorm(self.dtype, name='attention_norm')(h_RD)
         update_RD, cache = attend(normed_RD, batch, cache, position, temperature)
         h_RD = h_RD + update_RD
-        h_RD = h_RD + mlp(self.norm('mlp_norm', h_RD))
+        h_RD = h_RD + mlp(LayerNorm(self.dtype, name='mlp_norm')(h_RD))
         h_BTD = name_axes(h_RD.reshape(h_BTD.shape), ('batch', 'tokens', 'width'))
         return h_BTD, cache
-
-    def norm(self, name, h_RD):
-        affine = self.is_initializing() or self.has_variable('params', name)  # see `fold_norms`
-        layer_norm = nn.LayerNorm(
-            epsilon=1e-5,
-            dtype=jnp.float32,
-            use_scale=affine,
-            use_bias=affine,
-            use_fast_variance=False,
-            name=name,
-        )
-        return layer_norm(h_RD).astype(self.dtype)
-
-
-def fold_norms(layers):
-    """Parameters of layers without the scales and shifts of their norms: products have them.
-
-    With s and b the scale and shift of a norm, K and c the kernel and bias of the product after it,
-
-        (s y + b) K + c = y (diag(s) K) + (b K + c).
-
-    A `TransformerLayer` computes the same with these as with `layers`, up to rounding, and the
-    gradients of scale and shift need no sums over its rows.
-
-    Args:
-      layers: parameters of `TransformerLayer`, stacked along any number of leading axes.
-    """
-    layers = dict(layers)
-    for norm, part, name in (('attention_norm', 'attention', 'qkv'), ('mlp_norm', 'mlp', 'up')):
-        linear = _fold_norm(layers.pop(norm), layers[part][name])
-        layers[part] = {**layers[part], name: linear}
-    return layers
-
-
-def _fold_norm(norm, linear):
-    kernel, bias = linear['kernel'], linear['bias']
-    kernel_LDF = kernel.reshape(*norm['scale'].shape, -1)
-    shift_LF = jnp.einsum('...D,...DF->...F', norm['bias'], kernel_LDF, precision=PRECISION)
-    return {
-        'kernel': (norm['scale'][..., None] * kernel_LDF).reshape(kernel.shape),
-        'bias': bias + shift_LF.reshape(bias.shape),
-    }

@@ -97,7 +97,7 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
         window_steps=config.train.log_every,
         microbatches=microbatches,
         separate=separate,
-        folded=on_cpu,
+        folded=on_cpu or mesh.size == 1,
         gather=config.train.gather,
         restart_factor=config.train.restart_factor,
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from tarflow_jax.flow.conditioner import fold_norms
+from tarflow_jax.flow.norms import fold_norms
 from tarflow_jax.flow.parts import split
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.likelihood.noise import Noise
