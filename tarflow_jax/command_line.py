@@ -23,7 +23,9 @@ CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'a workdir, one of its checkpoints/<step>, or a published .pth'
 )
 TOPOLOGY = flags.DEFINE_string(
-    'topology', 'cpu', 'hardware to plan for: v5e:8x8, v5p:4x4x4, 2xv5e:8x8; several with commas'
+    'topology',
+    'cpu',
+    'hardware to plan for: h100, v5e:8x8, 2xv5p:4x4x4; several with commas',
 )
 SEARCH_BATCH = flags.DEFINE_bool(
     'search_batch', True, 'whether a plan finds the largest batch that fits, in a few compilations'

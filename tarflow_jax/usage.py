@@ -10,7 +10,7 @@ MODES = {
     'calibrate': 'measure how samples are drawn fastest on this machine',
     'prepare_fid': 'statistics of the training images, which FID needs',
     'convert': 'a published checkpoint into a workdir, or back',
-    'plan': 'memory and time on other hardware (--topology=v5e:8x8)',
+    'plan': 'memory and time on other hardware (--topology=h100)',
     'report': 'all that is known of a workdir, as one page',
     'info': 'what a workdir or an experiment is; changes nothing',
 }

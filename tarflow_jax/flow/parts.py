@@ -1,10 +1,11 @@
-"""Splits a batch into sequential parts on a CPU, so that a part's activations stay in the cache.
+"""Splits a batch into sequential parts, so that a part's activations stay in a CPU's cache.
 
 Programs for a CPU then wait less for memory, above all those that compute gradients. If the model
 has few layers, its loops are unrolled as well, because the gradient of a loop copies the
-activations that it stores.
+activations that it stores. On other devices parts are larger, and spare memory.
 """
 
+import functools
 import math
 
 import jax
@@ -16,27 +17,33 @@ from tarflow_jax.flow.conditioner import TransformerLayer
 from tarflow_jax.parallel.mesh import is_of_cpu, rows_of_device
 
 CACHE_BYTES = 2**21  # of a CPU's core, for hidden features
+ACCELERATOR_BYTES = 2**26  # for the same on other devices: gradients of 64 layers keep 6 GB
 MAX_UNROLLED = 32  # layers, of which each takes about a second to compile
 
 
-def count_parts(model, num_images: int, mesh: AbstractMesh | None = None) -> int:
+def count_parts(
+    model,
+    num_images: int,
+    mesh: AbstractMesh | None = None,
+    accelerator_bytes: float = math.inf,
+) -> int:
     """Returns into how many equal parts a batch is divided.
 
-    On a CPU, this is the smallest number for which the hidden features of a device's share of a
-    part fit into the cache; on other devices it is 1.
+    This is the smallest number for which the hidden features of a device's share of a part fit into
+    a CPU's cache, and on other devices into `accelerator_bytes`.
 
     Args:
       model: a `TarFlow`.
       num_images: the number of images in the batch.
       mesh: the devices that share each part; by default those of the context, without one a single
         device.
+      accelerator_bytes: by default unlimited: the batch is one part.
     """
     mesh = mesh or jax.sharding.get_abstract_mesh()
-    if not is_of_cpu(mesh):
-        return 1
     rows = rows_of_device(num_images, mesh)
+    limit = CACHE_BYTES if is_of_cpu(mesh) else accelerator_bytes
     counts = (n for n in range(1, rows + 1) if rows % n == 0)
-    return next(n for n in counts if n == rows or hidden_bytes(model, rows // n) <= CACHE_BYTES)
+    return next(n for n in counts if n == rows or hidden_bytes(model, rows // n) <= limit)
 
 
 def unroll_for_gradients(model, mesh: AbstractMesh | None = None):
@@ -66,13 +73,15 @@ def map_parts(function, model, *batch):
     repeating its last row, because one of 1,021 images, say, has no parts but single images.
     """
     num_images = len(batch[0])
-    size = num_images
-    if count_parts(model, size) > 1 and jax.sharding.get_abstract_mesh().empty:
-        largest = max(1, int(CACHE_BYTES // hidden_bytes(model, 1)))  # images of a part
+    size, mesh = num_images, jax.sharding.get_abstract_mesh()
+    count = functools.partial(count_parts, model, mesh=mesh, accelerator_bytes=ACCELERATOR_BYTES)
+    if count(size) > 1 and mesh.empty:
+        limit = CACHE_BYTES if is_of_cpu(mesh) else ACCELERATOR_BYTES
+        largest = max(1, int(limit // hidden_bytes(model, 1)))  # images of a part
         size += -size % math.ceil(size / largest)
         index = jnp.minimum(jnp.arange(size), num_images - 1)
         batch = [rows[index] for rows in batch] if size > num_images else batch
-    num_parts = count_parts(model, size)
+    num_parts = count(size)
     if num_parts == 1:
         return function(*batch)
     parts = [split(rows, num_parts) for rows in batch]

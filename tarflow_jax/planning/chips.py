@@ -1,12 +1,15 @@
-"""What a device can do: TPUs by their data sheets, this machine's CPU as measured.
+"""What a device can do: TPUs and GPUs by their data sheets, this machine's CPU as measured.
 
 Of each TPU the source is Google's page, https://docs.cloud.google.com/tpu/docs/ v4, v5e, v5p, v6e
 and tpu7x, and for links and rings https://jax-ml.github.io/scaling-book/tpus. `hbm_bytes` is what
-the compiler lets a program use, as libtpu 0.0.42 says it when a program is too large.
+the compiler lets a program use, as libtpu 0.0.42 says it when a program is too large. GPUs are in
+`gpus`.
 """
 
 import dataclasses
 import timeit
+from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,10 @@ from tarflow_jax.parallel.memory import host_bytes
 _SIZE = 1024  # of the square factors of the measured product
 _COPIED = 2**25  # float32 numbers of the measured copy, more than caches hold
 
+# Passes of a TPU's matrix unit, which multiplies bfloat16, for a product of float32 factors, by
+# the product's precision: https://docs.jax.dev/en/latest/jax.lax.html#jax.lax.Precision.
+TPU_PASSES = {'default': 1, 'high': 3, 'highest': 6}
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -24,7 +31,9 @@ class Chip:
     FLOP/s are of bfloat16, of a CPU of float32; bandwidths are in bytes/s, those of a link to a
     neighbour one way, those of the network between slices (dcn) of a device. `hbm_bytes` is the
     memory that a program may use. A dimension of the torus whose size is a multiple of `wraps_at`
-    is a ring. `config` is libtpu's name of the way the cores of a chip are used.
+    is a ring. `config` is libtpu's name of the way the cores of a chip are used. A product of
+    float32 factors takes `float32_passes` times as long as `peak_flops` says, by its precision, and
+    a kernel at least `kernel_seconds`. `options` are the compiler's.
     """
 
     name: str
@@ -37,10 +46,14 @@ class Chip:
     wraps_at: int
     devices_per_chip: int = 1
     config: str | None = None
+    platform: Literal['cpu', 'gpu', 'tpu'] = 'tpu'
+    float32_passes: Mapping[str, float] = dataclasses.field(default_factory=lambda: TPU_PASSES)
+    kernel_seconds: float = 0.0
+    options: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
     @property
     def is_tpu(self) -> bool:
-        return self.name != 'cpu'
+        return self.platform == 'tpu'
 
 
 # name, FLOP/s, memory, its bytes/s, bytes/s of a link and between slices, dimensions, rings
@@ -61,7 +74,11 @@ def measure_cpu() -> Chip:
         flops = 2 * _SIZE**3 / _best_seconds(jnp.matmul, factor, factor)
         bandwidth = 2 * 4 * _COPIED / _best_seconds(jnp.negative, array)
     share = bandwidth / shares
-    return Chip('cpu', flops / shares, host_bytes() / shares, share, share, share, 1, 1)
+    return Chip(
+        *('cpu', flops / shares, host_bytes() / shares, share, share, share, 1, 1),
+        platform='cpu',
+        float32_passes=dict.fromkeys(TPU_PASSES, 1),
+    )
 
 
 def _best_seconds(function, *arguments) -> float:

@@ -7,6 +7,7 @@ import time
 import jax
 
 from tarflow_jax.planning import hlo
+from tarflow_jax.planning.chips import Chip
 
 _QUICK = {'exec_time_optimization_effort': -1.0}
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -28,16 +29,16 @@ class Program:
     entry: hlo.Computation | None = None
 
 
-def compile_program(lowered, hbm_bytes: float, *, quick: bool = False) -> Program:
-    """Compiles a traced program (`jax.stages.Lowered`) for a device with `hbm_bytes` of memory.
+def compile_program(lowered, chip: Chip, *, quick: bool = False) -> Program:
+    """Compiles a traced program (`jax.stages.Lowered`) for devices of a kind.
 
-    With `quick`, the compiler takes the first memory layout that it finds, in a tenth of the time;
-    products and messages are the same, but there is more HBM traffic. A program that does not fit
-    into the memory has fits=False.
+    With `quick`, a TPU's compiler takes the first memory layout that it finds, in a tenth of the
+    time; products and messages are the same, but there is more HBM traffic. A program that does not
+    fit into the memory has fits=False.
     """
     start = time.perf_counter()
     try:
-        compiled = lowered.compile(_QUICK if quick else None)
+        compiled = lowered.compile({**chip.options, **(_QUICK if quick and chip.is_tpu else {})})
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
@@ -49,7 +50,7 @@ def compile_program(lowered, hbm_bytes: float, *, quick: bool = False) -> Progra
     rest = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     peak = arguments + results - memory.alias_size_in_bytes + rest
     entry = hlo.parse(compiled.as_text())
-    return Program(peak <= hbm_bytes, peak, arguments, results, seconds, entry)
+    return Program(peak <= chip.hbm_bytes, peak, arguments, results, seconds, entry)
 
 
 def needed_bytes(message: str) -> float | None:

@@ -6,11 +6,8 @@ XLA's own cost analysis counts a loop's body once, whatever its length, and no k
 import math
 import re
 
+from tarflow_jax.planning.chips import TPU_PASSES
 from tarflow_jax.planning.hlo import HBM, Instruction, fused, integers
-
-# Passes of a TPU's matrix unit, which multiplies bfloat16, for a product of float32 factors, by
-# the product's precision: https://docs.jax.dev/en/latest/jax.lax.html#jax.lax.Precision.
-FLOAT32_PASSES = {'default': 1, 'high': 3, 'highest': 6}
 
 # These move no data; what loops and calls run is counted itself.
 _FREE = (
@@ -18,37 +15,48 @@ _FREE = (
     'conditional', 'after-all', 'partition-id', 'replica-id', 'opt-barrier', 'async-start',
     'async-update',
 )  # fmt: skip
+_CUBLAS = '__cublas'
 _FREE_TARGETS = re.compile('custom_call_target="(AllocateBuffer|ConcatBitcast|Sharding)"')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 _SAME_DATA = ('bitcast', 'reshape', 'copy', 'convert')
 
-# Products over all pairs of tokens in the splash kernels: two forward, three for the gradient of
-# queries (logits again), four for that of keys and values.
-_KERNEL_PRODUCTS = {'mha_fwd': 2, 'mha_dq': 3, 'mha_dkv': 4}
+# Kernels for attention: their products over all pairs of tokens, and the axes of their operands.
+# Splash has two products forward, three for the gradient of queries (logits again), four for that
+# of keys and values; cuDNN has five for all three gradients.
+_KERNELS = {
+    'mha_fwd': (2, 'BNTK'),
+    'mha_dq': (3, 'BNTK'),
+    'mha_dkv': (4, 'BNTK'),
+    'dot_product_attention_fwd': (2, 'BTNK'),
+    'dot_product_attention_bwd': (5, 'BTNK'),
+}
+_TILE = 128  # tokens of a side, where a kernel does not say it
 
 
-def flops(instruction: Instruction) -> tuple[float, float]:
+def flops(instruction: Instruction, float32_passes=TPU_PASSES) -> tuple[float, float]:
     """FLOPs of an instruction's products, and those times the passes of the matrix unit.
 
     A multiplication and an addition count as two. A fusion counts all instructions within it.
     """
-    products = [_product_flops(part) for part in fused(instruction)]
+    products = [_product_flops(part, float32_passes) for part in fused(instruction)]
     return sum(count for count, _ in products), sum(count * passes for count, passes in products)
 
 
-def _product_flops(product: Instruction) -> tuple[float, int]:
-    if product.opcode == 'custom-call':
+def _product_flops(product: Instruction, float32_passes) -> tuple[float, float]:
+    is_cublas = f'custom_call_target="{_CUBLAS}' in product.attributes
+    if product.opcode == 'custom-call' and not is_cublas:
         return _kernel_flops(product), 1
-    if product.opcode not in ('dot', 'convolution'):
+    if product.opcode not in ('dot', 'convolution', 'custom-call'):
         return 0.0, 1
-    left, right = (operand.arrays[0] for operand in product.operands)
-    precision = re.search(r'operand_precision=\{(\w+)', product.attributes)
+    left, right = (operand.arrays[0] for operand in product.operands[:2])
+    precision = re.search(r'operand_precision\W+(\w+)', product.attributes)
     is_float32 = left.dtype == right.dtype == 'f32'
-    passes = FLOAT32_PASSES[precision[1] if precision else 'default'] if is_float32 else 1
+    kind = precision[1].lower() if precision else 'default'
+    passes = float32_passes[kind] if is_float32 else 1
     if product.opcode == 'convolution':
         return 2.0 * _convolution_size(product, left.dims, right.dims), passes
-    (axes,) = re.findall(r'lhs_contracting_dims=\{([\d,]*)\}', product.attributes)
-    contracted = math.prod(left.dims[axis] for axis in integers(axes))
+    (axes,) = re.findall(r'lhs_contracting_dim\w+\W+([\d",]*)', product.attributes)
+    contracted = math.prod(left.dims[axis] for axis in integers(axes.replace('"', '')))
     return 2.0 * math.prod(product.arrays[0].dims) * contracted, passes
 
 
@@ -72,16 +80,17 @@ def _kernel_flops(kernel: Instruction) -> float:
 
     A causal kernel of square tiles, n a side, computes (n + 1) / 2n of all pairs of tokens.
     """
-    kind = next((kind for kind in _KERNEL_PRODUCTS if kind in kernel.name), None)
+    kind = next((kind for kind in _KERNELS if kind in kernel.name), None)
     arrays = [array for operand in kernel.operands for array in operand.arrays]
     queries = next((array for array in arrays if len(array.dims) == 4), None)
     if kind is None or queries is None:
         return 0.0
-    batch, heads, tokens, features = queries.dims
+    products, axes = _KERNELS[kind]
+    tokens = queries.dims[axes.index('T')]
     tile = re.search(r'block_q\D*(\d+)', kernel.attributes)
-    tiles = max(1, tokens // int(tile[1])) if tile else 1
-    pairs = tokens**2 * (tiles + 1) / (2 * tiles)
-    return _KERNEL_PRODUCTS[kind] * 2.0 * batch * heads * pairs * features
+    tiles = max(1, tokens // int(tile[1] if tile else _TILE))
+    pairs = (tiles + 1) / (2 * tiles) * tokens  # of each query
+    return products * 2.0 * math.prod(queries.dims) * pairs
 
 
 def hbm_bytes(instruction: Instruction) -> float:
@@ -111,6 +120,8 @@ def _written(instruction: Instruction) -> float:
         return min(_in_hbm(made), _updated(instruction))
     if opcode.endswith('-start'):
         made = made[-len(instruction.operands) :]
+    if opcode == 'custom-call' and _CUBLAS in instruction.attributes:
+        made = made[:1]  # without its workspace
     return 0 if opcode == 'send' else _in_hbm(made)
 
 

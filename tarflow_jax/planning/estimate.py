@@ -3,7 +3,8 @@
 The ideal time assumes that all resources work at once and without pauses: it is the longest of the
 times for the program's products, for its arguments and results through HBM, and for its messages.
 The compiled time assumes that the instructions run one after the other, each for as long as its
-products or its HBM traffic take, whichever is longer, and that no message overlaps with them.
+products or its HBM traffic take, whichever is longer (on a GPU no shorter than a short kernel), and
+that no message overlaps with them.
 """
 
 import dataclasses
@@ -54,10 +55,10 @@ def estimate(program: Program, mesh, topology: Topology) -> Estimate | None:
     compiled = {'compute': 0.0, 'hbm': 0.0, **sent}
     flops = hbm_bytes = 0.0
     for instruction, times in hlo.executed(program.entry):
-        products, passes = costs.flops(instruction)
+        products, passes = costs.flops(instruction, chip.float32_passes)
         moved = costs.hbm_bytes(instruction)
-        compute = times * (passes if chip.is_tpu else products) / chip.peak_flops
-        hbm = times * moved / chip.hbm_bandwidth
+        compute = times * passes / chip.peak_flops
+        hbm = times * max(moved / chip.hbm_bandwidth, chip.kernel_seconds if moved else 0.0)
         compiled['compute' if compute > hbm else 'hbm'] += max(compute, hbm)
         ideal['compute'] += compute
         flops += times * products
@@ -67,5 +68,7 @@ def estimate(program: Program, mesh, topology: Topology) -> Estimate | None:
 
 def peak_in_precision(model: TarFlow, topology: Topology) -> float:
     """FLOP/s of a device in the type the model computes in: float32 takes six passes on a TPU."""
-    is_one_pass = not topology.chip.is_tpu or model.dtype == 'bfloat16'
-    return topology.chip.peak_flops / (1 if is_one_pass else costs.FLOAT32_PASSES['highest'])
+    is_one_pass = model.dtype == 'bfloat16'
+    return topology.chip.peak_flops / (
+        1 if is_one_pass else topology.chip.float32_passes['highest']
+    )

@@ -59,7 +59,7 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
     @functools.cache
     def compile_batch(size: int, quick: bool) -> Program:
         lowered = programs.lower_train_step(experiment, size)
-        return compile_program(lowered, topology.chip.hbm_bytes, quick=quick)
+        return compile_program(lowered, topology.chip, quick=quick)
 
     training = programs.make_program(experiment)
     program = compile_batch(batch, quick)
@@ -152,7 +152,7 @@ def _sampler(experiment, topology: Topology) -> dict:
     settings, mesh = experiment.config.sample, experiment.mesh
     size = padded_batch_size(settings.batch_size, settings.num_samples, mesh)
     lowered = programs.lower_sampler(experiment, size)
-    program = compile_program(lowered, topology.chip.hbm_bytes, quick=topology.chip.is_tpu)
+    program = compile_program(lowered, topology.chip, quick=True)
     batch = estimate(program, mesh, topology)
     return {
         'batch_size': size,

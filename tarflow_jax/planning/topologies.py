@@ -1,4 +1,4 @@
-"""Hardware by name: 'v5e:8x8' is 64 chips, '2xv5e:8x8' two such slices, 'cpu' this machine."""
+"""Hardware by name: v5e:8x8 is 64 chips, 2xv5e:8x8 two slices, h100 a GPU, cpu this machine."""
 
 import dataclasses
 import importlib.util
@@ -12,9 +12,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from tarflow_jax.errors import InputError
 from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.planning.chips import CHIPS, Chip, measure_cpu
+from tarflow_jax.planning.gpus import GPUS, Gpu
 
 CPU = 'cpu'
-EXAMPLES = 'cpu, v5e:4x4, v5e:8x8, v5e:16x16, v6e:8x8, v5p:4x4x4, v4:2x2x1, tpu7x:2x2x1, 2xv5e:8x8'
+EXAMPLES = 'cpu, h100, v5e:4x4, v5e:16x16, v6e:8x8, v5p:4x4x4, v4:2x2x1, tpu7x:2x2x1, 2xv5e:8x8'
 _NAME = re.compile(r'(?:(\d+)x)?(\w+):(\d+(?:x\d+)*)')
 
 
@@ -44,7 +45,7 @@ def make_topologies(names: str) -> list[Topology]:
     everything afresh, so that compilations can be timed.
 
     Raises:
-      InputError: a name is unknown, or libtpu is not installed.
+      InputError: a name is unknown, or the compiler for it is not installed.
     """
     jax.config.update('jax_platforms', CPU)
     jax.config.update('jax_enable_compilation_cache', False)
@@ -52,12 +53,33 @@ def make_topologies(names: str) -> list[Topology]:
     parts = dict.fromkeys(name.strip() for name in names.split(',') if name.strip())
     if not parts:
         raise InputError(f'--topology is empty. Name some hardware, such as {EXAMPLES}.')
-    return [_cpu() if name == CPU else _tpu(name, *_parse(name)) for name in parts]
+    return [make_topology(name) for name in parts]
+
+
+def make_topology(name: str) -> Topology:
+    """The hardware of one name; see `make_topologies`, which prepares JAX for it."""
+    if name == CPU:
+        return _cpu()
+    return _gpu(GPUS[name]) if name in GPUS else _tpu(name, *_parse(name))
 
 
 def _cpu() -> Topology:
     devices = jax.devices(CPU)
     return Topology(CPU, measure_cpu(), devices, (len(devices),))
+
+
+def _gpu(gpu: Gpu) -> Topology:
+    try:
+        description = topologies.get_topology_desc(
+            platform='cuda', target_config=gpu.target_config(), topology='1x1x1'
+        )
+    except NotImplementedError as error:  # JAX has found no plugin
+        raise InputError(
+            f"planning for {gpu.name} requires JAX's compiler for NVIDIA GPUs, which is not "
+            "installed (no GPU is needed). Install it: pip install -e '.[cuda]', in a clone of the "
+            'repository, or plan for --topology=cpu.'
+        ) from error
+    return Topology(gpu.name, gpu.chip(), description.devices, (1,))
 
 
 def _tpu(name: str, num_slices: int, chip: Chip, shape: tuple[int, ...]) -> Topology:
@@ -85,9 +107,9 @@ def _parse(name: str) -> tuple[int, Chip, tuple[int, ...]]:
     match = _NAME.fullmatch(name)
     if not match or match[2] not in CHIPS:
         raise InputError(
-            f'there is no topology {name!r}. A name is a chip, one of {", ".join(CHIPS)}, and the '
+            f'there is no topology {name!r}. A name is a TPU, one of {", ".join(CHIPS)}, and the '
             f'chips of a slice along each axis, with the number of slices before it if there are '
-            f'several; or cpu. For example {EXAMPLES}.'
+            f'several; or a GPU, one of {", ".join(GPUS)}; or cpu. For example {EXAMPLES}.'
         )
     chip, shape = CHIPS[match[2]], tuple(int(side) for side in match[3].split('x'))
     if len(shape) != chip.dimensions or min(shape) < 1 or match[1] == '0':

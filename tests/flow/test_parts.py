@@ -28,12 +28,13 @@ def test_a_part_of_a_device_fits_the_cache(num_images, devices, expected, monkey
     assert parts.count_parts(MODEL, num_images, cpus(devices)) == expected
 
 
-def test_accelerators_take_a_batch_whole(monkeypatch):
+def test_accelerators_take_a_batch_whole_up_to_a_limit(monkeypatch):
     monkeypatch.setattr(parts, 'CACHE_BYTES', 1)
     make_device = type(cpus(1).abstract_device)
     device = make_device(device_kind='TPU v5 lite', num_cores=1, platform='tpu')
     mesh = AbstractMesh((2, 1, 1), AXES, (AxisType.Auto,) * 3, abstract_device=device)
     assert parts.count_parts(MODEL, 64, mesh) == 1
+    assert parts.count_parts(MODEL, 64, mesh, accelerator_bytes=8 * ROW_BYTES) == 4
     assert parts.unroll_for_gradients(MODEL, mesh) == MODEL
 
 

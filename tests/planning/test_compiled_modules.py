@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from tarflow_jax.planning import collectives, costs, hlo
 from tarflow_jax.planning.chips import CHIPS
-from tarflow_jax.planning.compilation import compile_program
+from tarflow_jax.planning.compilation import Program, compile_program
 from tarflow_jax.planning.estimate import estimate
+from tarflow_jax.planning.gpus import GPUS
 from tarflow_jax.planning.topologies import Topology
 
 
@@ -107,6 +108,45 @@ def test_products_that_a_tpu_writes_as_convolutions(left, right, out, attributes
     product = f'  ROOT %y = {out} convolution(%x, %k), {attributes}, operand_precision={{highest}}'
     entry = hlo.parse(module(lines + product))
     assert costs.flops(entry.root) == (2 * expected, 6 * 2 * expected)  # float32: six passes
+
+
+CUBLAS = """  %x = {dtype}[64,32]{{1,0}} parameter(0)
+  %k = {dtype}[32,48]{{1,0}} parameter(1)
+  ROOT %y = ({dtype}[64,48]{{1,0}}, s8[33554432]{{0}}) custom-call(%x, %k), \
+custom_call_target="__cublas$lt$matmul", backend_config={{"gemm_backend_config":{{"beta":0,\
+"dot_dimension_numbers":{{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"],\
+"lhs_batch_dimensions":[]}},"precision_config":{{"operand_precision":["HIGHEST","HIGHEST"]}}}}}}"""
+CUDNN = """  %q = bf16[2,256,3,64]{{3,2,1,0}} parameter(0)
+  %k = bf16[2,256,3,64]{{3,2,1,0}} parameter(1)
+  %v = bf16[2,256,3,64]{{3,2,1,0}} parameter(2)
+  ROOT %{name}.7 = (bf16[2,3,256,64]{{3,1,2,0}}, f32[2,3,256]{{2,1,0}}, u8[0]{{0}}) \
+custom-call(%q, %k, %v), custom_call_target="__cudnn$fmhaSoftmax", api_version=API_VERSION_TYPED"""
+
+
+@pytest.mark.parametrize(('dtype', 'passes'), [('bf16', 1), ('f32', 989 / 66.9)])
+def test_products_that_a_gpu_has_in_a_library(dtype, passes):
+    product = hlo.parse(module(CUBLAS.format(dtype=dtype))).root
+    multiplied = 2 * 64 * 32 * 48
+    counted = costs.flops(product, GPUS['h100'].chip().float32_passes)
+    assert counted == (multiplied, pytest.approx(passes * multiplied))
+    size = {'bf16': 2, 'f32': 4}[dtype]
+    assert costs.hbm_bytes(product) == size * (64 * 32 + 32 * 48 + 64 * 48)  # not its workspace
+
+
+@pytest.mark.parametrize(
+    ('name', 'products'), [('dot_product_attention_fwd', 2), ('dot_product_attention_bwd', 5)]
+)
+def test_attention_that_a_gpu_has_in_a_library(name, products):
+    kernel = hlo.parse(module(CUDNN.format(name=name))).root
+    pairs = 3 / 4 * 256**2  # of two tiles a side, one has later tokens only
+    assert costs.flops(kernel) == (products * 2 * 2 * 3 * pairs * 64,) * 2
+
+
+def test_a_kernel_takes_some_time_however_little_it_does():
+    entry = hlo.parse(module('  %x = f32[8]{0} parameter(0)\n  ROOT %y = f32[8]{0} negate(%x)'))
+    gpu = GPUS['h100'].chip()
+    run = estimate(Program(True, 0.0, entry=entry), None, Topology('h100', gpu, [], (1,)))
+    assert run.compiled_seconds == gpu.kernel_seconds > 0
 
 
 def test_a_scan_reads_a_slice_of_its_parameters():
@@ -272,7 +312,7 @@ def test_a_run_takes_from_its_slowest_resource_to_all_of_them():
         jax.ShapeDtypeStruct((256, 256), np.float32, sharding=NamedSharding(mesh, P())),
     )
     lowered = jax.jit(lambda x, kernel: (x @ kernel).sum(axis=0)).lower(x, kernel)
-    run = estimate(compile_program(lowered, 1e9), mesh, TOPOLOGY)
+    run = estimate(compile_program(lowered, CHIPS['v5e']), mesh, TOPOLOGY)
     chip = TOPOLOGY.chip
     assert run.flops == 2 * 256**3
     assert run.ideal['hbm'] == 4 * (3 * 256**2) / chip.hbm_bandwidth  # two arguments, one result

@@ -2,7 +2,12 @@
 
 import json
 
+import jax
+import jax.experimental.topologies
 import pytest
+
+from tarflow_jax.errors import InputError
+from tarflow_jax.planning import topologies
 
 V5E_HBM = 15.75 * 2**30
 V5E_FLOPS = 197e12  # bfloat16
@@ -107,7 +112,7 @@ def test_what_does_not_fit_is_planned_and_told(runs, tmp_path):
 @pytest.mark.parametrize(
     ('name', 'reason'),
     [
-        ('v9:2x2', "there is no topology 'v9:2x2'. A name is a chip, one of v4, v5e, v5p"),
+        ('v9:2x2', "there is no topology 'v9:2x2'. A name is a TPU, one of v4, v5e, v5p"),
         ('v5e-16', "there is no topology 'v5e-16'"),
         ('v5e:4', "'v5e:4' is not a topology of v5e, whose chips form a torus of 2 dimensions"),
         ('v5e:3x5', 'there is no topology v5e:3x5: Topology layout'),
@@ -119,6 +124,19 @@ def test_unknown_hardware_is_refused(runs, tmp_path, name, reason):
     line = runs.refused(tmp_path / 'new', '--mode=plan', f'--topology={name}')
     assert reason in line
     assert 'v5e:4x4' in line  # what there is
+
+
+def test_gpus_need_their_compiler(monkeypatch):
+    """JAX says so if no plugin for NVIDIA's GPUs is installed, as on most machines of the tests."""
+
+    def no_plugin(platform, **options):
+        assert platform == 'cuda'
+        assert 'cuda_compute_capability { major: 8 minor: 9 }' in options['target_config']
+        raise NotImplementedError('topology not implemented for cuda')
+
+    monkeypatch.setattr(jax.experimental.topologies, 'get_topology_desc', no_plugin)
+    with pytest.raises(InputError, match=r"planning for rtx4090 .* pip install -e '\.\[cuda\]'"):
+        topologies.make_topology('rtx4090')
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(runs, tmp_path):
