@@ -20,9 +20,8 @@ def normalize(x, dtype):
 
         dy = r (dx - mean(dx) - y mean(y dx)).
 
-    For that, y and r are kept, named for `block.REMAT_POLICIES`. Automatic differentiation would
-    keep three arrays in float32, of which two as large as x and none that the product after the
-    norm needs.
+    For that, y and r are kept, named for `block.REMAT_POLICIES`. The product after the norm keeps y
+    anyway; automatic differentiation would keep more, all of it in float32.
     """
     return _standardize(x)[0].astype(dtype)
 
@@ -42,7 +41,7 @@ def _normalize_jvp(dtype, primals, tangents):
     return y, _tangent(y, rate, dx)
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)  # would keep y in float32 otherwise
+@functools.partial(jax.checkpoint, prevent_cse=False)  # else gradients keep y in float32
 def _tangent(y, rate, dx):
     along = (y * dx).mean(axis=-1, keepdims=True)
     return (rate * (dx - dx.mean(axis=-1, keepdims=True) - y * along)).astype(y.dtype)

@@ -36,7 +36,8 @@ class Gpu:
             *(self.name, self.bfloat16_flops, _MEMORY_SHARE * self.memory_bytes, self.bandwidth),
             *(0.0, 0.0, 1, 1),
             platform='gpu',
-            float32_passes={'default': 2, 'high': 2, 'highest': passes},  # TensorFloat-32, or none
+            # In TensorFloat-32, or outside of the tensor cores.
+            float32_passes={'default': 2, 'high': 2, 'highest': passes},
             kernel_seconds=KERNEL_SECONDS,
             # Triton's tiles are chosen by timing them, which takes the GPU.
             options={'xla_gpu_enable_triton_gemm': False},

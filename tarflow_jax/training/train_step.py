@@ -49,16 +49,15 @@ def make_train_step(
         nats, latents = objective.negative_log_likelihood(model, params, images, labels)
         return nats.mean(), jnp.mean(jax.lax.stop_gradient(latents) ** 2, axis=0)
 
-    def gather_params(params):
-        blocks = model.token_flow().block().cast(params['blocks'])
-        return rules.gathered({**params, 'blocks': blocks})
+    def cast(params):
+        return {**params, 'blocks': model.token_flow().block().cast(params['blocks'])}
 
     update = optax.with_extra_args_support(optimizer).update
     gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), microbatches)
     if separate:
         gradient = per_device_gradient(gradient)
     if folded:
-        gradient = gradient_of_folded(gradient)
+        gradient = gradient_of_folded(gradient, cast)
 
     def train_step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -69,7 +68,7 @@ def make_train_step(
         images = noise.add(noise_key, levels)
         labels = objective.drop_labels(drop_key, labels, drop_label)
 
-        params = gather_params(state.params) if gather == 'step' else state.params
+        params = rules.gathered(cast(state.params)) if gather == 'step' else state.params
         (loss, latent_var), grads = gradient(params, images, labels)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         grad_norm = optax.tree.norm(grads)
@@ -146,8 +145,11 @@ def per_device_gradient(gradient):
     )
 
 
-def gradient_of_folded(gradient):
-    """Returns a function like `gradient` that calls it with folded norms, see `fold_norms`."""
+def gradient_of_folded(gradient, cast):
+    """Returns a function like `gradient` that calls it with folded norms, see `fold_norms`.
+
+    The function `cast` then rounds parameters once, instead of each layer for every part of a batch.
+    """
 
     def fold(params):
         blocks = params['blocks']
@@ -155,7 +157,7 @@ def gradient_of_folded(gradient):
 
     def of_folded(params, images, labels):
         params, pull_back = jax.vjp(fold, params)
-        values, grads = gradient(params, images, labels)
+        values, grads = gradient(cast(params), images, labels)
         (grads,) = pull_back(jax.tree.map(lambda g, x: g.astype(x.dtype), grads, params))
         return values, grads
 
