@@ -11,7 +11,7 @@ An experiment's variant stands after its file's name: `--config=configs/afhq256.
 from configs import base
 
 VARIANTS = ('pod', 'one_gpu')
-TOKENS_AT_A_TIME = 4096  # on one GPU
+IMAGES_AT_A_TIME = 4  # on one GPU
 
 
 def get_config():
@@ -54,9 +54,7 @@ def finish(config, variant: str):
         config.mesh.fsdp = -1
         config.train.gather = 'step'
     else:
-        height, width, _ = config.model.image_shape
-        images = TOKENS_AT_A_TIME * config.model.patch_size**2 // (height * width)
-        config.train.microbatches = config.train.batch_size // images
+        config.train.microbatches = config.train.batch_size // IMAGES_AT_A_TIME
         config.model.unroll = 'all'  # faster, and slower to compile
         config.model.attention = 'cudnn' if config.model.dtype == 'bfloat16' else 'xla'
         config.sample.batch_size = 16

@@ -148,7 +148,8 @@ def per_device_gradient(gradient):
 def gradient_of_folded(gradient, cast):
     """Returns a function like `gradient` that calls it with folded norms, see `fold_norms`.
 
-    The function `cast` then rounds parameters once, instead of each layer for every part of a batch.
+    The function `cast` then rounds parameters once, which layers would otherwise do for every part
+    of a batch.
     """
 
     def fold(params):

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.likelihood.noise import Noise
+from tarflow_jax.training import objective
 from tarflow_jax.training.optimizer import make_optimizer
 from tarflow_jax.training.state import TrainState, init_state
-from tarflow_jax.training.train_step import make_train_step
+from tarflow_jax.training.train_step import accumulate, gradient_of_folded, make_train_step
 
 SIZES = dict(image_shape=(4, 4, 1), patch_size=2, width=8, head_dim=4, layers_per_block=1)
 MODEL = TarFlow(**SIZES, num_blocks=2, num_classes=3)
@@ -191,3 +193,28 @@ def test_samples_are_drawn_with_the_moving_average_where_there_is_one(new_state)
     assert new_state.sampling_params is new_state.ema_params
     without = dataclasses.replace(new_state, ema_params=None)
     assert without.sampling_params is new_state.params
+
+
+def test_gradients_in_bfloat16_are_as_exact_with_norms_folded(random_params, random_batch):
+    images, labels = random_batch(MODEL, batch=8)
+    params = random_params(MODEL)
+
+    def gradient_of(model, folded):
+        def loss(params, images, labels):
+            nats, _ = objective.negative_log_likelihood(model, params, images, labels)
+            return nats.mean(), 0.0
+
+        def cast(params):
+            return {**params, 'blocks': model.token_flow().block().cast(params['blocks'])}
+
+        gradient = accumulate(jax.value_and_grad(loss, has_aux=True), microbatches=2)
+        gradient = gradient_of_folded(gradient, cast) if folded else gradient
+        _, grads = jax.jit(gradient)(params, images, labels)
+        assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype('float32')}
+        return ravel_pytree(grads)[0]
+
+    exact = gradient_of(MODEL, False)
+    rounded = MODEL.clone(dtype='bfloat16')
+    plain, folded = (jnp.linalg.norm(gradient_of(rounded, way) - exact) for way in (False, True))
+    assert 0 < folded < 1.5 * plain < 0.03 * jnp.linalg.norm(exact)
+    np.testing.assert_allclose(gradient_of(MODEL, True), exact, atol=1e-4)
