@@ -5,7 +5,8 @@ An experiment's variant stands after its file's name: `--config=configs/afhq256.
   pod      (without a name) all devices there are, from one to a TPU pod slice, with parameters and
            optimizer state split over all of them, and collected once a step in bfloat16. On several
            slices, joined by a slower network, set --config.mesh.data to their number.
-  one_gpu  one GPU of 24 GB or more: four images at a time, as many times as the batch needs.
+  one_gpu  one GPU of 24 GB or more, of 32 GB for imagenet64_cond and imagenet128: four images at a
+           time, as many times as the batch needs.
 """
 
 from configs import base
