@@ -1,4 +1,8 @@
-"""Layer norms: statistics and gradients in float32, results and what gradients keep in `dtype`."""
+"""Layer norms: statistics in float32, normalized rows, which gradients keep, in `dtype`.
+
+A norm with scale and shift rounds to `dtype` twice, before and after them; one that is folded into
+the product after it rounds once.
+"""
 
 import functools
 
@@ -14,14 +18,14 @@ EPSILON = 1e-5
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def normalize(x, dtype):
-    """Rows [..., D] of float32 with mean 0 and variance 1, in `dtype`.
+    """Shifts and scales float32 rows [..., D] to mean 0 and variance 1; the result is in `dtype`.
 
     With r one over the standard deviation of a row x, and y = r (x - mean(x)),
 
         dy = r (dx - mean(dx) - y mean(y dx)).
 
-    For that, y and r are kept, named for `block.REMAT_POLICIES`. The product after the norm keeps y
-    anyway; automatic differentiation would keep more, all of it in float32.
+    For that, y and r are kept, named for `block.REMAT_POLICIES`. The product after a norm without
+    scale and shift keeps y anyway; automatic differentiation would keep more, all in float32.
     """
     return _standardize(x)[0].astype(dtype)
 
@@ -48,9 +52,9 @@ def _tangent(y, rate, dx):
 
 
 class LayerNorm(nn.Module):
-    """Normalizes rows [R, D], scales and shifts their features; without parameters only the first.
+    """Normalizes rows [R, D], and scales and shifts their features.
 
-    See `fold_norms` for parameters without scale and shift.
+    Without parameters it only normalizes, see `fold_norms`.
     """
 
     dtype: jnp.dtype

@@ -41,9 +41,14 @@ def count_parts(
     """
     mesh = mesh or jax.sharding.get_abstract_mesh()
     rows = rows_of_device(num_images, mesh)
-    limit = CACHE_BYTES if is_of_cpu(mesh) else accelerator_bytes
+    limit = _limit(mesh, accelerator_bytes)
     counts = (n for n in range(1, rows + 1) if rows % n == 0)
     return next(n for n in counts if n == rows or hidden_bytes(model, rows // n) <= limit)
+
+
+def _limit(mesh: AbstractMesh, accelerator_bytes: float) -> float:
+    """Bytes for the hidden features of a part on each device of a mesh."""
+    return CACHE_BYTES if is_of_cpu(mesh) else accelerator_bytes
 
 
 def unroll_for_gradients(model, mesh: AbstractMesh | None = None):
@@ -69,15 +74,14 @@ def split(rows, num_parts: int):
 def map_parts(function, model, *batch):
     """`function(*batch)`, each array [B, ...], whose results [B, ...] are computed row by row.
 
-    The parts are those of `count_parts`. Where no mesh is set, a batch is filled up for them by
+    The parts are those of `count_parts`. On a single device, a batch is filled up for them by
     repeating its last row, because one of 1,021 images, say, has no parts but single images.
     """
     num_images = len(batch[0])
     size, mesh = num_images, jax.sharding.get_abstract_mesh()
     count = functools.partial(count_parts, model, mesh=mesh, accelerator_bytes=ACCELERATOR_BYTES)
-    if count(size) > 1 and mesh.empty:
-        limit = CACHE_BYTES if is_of_cpu(mesh) else ACCELERATOR_BYTES
-        largest = max(1, int(limit // hidden_bytes(model, 1)))  # images of a part
+    if count(size) > 1 and (mesh.empty or mesh.size == 1):
+        largest = max(1, int(_limit(mesh, ACCELERATOR_BYTES) // hidden_bytes(model, 1)))  # images
         size += -size % math.ceil(size / largest)
         index = jnp.minimum(jnp.arange(size), num_images - 1)
         batch = [rows[index] for rows in batch] if size > num_images else batch

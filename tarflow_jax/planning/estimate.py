@@ -3,8 +3,8 @@
 The ideal time assumes that all resources work at once and without pauses: it is the longest of the
 times for the program's products, for its arguments and results through HBM, and for its messages.
 The compiled time assumes that the instructions run one after the other, each for as long as its
-products or its HBM traffic take, whichever is longer (on a GPU no shorter than a short kernel), and
-that no message overlaps with them.
+products or its HBM traffic take, whichever is longer, and that no message overlaps with them. A
+kernel of a GPU takes some time however little it does, which counts as HBM traffic.
 """
 
 import dataclasses
@@ -68,7 +68,5 @@ def estimate(program: Program, mesh, topology: Topology) -> Estimate | None:
 
 def peak_in_precision(model: TarFlow, topology: Topology) -> float:
     """FLOP/s of a device in the type the model computes in: float32 takes six passes on a TPU."""
-    is_one_pass = model.dtype == 'bfloat16'
-    return topology.chip.peak_flops / (
-        1 if is_one_pass else topology.chip.float32_passes['highest']
-    )
+    passes = 1 if model.dtype == 'bfloat16' else topology.chip.float32_passes['highest']
+    return topology.chip.peak_flops / passes

@@ -13,8 +13,8 @@ class Gpu:
     """A GPU by NVIDIA's data sheet and CUDA's programming guide.
 
     FLOP/s are of dense matrix products, in bfloat16 (summed in float32) and in float32 outside of
-    the tensor cores; bandwidth is in bytes/s. `shared_bytes` is the shared memory and L1 cache of a
-    multiprocessor.
+    the tensor cores; bandwidth is in bytes/s. `memory_bytes` is about what CUDA offers.
+    `shared_bytes` is the most shared memory of a multiprocessor.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Gpu:
         """
 
 
-GB, KIB, MIB = 10**9, 2**10, 2**20
+KIB, MIB = 2**10, 2**20
 
 # name, capability, FLOP/s of bfloat16 and float32, memory, bytes/s of it, multiprocessors, GHz,
 # L2 cache, shared memory, threads and float32 units of a multiprocessor

@@ -1,7 +1,7 @@
 """Reads the text of a compiled XLA module: instructions, the arrays they make, what they call.
 
 The text is all there is of a module for absent hardware. Its grammar is that of
-`jax.stages.Compiled.as_text()` on CPU and TPU.
+`jax.stages.Compiled.as_text()` on CPU, GPU and TPU.
 """
 
 import dataclasses

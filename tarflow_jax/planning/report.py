@@ -76,13 +76,15 @@ def misfit(plan: dict) -> str:
         program = 'train step'
         full = "model.remat='full', " if plan['model']['remat'] != 'full' else ''
         parts = f'train.microbatches above {plan["microbatches"]}'
-        helps = f'a larger mesh.fsdp, {full}{parts}, a smaller train.batch_size'
+        split, helps = 'a larger mesh.fsdp', f'{full}{parts}, a smaller train.batch_size'
     else:
         program, peak = 'sampler', plan['sampler']['peak_hbm_bytes_per_device']
-        helps = 'a smaller sample.batch_size, a larger mesh.tensor'
+        split, helps = 'a larger mesh.tensor', 'a smaller sample.batch_size'
+    if plan['devices'] > 1:
+        helps = f'{split}, {helps}, more devices'
     return (
         f'The {program} does not fit on {plan["topology"]}: it takes {_size(peak)} of '
-        f'{_size(limit)} a device. What would help: {helps}, more devices.'
+        f'{_size(limit)} a device. What would help: {helps}.'
     )
 
 

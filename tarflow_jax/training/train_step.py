@@ -68,7 +68,9 @@ def make_train_step(
         images = noise.add(noise_key, levels)
         labels = objective.drop_labels(drop_key, labels, drop_label)
 
-        params = rules.gathered(cast(state.params)) if gather == 'step' else state.params
+        params = state.params
+        if gather == 'step':  # folded parameters are rounded afterwards
+            params = rules.gathered(params if folded else cast(params))
         (loss, latent_var), grads = gradient(params, images, labels)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         grad_norm = optax.tree.norm(grads)
@@ -135,7 +137,9 @@ def per_device_gradient(gradient):
 
     def of_device(params, images, labels):
         with nn.logical_axis_rules(()):  # nothing is split within a device
-            return jax.lax.pmean(gradient(params, images, labels), rules.BATCH_AXES)
+            means = gradient(params, images, labels)
+        means = jax.tree.map(lambda x: x.astype(jnp.float32), means)
+        return jax.lax.pmean(means, rules.BATCH_AXES)
 
     return jax.shard_map(
         of_device,
