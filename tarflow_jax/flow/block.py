@@ -12,7 +12,8 @@ from tarflow_jax.flow.conditioner import KVCache, Linear, TransformerLayer, name
 embed_init = nn.initializers.normal(1e-2)
 
 # The intermediate results of a layer that are kept for its gradient; all others are recomputed.
-# 'dots' keeps what comes of products with parameters, of norms, and of an attention kernel.
+# 'dots' keeps queries, keys, values and the MLP's input to GELU, results of norms, and those of an
+# attention kernel.
 _SAVEABLE = jax.checkpoint_policies
 _save_named = _SAVEABLE.save_only_these_names('product', 'norm', 'attention')
 
