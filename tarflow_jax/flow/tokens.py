@@ -90,8 +90,8 @@ class TokenFlow(nn.Module):
       attention: 'xla' on any device, 'cudnn' for bfloat16 on NVIDIA GPUs, 'splash' on TPUs; the
         implementation for whole sequences. The inverse attends token by token, always by XLA.
       remat: which activations of a layer the backward pass recomputes instead of storing: 'none',
-        'dots' (all except the products that need it, and norms), or 'full' (all). Trades time for
-        memory.
+        'dots' (all except queries, keys, values, the MLP's input to GELU, and norms), or 'full'
+        (all). Trades time for memory.
       unroll: which loops are unrolled instead of scanned: 'none', 'blocks' (the loop over blocks),
         or 'all' (the loops over layers as well). Unrolled loops compile more slowly and run faster:
         the gradient of a scan copies the activations that the scan within it stores.

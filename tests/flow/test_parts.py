@@ -65,4 +65,6 @@ def test_parts_give_what_the_whole_batch_gives(devices, monkeypatch, random_para
         images = jax.device_put(images, rules.batch_sharding(mesh))
         with rules.activation_sharding(mesh):
             actual = in_parts(images)
+            if devices == 1:
+                assert '[12,2,4,4,1]' in in_parts.lower(images[:23]).as_text('hlo')
     np.testing.assert_allclose(actual, expected, rtol=1e-5)

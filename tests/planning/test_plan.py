@@ -7,7 +7,7 @@ import jax.experimental.topologies
 import pytest
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.planning import topologies
+from tarflow_jax.planning import report, topologies
 
 V5E_HBM = 15.75 * 2**30
 V5E_FLOPS = 197e12  # bfloat16
@@ -107,6 +107,13 @@ def test_what_does_not_fit_is_planned_and_told(runs, tmp_path):
     assert plan['peak_hbm_bytes_per_device'] > V5E_HBM
     assert plan['step_seconds'] is plan['mfu'] is None
     assert plan['sampler']['fits'] is True
+
+
+def test_one_device_is_not_told_to_share(planned):
+    plan = {**planned[1][1], 'fits': False, 'peak_hbm_bytes_per_device': 2**50}
+    advice = report.misfit(plan).partition('What would help: ')[2]
+    assert advice.startswith("model.remat='full', train.microbatches above ")
+    assert advice.endswith(', a smaller train.batch_size.')
 
 
 @pytest.mark.parametrize(

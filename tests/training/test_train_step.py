@@ -11,6 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.likelihood.noise import Noise
+from tarflow_jax.parallel import rules
+from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.training import objective
 from tarflow_jax.training.optimizer import make_optimizer
 from tarflow_jax.training.state import TrainState, init_state
@@ -218,3 +220,18 @@ def test_gradients_in_bfloat16_are_as_exact_with_norms_folded(random_params, ran
     plain, folded = (jnp.linalg.norm(gradient_of(rounded, way) - exact) for way in (False, True))
     assert 0 < folded < 1.5 * plain < 0.03 * jnp.linalg.norm(exact)
     np.testing.assert_allclose(gradient_of(MODEL, True), exact, atol=1e-4)
+
+
+def test_folded_parameters_that_are_collected_once_a_step_are_rounded_once(
+    new_state, batch, random_params
+):
+    state = dataclasses.replace(new_state, params=random_params(MODEL))  # scales that are not 1
+    rounded = MODEL.clone(dtype='bfloat16')
+    with rules.activation_sharding(make_mesh(devices=jax.devices()[:1])):
+        once, by_layer = (
+            jax.jit(make_train_step(rounded, OPTIMIZER, NOISE, **HOW, folded=True, gather=gather))(
+                state, batch
+            )[0]
+            for gather in ('step', 'layer')
+        )
+    assert_same(once.params, by_layer.params)
