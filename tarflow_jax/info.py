@@ -1,7 +1,6 @@
 """`--mode=info`: what an experiment or a workdir is, in words. Reads, and computes nothing."""
 
 import contextlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from tarflow_jax.training.checkpoint import (
     newest_and_best,
     quiet_orbax,
 )
-from tarflow_jax.workdir import CONFIG_FILE, converted_from, read_config
+from tarflow_jax.workdir import CONFIG_FILE, converted_from, read_config, read_evaluation
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 
@@ -128,7 +127,7 @@ def describe_workdir(workdir: Path) -> dict[str, str]:
         'workdir': str(workdir),
         'checkpoints': '\n'.join(_checkpoint(step, scores[step], best) for step in steps)
         or (WEIGHTS_FILE if is_pretrained(workdir) else 'none'),
-        'evaluation': _evaluation(workdir / 'evaluation.json'),
+        'evaluation': _evaluation(workdir),
         'calibration': _calibration(workdir / 'calibration.npz'),
     }
 
@@ -140,21 +139,21 @@ def _checkpoint(step: int, scores: dict[str, float], best: int | None) -> str:
     return f'step {step}{where}{"  (best)" if step == best else ""}'
 
 
-def _evaluation(path: Path) -> str:
+def _evaluation(workdir: Path) -> str:
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
-        scores = {k: v for k, v in report.items() if k.rpartition('/')[2] in METRICS}
-        lines = [
-            f'{name} {"not finite" if value is None else f"{value:.4f}"}'
-            for name, value in scores.items()
-        ]
-        if remaining := report.get('unfinished'):
-            lines.append(f'stopped before {", ".join(remaining)}: the same command resumes')
-        return '\n'.join([f'of step {report.get("step")}, {report.get("date")}', *lines])
-    except FileNotFoundError:
+        report = read_evaluation(workdir)
+    except InputError as error:
+        return str(error)
+    if not report:
         return 'none yet (--mode=evaluate)'
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        return f'{path} cannot be read: {error}'
+    scores = {k: v for k, v in report.items() if k.rpartition('/')[2] in METRICS}
+    lines = [
+        f'{name} {f"{value:.4f}" if isinstance(value, float) else "not finite"}'
+        for name, value in scores.items()
+    ]
+    if remaining := report.get('unfinished'):
+        lines.append(f'stopped before {", ".join(remaining)}: the same command resumes')
+    return '\n'.join([f'of step {report.get("step")}, {report.get("date")}', *lines])
 
 
 def _calibration(path: Path) -> str:

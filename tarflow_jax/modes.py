@@ -86,7 +86,7 @@ def run() -> int:
         if MODE.value == 'train':
             return train(experiment, workdir, checkpoint, stop)
         if MODE.value == 'prepare_fid':
-            prepare_references(experiment, workdir, stop)
+            prepare_references(experiment, workdir if WORKDIR.value else None, stop)
         if MODE.value == 'evaluate':
             score(experiment, workdir, checkpoint, stop)
         if MODE.value == 'sample':
@@ -191,10 +191,10 @@ def next_sample_commands(
     return commands or [command(*of_model, '--mode=report')]
 
 
-def prepare_references(experiment: Experiment, workdir: Path, stop: Stop) -> None:
+def prepare_references(experiment: Experiment, workdir: Path | None, stop: Stop) -> None:
     """Makes the statistics that FID compares with; a trained workdir can then be evaluated."""
     prepare_fid(experiment, stop)
-    if not (workdir / CONFIG_FILE).is_file():
+    if not (workdir and (workdir / CONFIG_FILE).is_file()):
         return
     has_metric = families(metric_names(experiment.config))
     metrics = [] if has_metric else ['--config.evaluate.metrics=fid']

@@ -128,6 +128,26 @@ def read_config(workdir) -> ConfigDict:
     return ConfigDict({key: value for key, value in record.items() if key in sections})
 
 
+def read_evaluation(workdir) -> dict[str, Any]:
+    """The last evaluation of a workdir; empty if there is none.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    path = Path(workdir, EVALUATION_FILE)
+    try:
+        evaluation = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(evaluation, dict):
+            raise ValueError('it is not a JSON object')
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f'{path} is damaged: {error}. Move it away, and evaluate again.'
+        ) from error
+    return evaluation
+
+
 def _refuse_constant(name: str):
     raise InputError(f'{name} is not a value of JSON')
 

@@ -75,7 +75,7 @@ def test_damaged_files_are_named(name, tmp_path):
     (tmp_path / name).write_bytes(b'\0damage')
     facts = info.describe_workdir(tmp_path)
     words = {
-        'evaluation.json': 'cannot be read: ',
+        'evaluation.json': 'is damaged: ',
         'calibration.npz': 'is damaged (it is not an .npz',
     }
     assert facts[name.partition('.')[0]].startswith(f'{tmp_path}/{name} {words[name]}')

@@ -141,7 +141,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _default_data_dir() -> str:
-    """Returns the default of configs/base.py, which is no part of the package."""
+    """The default of `data.dir` in configs/base.py."""
     return os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
 
 

@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-import json
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +24,12 @@ from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling.calibration_file import find_calibration
 from tarflow_jax.stopping import Stop
 from tarflow_jax.values import Choice
-from tarflow_jax.workdir import EVALUATION_FILE, checkpoint_or_workdir, workdir_of
+from tarflow_jax.workdir import (
+    EVALUATION_FILE,
+    checkpoint_or_workdir,
+    read_evaluation,
+    workdir_of,
+)
 
 HISTORY_FILE = 'evaluations.jsonl'  # those before
 _UNFINISHED = 'unfinished'  # a key of the report: metrics still to come
@@ -147,27 +151,12 @@ def prepare_workdir(workdir: Path) -> None:
     """
     make_writable(workdir)
     remove_unfinished(workdir)
-    _read_last(workdir)
-
-
-def _read_last(workdir: Path) -> dict[str, Any] | None:
-    """The last evaluation; None if there is none."""
-    path = workdir / EVALUATION_FILE
-    if not path.exists():
-        return None
-    try:
-        last = json.loads(path.read_text(encoding='utf-8'))
-        if not isinstance(last, dict):
-            raise ValueError('it is not a JSON object')
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f'{path} is damaged: {error}. Move it away, or repair it.') from error
-    return last
+    read_evaluation(workdir)
 
 
 def _resume_scores(workdir: Path, about: dict[str, Any]) -> dict[str, float]:
     """The scores of the same evaluation, interrupted; any other goes into the history."""
-    last = _read_last(workdir)
-    if last is None:
+    if not (last := read_evaluation(workdir)):
         return {}
     if last.get(_UNFINISHED):
         changed = [key for key in _IDENTITY_KEYS if last.get(key) != about.get(key)]

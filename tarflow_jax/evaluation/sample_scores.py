@@ -260,7 +260,7 @@ class SampleScores:
         images[: stop - start] = arrays.broadcast_array(store.read(start, stop))
         index = np.arange(start, start + size, dtype=np.int32)
         rows = arrays.local_rows(mesh, size)
-        return quality.Batch(arrays.put_rows(images[rows], mesh, size, rows), index, index < stop)
+        return quality.Batch(arrays.put_rows(images[rows], mesh, size), index, index < stop)
 
     def _save(self, store: SampleStore) -> None:
         """Makes `samples/evaluated.npz`, as ADM's sample batches are."""

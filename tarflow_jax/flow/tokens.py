@@ -88,7 +88,7 @@ class TokenFlow(nn.Module):
         transformer layers compute in. Parameters, the residual stream, shifts, scales and
         log-determinants are always float32.
       attention: 'xla' on any device, 'cudnn' for bfloat16 on NVIDIA GPUs, 'splash' on TPUs; the
-        implementation for whole sequences. The inverse attends token by token, always by XLA.
+        implementation for whole sequences. The inverse always attends by XLA.
       remat: which activations of a layer the backward pass recomputes instead of storing: 'none',
         'dots' (all except queries, keys, values, the MLP's input to GELU, and norms), or 'full'
         (all). Trades time for memory.
@@ -192,7 +192,7 @@ class TokenFlow(nn.Module):
     def block(self) -> FlowBlock:
         """The block that, with one slice of `params['blocks']`, is one step of the chain.
 
-        Its method `step` is one step of the inverse: one token of one block.
+        Its method `step` is one step of the inverse.
         """
         return FlowBlock(
             num_tokens=self.num_tokens,

@@ -105,7 +105,7 @@ def scored_batches(split, mesh, batch_size: int, before_batch: Callable[[], obje
             before_batch()
             index = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
             local = {'image': batch['image'], 'label': batch['label'], 'index': index[rows]}
-            placed = arrays.put_rows(local, mesh, batch_size, rows)
+            placed = arrays.put_rows(local, mesh, batch_size)
             yield {**placed, 'mask': index < len(split)}
 
 

@@ -40,8 +40,6 @@ def gather_rows(array: np.ndarray) -> np.ndarray:
 
     For numbers of 32 bits or fewer.
     """
-    if jax.process_count() == 1:
-        return array
     return multihost_utils.process_allgather(array, tiled=True)
 
 
@@ -73,29 +71,22 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in held]))
 
 
-def put_rows(tree, mesh: Mesh, batch_size: int, rows: np.ndarray):
+def put_rows(tree, mesh: Mesh, batch_size: int):
     """Lays a batch over the mesh, of which this process has some rows.
 
     Args:
-      tree: NumPy arrays [len(rows), ...].
+      tree: NumPy arrays [n, ...], the rows that `local_rows` names.
       mesh: the devices of all processes.
       batch_size: rows of the batch over all processes.
-      rows: the numbers of these rows; all that `local_rows` names, ascending.
 
     Returns:
       Arrays [batch_size, ...], split over the mesh.
     """
     sharding = rules.batch_sharding(mesh)
-    if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
 
     def put_array(x):
-        def shard(index):
-            start, stop, _ = index[0].indices(batch_size)
-            first, last = np.searchsorted(rows, (start, stop))
-            return x[first:last]
-
-        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, shard)
+        shape = (batch_size, *x.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, x, shape)
 
     return jax.tree.map(put_array, tree)
 
@@ -104,15 +95,11 @@ def put(tree, shardings):
     """Lays arrays, which every process has whole on its host, over the devices."""
 
     def put_array(x, sharding: Sharding):
-        if jax.process_count() == 1:
-            return jax.device_put(x, sharding)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        return jax.make_array_from_process_local_data(sharding, x, x.shape)
 
     return jax.tree.map(put_array, tree, shardings)
 
 
 def broadcast_array(array: np.ndarray) -> np.ndarray:
     """The array of process 0 in every process; others give one of its shape and 32-bit type."""
-    if jax.process_count() == 1:
-        return array
     return np.asarray(multihost_utils.broadcast_one_to_all(array))

@@ -1,14 +1,13 @@
 """The section of what was measured of a model, and how."""
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.report.page import Section, columns, details, missing, paragraph, table
-from tarflow_jax.workdir import EVALUATION_FILE
+from tarflow_jax.workdir import read_evaluation
 
 METRICS = {
     'nats_per_dim': 'negative log-likelihood, nats per dimension',
@@ -38,7 +37,7 @@ _LEADING = (
 def leading(workdir: Path) -> list[tuple[str, str]]:
     """Names and values of the scores that a reader sees first, as far as there are any."""
     with contextlib.suppress(InputError):
-        report = read_scores(workdir)
+        report = read_evaluation(workdir)
         values = {name.rpartition('/')[2]: value for name, value in report.items()}
         return [
             (title, f'{values[name]:{form}}'.replace('-', '−'))
@@ -46,26 +45,6 @@ def leading(workdir: Path) -> list[tuple[str, str]]:
             if isinstance(values.get(name), float)
         ]
     return []
-
-
-def read_scores(workdir: Path) -> dict[str, Any]:
-    """The workdir's evaluation; empty if there is none.
-
-    Raises:
-      InputError: it is damaged.
-    """
-    path = workdir / EVALUATION_FILE
-    if not path.exists():
-        return {}
-    try:
-        report = json.loads(path.read_text(encoding='utf-8'))
-        if not isinstance(report, dict):
-            raise ValueError('it is not a JSON object')
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f'{path} is damaged: {error}. Move it away, and evaluate again.'
-        ) from error
-    return report
 
 
 def scores(workdir: Path, evaluate: str, why_not: str = '') -> Section:
@@ -77,7 +56,7 @@ def scores(workdir: Path, evaluate: str, why_not: str = '') -> Section:
       why_not: why not.
     """
     try:
-        report = read_scores(workdir)
+        report = read_evaluation(workdir)
     except InputError as error:
         return Section('Scores', [missing(str(error), evaluate)])
     names = [name for name in report if name.rpartition('/')[2] in METRICS]

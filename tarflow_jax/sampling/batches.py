@@ -110,7 +110,7 @@ def sample_batches(
         before_batch()
         index = np.arange(start, start + batch_size, dtype=np.int32)
         local = index[rows], all_labels[index][rows], np.zeros(len(rows), np.int32)
-        placed = arrays.put_rows(local, mesh, batch_size, rows)
+        placed = arrays.put_rows(local, mesh, batch_size)
         drawn, num_redrawn, all_finite = redraw(program, placed, max_draws)
         if must_be_finite and not all_finite:
             raise RunError(

@@ -1,6 +1,6 @@
 """The card of a model: what it is, how it is used, and how well it did, in Markdown."""
 
-import json
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from tarflow_jax.errors import InputError
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.likelihood.noise import TypeAndStd
 from tarflow_jax.parallel.fingerprints import digest
-from tarflow_jax.workdir import EVALUATION_FILE
+from tarflow_jax.workdir import read_evaluation
 
 _TEXT = """---
 library_name: tarflow_jax
@@ -83,7 +84,7 @@ def write_card(
         channels='one channel' if channels == 1 else f'{channels} channels',
         denoise=', denoise=True' if removes_noise else '',
         rows='\n'.join(f'| {name} | {value} |' for name, value in rows.items()),
-        scores=scores(read_evaluation(workdir), digest(params)),
+        scores=scores(_evaluation_of(workdir), digest(params)),
     )
 
 
@@ -94,27 +95,29 @@ def _noise(noise: TypeAndStd | None) -> str:
     return 'uniform' if is_uniform else f'Gaussian, standard deviation {noise.std:g}'
 
 
-def read_evaluation(workdir: Path | None) -> dict[str, Any]:
+def _evaluation_of(workdir: Path | None) -> dict[str, Any]:
     """The evaluation of a workdir; empty if there is none that can be read."""
-    if workdir is None:
-        return {}
-    try:
-        evaluation = json.loads((workdir / EVALUATION_FILE).read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return evaluation if isinstance(evaluation, dict) else {}
+    with contextlib.suppress(InputError):
+        return read_evaluation(workdir) if workdir else {}
+    return {}
 
 
 def scores(evaluation: Mapping[str, Any], params_sha256: str) -> str:
     """The scores of an evaluation as a table, and how they were measured.
 
-    Scores of other parameters are left out, whatever the workdir holds.
+    Scores of other parameters are left out, whatever the workdir holds, and so are those of samples
+    that came in a file.
     """
     if not evaluation:
         return 'It has not been evaluated.'
     if evaluation.get('params_sha256') != params_sha256:
         return 'The available evaluation is for other parameters; these have not been evaluated.'
-    values = {name: value for name, value in evaluation.items() if isinstance(value, float)}
+    are_drawn = 'file' not in evaluation.get('samples', {})
+    values = {
+        name: value
+        for name, value in evaluation.items()
+        if isinstance(value, float) and (are_drawn or '/' in name)  # of a split
+    }
     rows = [
         f'| {name} | {value:.4f}'
         + (f' ± {values[f"{name}_error"]:.4f} |' if f'{name}_error' in values else ' |')
@@ -136,7 +139,8 @@ def _measured(evaluation: Mapping[str, Any]) -> list[str]:
         )
         if noise.type == 'gaussian':
             sentences.append('Bits per dimension under Gaussian noise are no code length.')
-    if samples := evaluation.get('samples'):
+    samples = evaluation.get('samples')
+    if samples and 'file' not in samples:
         sentences.append(
             f'Samples: {samples["num_samples"]:,}, guidance {samples["guidance"]:g}, prior '
             f'temperature {samples["prior_temperature"]:g}, noise of {samples["denoise_std"]:g} '

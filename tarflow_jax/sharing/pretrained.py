@@ -28,7 +28,7 @@ def write(folder, params, config: ConfigDict, card: str) -> Path:
     Args:
       folder: is made if it is missing. The three files are replaced if they are there.
       params: the parameters.
-      config: see `loading.config_of`.
+      config: see `workdir.config_of`.
       card: the text of the card.
 
     Returns:

@@ -170,8 +170,8 @@ class Checkpoints:
           optional: names of items that are left out where they were not saved.
 
         Raises:
-          Vanished: another process has removed the checkpoint meanwhile.
-          Damaged: the files, or the fingerprints of the arrays, are not what was saved.
+          RemovedCheckpoint: another process has removed the checkpoint meanwhile.
+          DamagedCheckpoint: the files, or the fingerprints of the arrays, are not what was saved.
           RunError: the checkpoint could not be read, again and again; it may be sound.
         """
         try:
@@ -208,7 +208,7 @@ class Checkpoints:
         """Calls `read()`, again where what it raises may pass.
 
         Raises:
-          Damaged: what it raises proves damage.
+          DamagedCheckpoint: what it raises proves damage.
           RunError: it never succeeds.
         """
         for seconds in (*RETRY_SECONDS, None):

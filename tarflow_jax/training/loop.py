@@ -264,13 +264,12 @@ class Run:
         """Trains to the last step or a signal."""
         first_step = int(state.step)
         batch_size = self.config.train.batch_size
-        rows = arrays.local_rows(self.mesh, batch_size)
         batches = pipeline.train_batches(
             self.train_split,
             batch_size=batch_size,
             seed=order_seed(self.config.seed, self.restarts),
             first_step=first_step,
-            rows=rows,
+            rows=arrays.local_rows(self.mesh, batch_size),
             workers=self.config.data.workers,
         )
         self.throughput.restart()
@@ -282,7 +281,7 @@ class Run:
             for step in profiled(steps, self.workdir / 'tensorboard', num_profiled):
                 if self.stop.signal:
                     break
-                batch = arrays.put_rows(next(batches), self.mesh, batch_size, rows)
+                batch = arrays.put_rows(next(batches), self.mesh, batch_size)
                 signals = self.stop.signal_array(self.mesh)
                 with jax.transfer_guard('disallow'):  # all of it lies on the devices by now
                     state, report = self.program.step(state, batch, signals)

@@ -126,6 +126,6 @@ def grid_of(split, experiment: Experiment) -> np.ndarray:
     """
     most = min(experiment.sampling['num_samples'], write.GRID_SAMPLES)
     index = np.unique(np.linspace(0, len(split) - 1, most).astype(int))
-    levels = split.__getitems__(index)['image']
+    levels = split.__getitems__(index)['image'].astype(np.float32)
     pixels = 2 * levels / (experiment.dataset.num_levels - 1) - 1
     return imagefiles.image_grid(imagefiles.to_uint8(pixels))

@@ -15,7 +15,7 @@ def test_one_process_holds_every_row(sizes):
     rows = arrays.local_rows(mesh, 16)
     np.testing.assert_array_equal(rows, np.arange(16))
     batch = {'x': np.arange(48.0, dtype=np.float32).reshape(16, 3)}
-    placed = arrays.put_rows(batch, mesh, 16, rows)
+    placed = arrays.put_rows(batch, mesh, 16)
     assert placed['x'].sharding == rules.batch_sharding(mesh)
     np.testing.assert_array_equal(arrays.fetch(placed)['x'], batch['x'])
 

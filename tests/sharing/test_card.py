@@ -86,6 +86,17 @@ def test_scores_of_other_parameters_are_left_out(evaluated, tmp_path):
     assert '2.7866' not in card
 
 
+def test_scores_of_samples_from_a_file_are_left_out(evaluated, tmp_path):
+    path = evaluated / 'evaluation.json'
+    evaluation = json.loads(path.read_text())
+    evaluation['samples'] = {'file': 'others.npz', 'num_samples': 5000}
+    path.write_text(json.dumps(evaluation))
+    card = card_of(tarflow_jax.load(evaluated), tmp_path)
+    assert '| test/bits_per_dim | 2.7866' in card
+    assert 'haar_frechet' not in card
+    assert 'Samples:' not in card
+
+
 @pytest.mark.parametrize('text', ['', '[]', '{"a": '])
 def test_an_evaluation_that_cannot_be_read(evaluated, tmp_path, text):
     (evaluated / 'evaluation.json').write_text(text)
