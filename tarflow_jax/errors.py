@@ -1,4 +1,7 @@
-"""The two errors that are written for a person; the command line shows them without a traceback."""
+"""The errors that are written for a person; the command line shows them without a traceback."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -14,3 +17,9 @@ class RunError(Exception):
 
     The command line prints it without a traceback and leaves with status 1.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that says that there is no such name: the most similar one, if any."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{nearest[0]}'?" if nearest else '.'

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tarflow_jax.files import open_atomically, write_atomically
 
-_VISIBLE_SIDE = 64  # pixels; images with a shorter side are enlarged in a grid
+VISIBLE_SIDE = 64  # pixels; images with a shorter side are enlarged in a grid
 _SEPARATOR = 2  # pixels of grey between neighbours in a grid
 _GREY = 128
 _HEADING = 18  # pixels of height
@@ -31,14 +31,17 @@ def to_uint8(images: Any) -> np.ndarray:
     return np.rint((np.clip(values, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def image_grid(images: np.ndarray, captions: Sequence[str] = ()) -> np.ndarray:
-    """Lays images side by side, row by row, in one image that is nearly a square.
+def image_grid(
+    images: np.ndarray, captions: Sequence[str] = (), columns: int | None = None
+) -> np.ndarray:
+    """Lays images side by side, row by row, in one image.
 
     Args:
       images: uint8 [B, H, W, C] with C of 1 or 3. Those with a side of less than 64 pixels are
         enlarged by a whole factor, each pixel to a square.
       captions: column headings. Image i belongs to heading i modulo their number, and each heading
         stands over one column or several.
+      columns: of the grid; by default as many as make it nearly a square.
 
     Returns:
       uint8 [height, width, 3], or [height, width] for images of one channel. Places left over in
@@ -50,7 +53,7 @@ def image_grid(images: np.ndarray, captions: Sequence[str] = ()) -> np.ndarray:
     _check_images(images)
     images = _enlarge(images)
     count, height, width, channels = images.shape
-    columns = min(count, math.ceil(math.sqrt(count * height / width)))
+    columns = columns or min(count, math.ceil(math.sqrt(count * height / width)))
     if captions:
         columns = math.ceil(columns / len(captions)) * len(captions)
     rows = math.ceil(count / columns)
@@ -158,5 +161,5 @@ def _check_images(images: np.ndarray) -> None:
 
 
 def _enlarge(images: np.ndarray) -> np.ndarray:
-    factor = max(1, _VISIBLE_SIDE // min(images.shape[1:3]))
+    factor = max(1, VISIBLE_SIDE // min(images.shape[1:3]))
     return images.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -3,10 +3,13 @@
 One table for the config of a command line and for the `config.json` of a workdir.
 """
 
-import difflib
 from collections.abc import Mapping
+from typing import Any
 
-from tarflow_jax.errors import InputError
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from tarflow_jax.errors import InputError, did_you_mean
 from tarflow_jax.flow.attention import IMPLEMENTATIONS
 from tarflow_jax.flow.tarflow import ATTRIBUTES
 from tarflow_jax.likelihood.noise import NOISE_TYPES, Noise
@@ -114,7 +117,7 @@ def check(config) -> None:
     for name in flat:
         if name not in KEYS:
             raise InputError(
-                f"there is no config key '{name}'{_hint(name)} All keys are listed in "
+                f"there is no config key '{name}'{did_you_mean(name, KEYS)} All keys are listed in "
                 'configs/base.py.'
             )
     for name, kind in KEYS.items():
@@ -125,11 +128,6 @@ def check(config) -> None:
             )
         kind.check(name, flat[name])
     Noise(flat['noise.type'], flat['noise.std'], num_levels=256)  # checks type and std
-
-
-def _hint(name: str) -> str:
-    nearest = difflib.get_close_matches(name, KEYS, n=1)
-    return f"; did you mean '{nearest[0]}'?" if nearest else '.'
 
 
 # Keys that a config.json must have for its model to be loaded. Keys that do not affect the
@@ -186,12 +184,6 @@ def _is_plain(value) -> bool:
     return all(item is None or isinstance(item, str | int | float) for item in items)
 
 
-def flatten(config) -> dict:
+def flatten(config: ConfigDict) -> dict[str, Any]:
     """The values of a config by 'section.key'."""
-    flat = {}
-    for section, values in config.items():
-        if hasattr(values, 'items'):
-            flat |= {f'{section}.{key}': value for key, value in values.items()}
-        else:
-            flat[section] = values
-    return flat
+    return flatten_dict(config.to_dict(), sep='.')

@@ -185,20 +185,11 @@ def check_same_model(config, workdir) -> None:
             f'{workdir} was converted from a published checkpoint, which has no optimizer state to '
             f'resume with. Train in another --workdir with --checkpoint={workdir}.'
         )
-    kept = {key: value for key, value in config.model.items() if key not in NON_PARAMETER_KEYS}
-    differences = [
-        f'model.{key} is {_plain(recorded.model.get(key))} in the workdir, {_plain(value)} in the '
-        'config'
-        for key, value in kept.items()
-        if _plain(recorded.model.get(key)) != _plain(value)
-    ]
+    compared = [f'model.{key}' for key in config.model if key not in NON_PARAMETER_KEYS]
     if bool(recorded.train.ema_decay) != bool(config.train.ema_decay):
-        differences.append(
-            f'train.ema_decay is {recorded.train.ema_decay} in the workdir, '
-            f'{config.train.ema_decay} in the config'
-        )
-    differences += differences_in(config, recorded, ('optimizer.first_moment_dtype',))
-    if differences:
+        compared.append('train.ema_decay')
+    compared.append('optimizer.first_moment_dtype')
+    if differences := differences_in(config, recorded, compared):
         raise InputError(
             f'{workdir} holds another model: {"; ".join(differences)}. Give another --workdir, or '
             'the config it was made with.'

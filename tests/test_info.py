@@ -76,7 +76,7 @@ def test_damaged_files_are_named(name, tmp_path):
     facts = info.describe_workdir(tmp_path)
     words = {
         'evaluation.json': 'is damaged: ',
-        'calibration.npz': 'is damaged (it is not an .npz',
+        'calibration.npz': 'is damaged (File is not a zip file)',
     }
     assert facts[name.partition('.')[0]].startswith(f'{tmp_path}/{name} {words[name]}')
     assert facts['checkpoints'] == 'none'

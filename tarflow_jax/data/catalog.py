@@ -17,7 +17,7 @@ from tarflow_jax.data.folder import (
     prepare_own,
     prepared_folders,
 )
-from tarflow_jax.errors import InputError
+from tarflow_jax.errors import InputError, did_you_mean
 
 _MAX_SHOWN = 12
 
@@ -87,13 +87,10 @@ def _make_builder(name: str, root: pathlib.Path) -> tfds.core.DatasetBuilder:
     base, _, variant = name.partition('/')
     known = tfds.list_builders(with_community_datasets=False)
     if base not in known:
-        nearest = difflib.get_close_matches(base, known, n=1)
         raise InputError(
-            f"TFDS has no data set '{base}'"
-            + (f"; did you mean '{nearest[0]}'?" if nearest else '.')
-            + ' Its catalog: https://www.tensorflow.org/datasets/catalog. With the images '
-            + f'themselves in folders, {PREPARE_COMMAND} NAME --folder=DIR --size=N makes a data '
-            + 'set of them.'
+            f"TFDS has no data set '{base}'{did_you_mean(base, known)} Its catalog: "
+            'https://www.tensorflow.org/datasets/catalog. With the images themselves in folders, '
+            f'{PREPARE_COMMAND} NAME --folder=DIR --size=N makes a data set of them.'
         )
     try:
         variants = list(tfds.builder_cls(base).builder_configs)

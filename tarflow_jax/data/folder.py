@@ -1,7 +1,6 @@
 """The data folder: which data sets are prepared there, and preparing our own once."""
 
 import contextlib
-import difflib
 import fcntl
 import io
 import logging as python_logging
@@ -16,7 +15,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from tarflow_jax.data import builders
-from tarflow_jax.errors import InputError
+from tarflow_jax.errors import InputError, did_you_mean
 from tarflow_jax.values import format_value
 
 PREPARE_COMMAND = 'python -m tarflow_jax.data.prepare'
@@ -54,14 +53,12 @@ def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
     if name in prepared:
         return prepared[name]
     known = sorted({*builders.NAMES, *prepared})
-    nearest = difflib.get_close_matches(name, known, n=1)
     plain = format_value(name).strip("'")
     raise InputError(
-        f'there is no data set {format_value(name)} in {root}'
-        + (f"; did you mean '{nearest[0]}'?" if nearest else '.')
-        + f' Known data sets: {", ".join(known)}. Others must be prepared first: '
-        + f'{PREPARE_COMMAND} {plain} --data_dir={root} for one of TFDS, the same with '
-        + '--folder=DIR --size=N for folders of images.'
+        f'there is no data set {format_value(name)} in {root}{did_you_mean(name, known)} Known '
+        f'data sets: {", ".join(known)}. Others must be prepared first: {PREPARE_COMMAND} {plain} '
+        f'--data_dir={root} for one of TFDS, the same with --folder=DIR --size=N for folders of '
+        'images.'
     )
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -132,17 +133,22 @@ def check_params(model, params) -> None:
     needed, given = _param_shapes(model), _shapes(params)
     if given == needed:
         return
+    raise InputError(
+        f'params are not those of the model: {shape_differences(given, needed)}. Give both as '
+        '`load` returns them.'
+    )
+
+
+def shape_differences(given: Mapping[str, tuple], needed: Mapping[str, tuple]) -> str:
+    """What is unlike the shapes that are needed, by name: the first three differences."""
     differences = [
         f'{name} is {given.get(name, "missing")}, not {needed[name]}'
         if name in needed
         else f'{name} is unexpected'
-        for name in sorted({*needed, *given}, key=lambda name: name not in given)
+        for name in sorted({*needed, *given}, key=lambda name: (name not in given, name))
         if given.get(name) != needed.get(name)
     ]
-    raise InputError(
-        f'params are not those of the model: {"; ".join(differences[:3])}. Give both as `load` '
-        'returns them.'
-    )
+    return '; '.join(differences[:3])
 
 
 def _check_model(model) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from tarflow_jax.errors import RunError
@@ -49,7 +50,7 @@ def check_same(description: dict[str, Any]) -> None:
     Raises:
       RunError: the descriptions differ; in every process, with the same words.
     """
-    first, *others = [_flatten(description) for description in all_gather(description)]
+    first, *others = [flatten_dict(d, sep='.') for d in all_gather(description)]
     for process, other in enumerate(others, start=1):
         for name in first | other:
             pair = [json.dumps(flat[name]) if name in flat else 'none' for flat in (first, other)]
@@ -67,14 +68,3 @@ def all_gather(value: Any) -> list:
     padded = np.full(all_max(len(text)), ord(' '), np.uint8)
     padded[: len(text)] = text
     return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
-
-
-def _flatten(description: dict[str, Any]) -> dict[str, Any]:
-    """The values of a nested dictionary, by names such as `config.train.batch_size`."""
-    flat = {}
-    for name, value in description.items():
-        if isinstance(value, dict):
-            flat |= {f'{name}.{inner}': leaf for inner, leaf in _flatten(value).items()}
-        else:
-            flat[name] = value
-    return flat

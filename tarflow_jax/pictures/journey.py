@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tarflow_jax import imagefiles
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_atomically
 from tarflow_jax.pictures.picture import Picture
@@ -16,8 +18,6 @@ from tarflow_jax.pictures.tiles import as_levels, as_stages, rows, scale_for_dis
 
 FORMATS = {'.png': 'PNG', '.gif': 'GIF'}
 _FRAMES_PER_BLOCK = 16  # at most
-_VISIBLE = 64  # pixels of a side; smaller images are enlarged
-_GAP, _GREY = 2, 128  # pixels between images, and their level
 _FIRST, _NEXT, _SOLVED, _LAST = 900, 70, 350, 3000  # milliseconds that frames stay
 
 
@@ -95,12 +95,5 @@ def token_order(shape: tuple[int, int], patch_size: int, reverse: bool) -> np.nd
 
 def _side_by_side(levels: np.ndarray) -> np.ndarray:
     """Tiles images in one row, so that frame differences are narrow; small ones are in two rows."""
-    factor = max(1, _VISIBLE // min(levels.shape[1:3]))
-    num_rows = 2 if factor > 1 else 1
-    blanks = np.full((-len(levels) % num_rows, *levels.shape[1:]), _GREY, np.uint8)
-    tiles = np.concatenate([levels, blanks]).repeat(factor, axis=1).repeat(factor, axis=2)
-    tiles = np.pad(tiles, [(0, 0), (0, _GAP), (0, _GAP), (0, 0)], constant_values=_GREY)
-    _, height, width, channels = tiles.shape
-    grid = tiles.reshape(num_rows, -1, height, width, channels).swapaxes(1, 2)
-    grid = grid.reshape(num_rows * height, -1, channels)[:-_GAP, :-_GAP]
-    return grid[..., 0] if channels == 1 else grid
+    is_small = min(levels.shape[1:3]) < imagefiles.VISIBLE_SIDE
+    return imagefiles.image_grid(levels, columns=math.ceil(len(levels) / (1 + is_small)))

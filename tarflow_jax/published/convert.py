@@ -4,10 +4,12 @@ import collections
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow import patches
@@ -214,7 +216,7 @@ def to_state_dict(model: TarFlow, params) -> dict[str, np.ndarray]:
     """
     check_can_be_published(model)
     params = jax.device_get(params)
-    ours = layout.flat(params['blocks'])
+    ours: dict[str, Any] = flatten_dict(params['blocks'], sep='/')
     mask = np.tri(model.token_flow().num_tokens, dtype=np.float32)
     variance = params.get('prior_var', np.ones(model.image_shape, np.float32))
     tensors = {layout.VARIANCE: np.asarray(model.patchify(variance[None])[0])}

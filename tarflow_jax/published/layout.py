@@ -7,12 +7,12 @@ here they are stacked. "There" is apple/ml-tarflow, in all that follows.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
-import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from tarflow_jax.flow.tarflow import TarFlow
-from tarflow_jax.parallel.rules import name_of
 
 HEAD_DIM = 64  # of every published model; the tensors do not determine it
 MASK = 'mask'
@@ -47,7 +47,7 @@ VARIANCE = 'var'  # of the prior [T, P]; in every file, all ones unless volume-p
 
 def tensor_shapes(model: TarFlow) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the tensors that the published code stores of a model, in its order."""
-    ours = flat(model.param_shapes()['blocks'])
+    ours: dict[str, Any] = flatten_dict(model.param_shapes()['blocks'], sep='/')
     flow = model.token_flow()
     shapes: dict[str, tuple[int, ...]] = {VARIANCE: (flow.num_tokens, flow.token_dim)}
     for tensor, name, index in entries(model):
@@ -102,9 +102,3 @@ def from_published(tensor: np.ndarray, name: str, block: int, shape: tuple[int, 
         *inputs, heads, three, features = shape
         return tensor.T.reshape(*inputs, three, heads, features).swapaxes(-3, -2)
     return tensor.T.reshape(shape)
-
-
-def flat(tree) -> dict:
-    """Returns the leaves of a tree of ours by their paths, such as layers/mlp/up/bias."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {name_of(path): leaf for path, leaf in leaves}

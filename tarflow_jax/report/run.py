@@ -22,7 +22,6 @@ from tarflow_jax.report.page import (
     table,
     thumbnails,
 )
-from tarflow_jax.report.scores import flatten_all
 from tarflow_jax.sampling import calibration_file
 from tarflow_jax.training.metrics_writer import read_metrics
 from tarflow_jax.workdir import CONFIG_FILE, converted_from
@@ -111,7 +110,7 @@ def sampler(workdir: Path, calibrate: str) -> Section:
 
 def configuration(config) -> Section:
     """What the experiment changes, and every key."""
-    values = {name: _value(value) for name, value in flatten_all(config.to_dict()).items()}
+    values = {name: _value(value) for name, value in flatten(config).items()}
     base = _base()
     changed = {
         name: (value, base.get(name, '–'))

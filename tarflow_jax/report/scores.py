@@ -3,7 +3,8 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from flax.traverse_util import flatten_dict
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.report.page import Section, columns, details, missing, paragraph, table
@@ -63,7 +64,7 @@ def scores(workdir: Path, evaluate: str, why_not: str = '') -> Section:
     if not names:
         words = f'This model was not evaluated. {why_not}'.strip()
         return Section('Scores', [missing(words, evaluate)])
-    about = flatten_all({key: value for key, value in report.items() if key not in names})
+    about = flatten_dict({key: value for key, value in report.items() if key not in names}, sep='.')
     settings = table((name, str(value)) for name, value in about.items() if '_error' not in name)
     sources = dict.fromkeys(_source(report, name) for name in names)
     noise = report.get('splits', {}).get('noise', {}).get('type')
@@ -125,14 +126,3 @@ def _source(report: Mapping, name: str) -> str:
 
 def _day(report: Mapping) -> str:
     return f'on {str(report.get("date"))[:10]} by version {report.get("version")}'
-
-
-def flatten_all(values: Mapping, prefix: str = '') -> dict[str, Any]:
-    """The values of nested mappings by their names with dots."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten_all(value, f'{prefix}{name}.')
-        else:
-            flat[prefix + name] = value
-    return flat

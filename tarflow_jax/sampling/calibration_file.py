@@ -1,12 +1,10 @@
 """The calibration of a workdir's samples: made once, kept beside the checkpoints, found again."""
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from absl import logging
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import json_text, make_writable
+from tarflow_jax.formats.npz import NpzArrays
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.parallel.mesh import padded_batch_size
@@ -133,8 +132,8 @@ def find_calibration(
 def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]:
     """A calibration, or None and why: it is of something else or damaged; '' if there is none."""
     try:
-        with _open(path) as values_by_name:
-            values = dict(values_by_name)
+        with NpzArrays(path) as arrays:
+            values = {name: arrays[name] for name in arrays.headers}
         made_for = json.loads(str(values.pop('about')))['identity']
         windows = tuple(int(window) for window in values.pop('windows'))
         values = {name: value.astype(np.float32) for name, value in values.items()}
@@ -153,17 +152,6 @@ def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]
     return (None, f'{"; ".join(differences)} ({path})') if differences else (calibration, '')
 
 
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    """The arrays of an .npz by name."""
-    with path.open('rb') as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError('it is not an .npz file')
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as arrays:
-            yield arrays
-
-
 def read_reports(path: Path) -> tuple[list[BlockReport], dict[str, Any]]:
     """What was measured of each block, and what it is of, see `calibration_identity`.
 
@@ -172,8 +160,8 @@ def read_reports(path: Path) -> tuple[list[BlockReport], dict[str, Any]]:
       InputError: it is damaged.
     """
     try:
-        with _open(path) as values:
-            about = json.loads(str(values['about']))
+        with NpzArrays(path) as arrays:
+            about = json.loads(str(arrays['about']))
         reports = [BlockReport(**block) for block in about['blocks']]
         for report in reports:  # JSON has texts for keys
             for name in ('times', 'sweeps', 'evaluations'):

@@ -1,12 +1,11 @@
 """Labels of samples: all classes in turn, some of them by number or by name, or drawn."""
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tarflow_jax.errors import InputError
+from tarflow_jax.errors import InputError, did_you_mean
 from tarflow_jax.values import String, raise_invalid
 
 LABELS = ('even', 'uniform')
@@ -54,9 +53,10 @@ def class_number(name: str, names: Sequence[str]) -> int:
         return list(names).index(name)
     if not names:
         raise InputError(f'the names of the classes are not known; give numbers, not {name!r}.')
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f'; did you mean {nearest[0]!r}?' if nearest else '.'
-    raise InputError(f'there is no class {name!r}{hint} There are {", ".join(names[:_MAX_NAMES])}.')
+    raise InputError(
+        f'there is no class {name!r}{did_you_mean(name, names)} There are '
+        f'{", ".join(names[:_MAX_NAMES])}.'
+    )
 
 
 def spread_labels(

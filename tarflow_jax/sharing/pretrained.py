@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import make_writable, write_atomically, write_json
 from tarflow_jax.flow import TarFlow
+from tarflow_jax.flow.tarflow import shape_differences
 from tarflow_jax.parallel import arrays
 from tarflow_jax.workdir import CONFIG_FILE
 
@@ -62,44 +64,24 @@ def read_params(folder: Path, model: TarFlow, shardings) -> Any:
     path = folder / WEIGHTS_FILE
     tensors = safetensors.read(path)
     shapes = model.param_shapes()
-    expected = {name: leaf.shape for name, leaf in named_leaves(shapes)}
+    leaves: dict[str, Any] = flatten_dict(shapes, sep='.')
+    needed = {name: leaf.shape for name, leaf in leaves.items()}
     given = {name: tensor.shape for name, tensor in tensors.items()}
-    differences = [
-        f'{name} is {given.get(name, "missing")}, not {expected[name]}'
-        if name in expected
-        else f'{name} is unexpected'
-        for name in sorted({*expected, *given})
-        if given.get(name) != expected.get(name)
-    ]
-    if differences:
+    if given != needed:
         raise InputError(
-            f'{path} does not match the model of its {CONFIG_FILE}: {"; ".join(differences[:3])}. '
-            'Fetch the folder again.'
+            f'{path} does not match the model of its {CONFIG_FILE}: '
+            f'{shape_differences(given, needed)}. Fetch the folder again.'
         )
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32:
             raise InputError(f'{path} is damaged: {name} is {tensor.dtype}, not float32.')
 
-    def place(path, _, sharding):
-        return arrays.put(tensors[name_of(path)], sharding)
-
-    return jax.tree_util.tree_map_with_path(place, shapes, shardings(shapes))
+    return arrays.put(unflatten_dict(tensors, sep='.'), shardings(shapes))
 
 
 def tensors_of(params) -> dict[str, np.ndarray]:
     """The parameters as float32, by their names in the file, such as `blocks.proj_in.kernel`."""
     return {
         name: np.ascontiguousarray(jax.device_get(leaf), np.float32)
-        for name, leaf in named_leaves(params)
+        for name, leaf in flatten_dict(params, sep='.').items()
     }
-
-
-def named_leaves(tree) -> list[tuple[str, Any]]:
-    """The leaves of a tree of parameters with their names."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(name_of(path), leaf) for path, leaf in leaves]
-
-
-def name_of(path) -> str:
-    """The name of a parameter in the file."""
-    return jax.tree_util.keystr(path, simple=True, separator='.')
