@@ -16,7 +16,7 @@ from tarflow_jax.flow.attention import SPLASH_BLOCKS
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.parallel.mesh import make_mesh
-from tarflow_jax.sampling.guidance import Guidance
+from tarflow_jax.sampling.guidance import GUIDANCE_KEYS, Guidance
 from tarflow_jax.sampling.labels import Labels, label_cycle
 
 if TYPE_CHECKING:
@@ -103,11 +103,7 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
             devices = jax.devices()
     model = make_model(config.model, devices[0])
     settings = config.sample
-    Guidance.checked(
-        *(settings.guidance, settings.guide, settings.anneal_guidance),
-        settings.attention_temperature,
-        num_classes=model.num_classes,
-    )
+    Guidance.checked(model.num_classes, **{key: settings[key] for key in GUIDANCE_KEYS})
     removes_noise = settings.denoise and config.noise.type == 'gaussian'
     sampling = {key: value for key, value in settings.items() if key != 'denoise'}
     sampling['denoise_std'] = config.noise.std if removes_noise else 0.0

@@ -13,6 +13,7 @@ from tarflow_jax.evaluation.metrics import METRICS
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.flow.conditioner import TransformerLayer
 from tarflow_jax.flow.patches import grid_shape
+from tarflow_jax.flow.tarflow import count_parameters
 from tarflow_jax.planning.flops import forward_flops, train_flops
 from tarflow_jax.quantities import format_bytes, format_count
 from tarflow_jax.sampling.calibration_file import read_reports
@@ -57,7 +58,7 @@ def describe_model(config) -> dict[str, str]:
     hidden = TransformerLayer.mlp_expansion * model.width
     scales = 'shifts only' if model.volume_preserving else 'shifts and scales'
     classes = f', {model.num_classes} classes' if model.num_classes else ', no classes'
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.param_shapes()))
+    count = count_parameters(model.param_shapes())
     return {
         'images': f'{height}x{width} pixels of {format_count(channels, "channel")}{classes}',
         'tokens': f'{tokens} of {features} numbers, patches of {model.patch_size}x'

@@ -1,6 +1,7 @@
 """What a person sees while something takes long: a bar on a terminal, lines anywhere else."""
 
 import contextlib
+import io
 import itertools
 import logging
 import os
@@ -56,11 +57,10 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         enabled: bool = True,
     ) -> None:
-        stream = sys.stdout if stream is None else stream
+        stream = stream or sys.stdout if enabled else io.StringIO()  # which nobody reads
         self._status = _Status(total_steps, first_step, clock, noun, delay)
         display = _BarDisplay if _is_terminal(stream) else _LineDisplay
-        self._display: _BarDisplay | _LineDisplay | _NullDisplay
-        self._display = display(self._status, stream) if enabled else _NullDisplay()
+        self._display: _BarDisplay | _LineDisplay = display(self._status, stream)
 
     def __enter__(self) -> Self:
         self._display.start()
@@ -190,22 +190,6 @@ class _Status:
 def _format_rate(images_per_second: float) -> str:
     digits = ',.0f' if images_per_second >= 100 else '.3g'
     return f'{images_per_second:{digits}} images/s'
-
-
-class _NullDisplay:
-    """What the other processes show."""
-
-    def start(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-    def updated(self) -> None:
-        pass
-
-    def print_line(self, text: str) -> None:
-        pass
 
 
 class _LineDisplay:

@@ -28,3 +28,12 @@ def format_bytes(num_bytes: float) -> str:
         if num_bytes < 999.95:
             return f'{num_bytes:.1f} {unit}'
     return f'{num_bytes / 1000:.1f} TB'
+
+
+def shorten(number: float) -> str:
+    """A number in three digits: 986, 12.3k, 463M."""
+    for unit in ('', 'k', 'M', 'G', 'T'):
+        if number < 999.5 or unit == 'T':
+            break
+        number /= 1000
+    return f'{number:.3g}{unit}'

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from tarflow_jax import capacity, inputs
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow.inputs import as_key
-from tarflow_jax.flow.tarflow import TarFlow, check_params
+from tarflow_jax.flow.tarflow import TarFlow, check_params, count_parameters
 from tarflow_jax.keys import CLASS_NAMES
 from tarflow_jax.likelihood import classify, densities
 from tarflow_jax.likelihood.noise import Noise, TypeAndStd, type_and_std
@@ -81,7 +81,7 @@ class TrainedFlow:
 
     def __repr__(self) -> str:
         shape = 'x'.join(map(str, self.model.image_shape))
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        count = count_parameters(self.params)
         classes = f', {self.model.num_classes} classes' if self.model.num_classes else ''
         noise = f', {self.noise.type} noise of {self.noise.std:g}' if self.noise else ''
         step = '' if self.step is None else f', step {self.step}'

@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 
-from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import haar, inception_weights
 from tarflow_jax.evaluation.inception import FEATURES, Inception
-from tarflow_jax.evaluation.preprocessing import PREPROCESSINGS, preprocess
+from tarflow_jax.evaluation.preprocessing import PREPROCESSING, preprocess
 from tarflow_jax.parallel import arrays, rules
 
 QUANTIZATIONS = ('truncate', 'round')
@@ -48,8 +47,7 @@ class Features:
         self.settings: dict[str, Any] = {}
         self._params = None
         self._mesh = mesh
-        self._preprocessing = preprocessing
-        check_preprocessing(preprocessing)
+        self._preprocessing = PREPROCESSING.check('preprocessing', preprocessing)
         if any(name in FEATURES for name in self.names):
             params, digest = inception_weights.load(weights)
             everywhere = jax.tree.map(lambda _: rules.replicated(mesh), params)
@@ -72,14 +70,6 @@ class Features:
         if 'haar' in self.names:
             features['haar'] = _haar(images, split)
         return {name: features[name] for name in self.names}
-
-
-def check_preprocessing(name: str) -> None:
-    """Raises InputError unless there is a preprocessing of this name."""
-    if name not in PREPROCESSINGS:
-        raise InputError(
-            f'evaluate.preprocessing must be one of {", ".join(PREPROCESSINGS)}; got {name!r}.'
-        )
 
 
 # Compiled separately from the network, which is then compiled once for images of all sizes.

@@ -14,6 +14,7 @@ import numpy as np
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.inception import IMAGE_SIZE, PRECISION
+from tarflow_jax.values import Choice
 
 
 class Preprocessing(NamedTuple):
@@ -42,18 +43,13 @@ def preprocess(images, name: str = 'torch-fidelity') -> jax.Array:
     Raises:
       InputError: no such preprocessing, or images of another type or shape.
     """
-    if name not in PREPROCESSINGS:
-        raise InputError(
-            f'{name!r} is not a preprocessing of images for FID. There are '
-            f'{", ".join(PREPROCESSINGS)}.'
-        )
     levels = images.dtype == np.uint8 and images.ndim == 4 and 0 not in images.shape
     if not levels or images.shape[-1] not in (1, 3):
         raise InputError(
             f'images of type {images.dtype} and shape {tuple(images.shape)} cannot be scored. They '
             'are uint8, levels from 0 to 255, of shape [B, H, W, 3] or [B, H, W, 1].'
         )
-    resize, rescale = PREPROCESSINGS[name]
+    resize, rescale = PREPROCESSINGS[PREPROCESSING.check('preprocessing', name)]
     height, width, channels = images.shape[1:]
     x_BHWC = jnp.asarray(images).astype(jnp.float32)
     rows_RH, columns_SW = (jnp.asarray(resize(n), jnp.float32) for n in (height, width))
@@ -107,3 +103,4 @@ PREPROCESSINGS = {
     'pytorch-fid': Preprocessing(half_pixel_bilinear, lambda x: 2 * (x / 255) - 1),
     'clean-fid': Preprocessing(antialiased_bicubic, lambda x: (jnp.clip(x, 0, 255) - 128) / 128),
 }
+PREPROCESSING = Choice(tuple(PREPROCESSINGS))

@@ -12,9 +12,10 @@ from tarflow_jax.build import Experiment
 from tarflow_jax.data.sources import open_dataset
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import metrics, quality, references
-from tarflow_jax.evaluation.features import check_preprocessing, to_levels
+from tarflow_jax.evaluation.features import to_levels
 from tarflow_jax.evaluation.inception import FEATURES
 from tarflow_jax.evaluation.prepare_fid import DataReference, make_features
+from tarflow_jax.evaluation.preprocessing import PREPROCESSING
 from tarflow_jax.evaluation.references import Reference
 from tarflow_jax.evaluation.sample_store import SampleStore
 from tarflow_jax.files import make_writable, sha256_of
@@ -41,7 +42,7 @@ def check(experiment: Experiment, names: list[str]) -> None:
             f'samples have {channels} channels; images of one or three can be measured. '
             'Take the metrics of samples out of evaluate.metrics.'
         )
-    check_preprocessing(settings.preprocessing)
+    PREPROCESSING.check('evaluate.preprocessing', settings.preprocessing)
 
 
 class SampleScores:

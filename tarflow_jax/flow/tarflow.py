@@ -139,6 +139,11 @@ def check_params(model, params) -> None:
     )
 
 
+def count_parameters(params) -> int:
+    """The numbers in a tree of parameters, or of their shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
 def shape_differences(given: Mapping[str, tuple], needed: Mapping[str, tuple]) -> str:
     """What is unlike the shapes that are needed, by name: the first three differences."""
     differences = [

@@ -3,11 +3,12 @@
 import math
 from typing import Any
 
-import jax
 from matplotlib.patches import FancyBboxPatch
 
 from tarflow_jax.flow.patches import grid_shape
+from tarflow_jax.flow.tarflow import count_parameters
 from tarflow_jax.pictures.picture import BLUE, FAINT, VERMILION, WIDTH, Picture, blank, house_style
+from tarflow_jax.quantities import format_count, shorten
 
 MAX_BLOCKS = 8  # that are drawn; of more, those in the middle are counted
 _ENDS = 3  # blocks that are drawn at either end then
@@ -29,20 +30,6 @@ def architecture(model) -> Picture:
         top = _draw_block(panel, model, block, top)
     _draw_output(panel, model, top)
     return picture
-
-
-def count_parameters(model) -> int:
-    """The parameters of a model, counted from their shapes."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.param_shapes()))
-
-
-def shortened(number: float) -> str:
-    """A number in three digits: 986, 12.3k, 463M."""
-    for unit in ('', 'k', 'M', 'G', 'T'):
-        if number < 999.5 or unit == 'T':
-            break
-        number /= 1000
-    return f'{number:.3g}{unit}'
 
 
 def _drawn_blocks(count: int) -> list[int | None]:
@@ -100,9 +87,9 @@ def _draw_block(panel, model, block: int | None, top: float) -> float:
         arrowprops=dict(arrowstyle='-|>', color=color, linewidth=2, mutation_scale=15),
     )
     heads = model.width // model.head_dim
-    words = f'{_many(model.layers_per_block, "layer")}, width {model.width}'
+    words = f'{format_count(model.layers_per_block, "layer")}, width {model.width}'
     _text(panel, middle - 0.11, words, x=2.65, ha='left', size=9)
-    words = f'causal attention, {_many(heads, "head")}'
+    words = f'causal attention, {format_count(heads, "head")}'
     _text(panel, middle + 0.11, words, x=2.65, ha='left', size=9)
     return top + _BLOCK
 
@@ -114,13 +101,9 @@ def _draw_output(panel, model, top: float) -> None:
     _text(panel, top + 0.08, 'latents z: noise of the image’s shape', weight='bold')
     formula = rf'each block: $z_t = (x_t - \mu_t(x_{{<t}})){scale}$'
     _text(panel, top + 0.08 + _LINE, formula)
-    total = shortened(count_parameters(model))
+    total = shorten(count_parameters(model.param_shapes()))
     classes = f', {model.num_classes} classes' if model.num_classes else ''
     _text(panel, top + 0.08 + 2 * _LINE, f'{total} parameters{classes}', weight='bold')
-
-
-def _many(number: int, noun: str) -> str:
-    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
 def _text(panel, y: float, words: str, x: float = WIDTH / 2, ha: str = 'center', **style: Any):

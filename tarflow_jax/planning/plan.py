@@ -4,11 +4,10 @@ import functools
 import math
 from pathlib import Path
 
-import jax
-
 from tarflow_jax.build import build
 from tarflow_jax.errors import RunError
 from tarflow_jax.files import make_writable, write_json
+from tarflow_jax.flow.tarflow import count_parameters
 from tarflow_jax.parallel.memory import bytes_per_device
 from tarflow_jax.parallel.mesh import num_batch_shards, padded_batch_size
 from tarflow_jax.planning import flops, programs, report
@@ -85,7 +84,7 @@ def plan_topology(config, topology: Topology, search_batch: bool, quick: bool) -
         'peak_hbm_bytes_per_device': program.peak_bytes,
         'hbm_bytes_per_device': topology.chip.hbm_bytes,
         **largest,
-        'parameters': sum(x.size for x in jax.tree.leaves(training.state.params)),
+        'parameters': count_parameters(training.state.params),
         'state_bytes_per_device': bytes_per_device(training.state),
         **_step(config, model, topology, step),
         **_training(config, topology, step),

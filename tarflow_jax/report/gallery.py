@@ -5,9 +5,10 @@ import math
 from tarflow_jax import imagefiles, pictures
 from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
-from tarflow_jax.pictures.architecture import count_parameters, shortened
+from tarflow_jax.flow.tarflow import count_parameters
 from tarflow_jax.pictures.journey import last_frame
 from tarflow_jax.planning.flops import forward_flops
+from tarflow_jax.quantities import shorten
 from tarflow_jax.report import model as models
 from tarflow_jax.report.model import Samples
 from tarflow_jax.report.page import (
@@ -128,8 +129,8 @@ def architecture(experiment: Experiment) -> Section:
         ('width', str(model.width)),
         ('heads', f'{heads} of {model.head_dim}'),
         ('classes', str(model.num_classes or 'none')),
-        ('parameters', f'{count_parameters(model):,}'),
-        ('FLOPs of a forward pass', f'{shortened(forward_flops(model))} an image'),
+        ('parameters', f'{count_parameters(model.param_shapes()):,}'),
+        ('FLOPs of a forward pass', f'{shorten(forward_flops(model))} an image'),
         ('type of the layers', model.dtype),
     ]
     beside = paragraph(words) + table(sizes)

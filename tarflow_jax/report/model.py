@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tarflow_jax import loading
 from tarflow_jax.build import Experiment, make_model
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.planning.flops import forward_flops
@@ -56,11 +55,6 @@ def open_experiment(config: ConfigDict) -> Experiment:
     device = jax.local_devices()[0]
     mesh = make_mesh(devices=[device])
     return Experiment(config, make_model(settings, device), mesh, sampling={})
-
-
-def load(experiment: Experiment, source) -> tuple[Any, int | None]:
-    """The parameters at a workdir or checkpoint, and their step."""
-    return loading.load_params(experiment, source)
 
 
 def draw(experiment: Experiment, params) -> Samples:

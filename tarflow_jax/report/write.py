@@ -12,12 +12,13 @@ import jax
 from ml_collections import ConfigDict
 
 import tarflow_jax
+from tarflow_jax import loading
 from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.evaluate import check as check_evaluation
 from tarflow_jax.files import make_writable, write_atomically
-from tarflow_jax.pictures.architecture import count_parameters, shortened
-from tarflow_jax.quantities import format_bytes, format_duration
+from tarflow_jax.flow.tarflow import count_parameters
+from tarflow_jax.quantities import format_bytes, format_duration, shorten
 from tarflow_jax.report import gallery, run, scores
 from tarflow_jax.report import model as models
 from tarflow_jax.report.page import (
@@ -71,7 +72,7 @@ def _page(
 ) -> str:
     step = None
     try:
-        params, step = models.load(experiment, checkpoint or workdir)
+        params, step = loading.load_params(experiment, checkpoint or workdir)
         count = models.count_images(experiment.model)
         print(f'Drawing {count} samples for the report.', flush=True)
         samples = models.draw(experiment, params)
@@ -118,7 +119,7 @@ def _facts(experiment: Experiment, workdir: Path, step: int | None) -> str:
     model = experiment.model
     tokens = model.token_flow().num_tokens
     values = [
-        ('parameters', shortened(count_parameters(model))),
+        ('parameters', shorten(count_parameters(model.param_shapes()))),
         ('blocks × layers', f'{model.num_blocks} × {model.layers_per_block}'),
         ('tokens', f'{tokens:,}'),
     ]

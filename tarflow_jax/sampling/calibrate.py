@@ -24,7 +24,6 @@ from tarflow_jax.sampling.parallel import Calibration
 
 FITTED_SAMPLES = 8, 16  # at least (some fits to 4 were seen to be unstable) and at most
 DIAGNOSED_SAMPLES = 2
-GUIDANCE_KEYS = ('guidance', 'guide', 'anneal_guidance', 'attention_temperature')
 MIN_GAIN = 0.05  # of the sequential sampler's time, or a block stays sequential
 TIMINGS = 3  # of a window
 FEWEST_SWEEPS = 4  # over whole blocks of trained models that were seen to solve them
@@ -114,7 +113,7 @@ def calibrate(
     Returns:
       The calibration, and a report of each block from the first to the last.
     """
-    guidance = _guidance(model, **guidance)
+    guidance = Guidance.checked(model.num_classes, **guidance)
     flow = model.token_flow()
     num_fitted = _num_fitted(flow)
     with rules.activation_sharding(mesh):
@@ -165,7 +164,8 @@ def may_pay(
     faster in easy blocks. It is quickly told, from the times of one block's solution and of a sweep
     over it. The other arguments are those of `calibrate`.
     """
-    fixed = model, params, mesh, labels, prior_temperature, _guidance(model, **guidance)
+    guidance = Guidance.checked(model.num_classes, **guidance)
+    fixed = model, params, mesh, labels, prior_temperature, guidance
     with rules.activation_sharding(mesh):
         samples = BlockSamples(*fixed, batch_size, before_block=before_block, solved_blocks=1)
         sweep, solve = (run(-1, samples.latents[-1]) for run in (samples.sweeper, samples.solver))
@@ -174,14 +174,6 @@ def may_pay(
     of_block, of_sweep = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
     takes_long = of_block * model.num_blocks * num_batches > MIN_SECONDS
     return distributed.broadcast_from_main(takes_long and of_block > FEWEST_SWEEPS * of_sweep)
-
-
-def _guidance(
-    model, *, guidance=0.0, guide='both', anneal_guidance=False, attention_temperature=1.0
-) -> Guidance:
-    return Guidance.checked(
-        *(guidance, guide, anneal_guidance, attention_temperature), num_classes=model.num_classes
-    )
 
 
 def _num_fitted(flow: TokenFlow) -> int:

@@ -20,7 +20,8 @@ from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.parallel.mesh import padded_batch_size
 from tarflow_jax.sampling.block_samples import GAIN_LAGS, LAGS
-from tarflow_jax.sampling.calibrate import GUIDANCE_KEYS, BlockReport, calibrate, may_pay
+from tarflow_jax.sampling.calibrate import BlockReport, calibrate, may_pay
+from tarflow_jax.sampling.guidance import GUIDANCE_KEYS
 from tarflow_jax.sampling.parallel import Calibration
 
 FILE = 'calibration.npz'

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from tarflow_jax.errors import InputError
 from tarflow_jax.values import Boolean, Choice, Float
 
+GUIDANCE_KEYS = ('guidance', 'guide', 'anneal_guidance', 'attention_temperature')
 GUIDED_PARTS = {'both': ('shift', 'log_scale'), 'scale': ('log_scale',), 'shift': ('shift',)}
 WEIGHT = Float(0, 1000)  # the paper's are below 4
 GUIDE = Choice(tuple(GUIDED_PARTS))
@@ -50,11 +51,22 @@ class Guidance:
     active: bool = False
 
     @classmethod
-    def checked(cls, weight, guide, anneal, attention_temperature, *, num_classes) -> 'Guidance':
-        """Guidance of a model with `num_classes`; guidance without any effect is refused."""
-        weight = WEIGHT.check('guidance', weight)
+    def checked(
+        cls,
+        num_classes: int,
+        *,
+        guidance=0.0,
+        guide='both',
+        anneal_guidance=False,
+        attention_temperature=1.0,
+    ) -> 'Guidance':
+        """Guidance of a model with `num_classes`; guidance without any effect is refused.
+
+        The other arguments are those of `sample`.
+        """
+        weight = WEIGHT.check('guidance', guidance)
         GUIDE.check('guide', guide)
-        anneal = Boolean().check('anneal_guidance', anneal)
+        anneal = Boolean().check('anneal_guidance', anneal_guidance)
         temperature = ATTENTION_TEMPERATURE.check('attention_temperature', attention_temperature)
         if weight > 0 and not num_classes and temperature == 1:
             raise InputError(

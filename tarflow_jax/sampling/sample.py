@@ -73,7 +73,11 @@ def sample(
     """
     check_params(model, params)
     settings = Guidance.checked(
-        guidance, guide, anneal_guidance, attention_temperature, num_classes=model.num_classes
+        model.num_classes,
+        guidance=guidance,
+        guide=guide,
+        anneal_guidance=anneal_guidance,
+        attention_temperature=attention_temperature,
     )
     prior_temperature = PRIOR_TEMPERATURE.check('prior_temperature', prior_temperature)
     METHOD.check('method', method)

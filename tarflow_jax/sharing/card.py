@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow import TarFlow
+from tarflow_jax.flow.tarflow import count_parameters
 from tarflow_jax.likelihood.noise import TypeAndStd
 from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.workdir import read_evaluation
@@ -65,9 +65,8 @@ def write_card(
     """
     noise = TypeAndStd(**config.noise) if 'noise' in config else None
     height, width, channels = model.image_shape
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
     rows = {
-        'parameters': f'{count:,}, float32',
+        'parameters': f'{count_parameters(params):,}, float32',
         'architecture': f'{model.num_blocks} blocks of {model.layers_per_block} layers, width '
         f'{model.width}, patches of {model.patch_size}x{model.patch_size} pixels',
         'classes': f'{model.num_classes}' if model.num_classes else 'none',

@@ -15,6 +15,7 @@ from tarflow_jax.build import Experiment
 from tarflow_jax.data import pipeline
 from tarflow_jax.errors import RunError
 from tarflow_jax.files import check_writable, describe_error, json_text, remove_unfinished
+from tarflow_jax.flow.tarflow import count_parameters
 from tarflow_jax.parallel import arrays, distributed, rules
 from tarflow_jax.progress import Progress
 from tarflow_jax.quantities import format_count
@@ -250,9 +251,8 @@ class Run:
 
     def describe(self, state: TrainState):
         """Says which model is trained on which data, and from which step."""
-        params = sum(x.size for x in jax.tree.leaves(state.params))
         self.progress.print_line(
-            f'{params:,} parameters, {len(self.train_split):,} images of '
+            f'{count_parameters(state.params):,} parameters, {len(self.train_split):,} images of '
             f'{self.experiment.dataset.name}, {self.mesh.size} '
             f'{jax.devices()[0].platform} device(s), '
             f'batches in {self.program.microbatches} part(s), workdir {self.workdir}'

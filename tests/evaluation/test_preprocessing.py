@@ -122,5 +122,5 @@ def test_other_images_are_refused(images, why):
 
 
 def test_an_unknown_preprocessing_is_refused():
-    with pytest.raises(InputError, match=r"'cleanfid' is not .*torch-fidelity, pytorch-fid, clean"):
+    with pytest.raises(InputError, match=r"torch-fidelity, pytorch-fid, clean-fid; got 'cleanfid'"):
         preprocess(np.zeros((1, 8, 8, 3), np.uint8), 'cleanfid')

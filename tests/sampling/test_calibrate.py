@@ -13,6 +13,7 @@ from tarflow_jax import sample
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.sampling import block_samples, calibrate, calibration_file, inverse
+from tarflow_jax.sampling.guidance import NO_GUIDANCE
 from tarflow_jax.sampling.parallel import Calibration
 
 MODEL = TarFlow(
@@ -83,7 +84,7 @@ def test_the_first_samples(params):
     mesh = make_mesh(devices=jax.devices()[:2])
     samples, fewer = (
         block_samples.BlockSamples(
-            *(MODEL, params, mesh, 'even', 1.0, calibrate._guidance(MODEL), number),
+            *(MODEL, params, mesh, 'even', 1.0, NO_GUIDANCE, number),
             before_block=lambda: None,
         )
         for number in (6, 3)
@@ -128,7 +129,7 @@ def test_reports(measured):
 def test_the_published_metrics(params, one_device):
     """By the formulas of GS-Jacobi, on samples without guidance."""
     samples = block_samples.BlockSamples(
-        *(MODEL, params, one_device, 'even', 1.0, calibrate._guidance(MODEL), 4),
+        *(MODEL, params, one_device, 'even', 1.0, NO_GUIDANCE, 4),
         before_block=lambda: None,
     )
     gain = np.eye(16, 4, dtype=np.float32)  # of the latents of the token itself
@@ -160,7 +161,7 @@ def test_the_error_of_an_image_by_residuals_of_a_block(num_samples, num_solved, 
     params['blocks']['proj_out']['bias'] = bias
     solved = []
     samples = block_samples.BlockSamples(
-        *(MODEL, params, one_device, 'even', 1.0, calibrate._guidance(MODEL), num_samples),
+        *(MODEL, params, one_device, 'even', 1.0, NO_GUIDANCE, num_samples),
         before_block=lambda: solved.append(1),
     )
     solved.clear()

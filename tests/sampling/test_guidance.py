@@ -83,7 +83,7 @@ def test_a_temperature_guides_a_model_without_classes(random_params, random_batc
 @pytest.mark.parametrize('anneal', [False, True])
 def test_annealing_lets_the_weight_grow_from_token_to_token(anneal):
     num_tokens, weight = 5, 2.0
-    guidance = Guidance.checked(weight, 'both', anneal, 1.0, num_classes=3)
+    guidance = Guidance.checked(3, guidance=weight, anneal_guidance=anneal)
     # Of four tokens: the guided pass, the unguided one.
     ones_then_zeros = jnp.stack([jnp.ones((4, 1)), jnp.zeros((4, 1))])
     position_T1 = jnp.arange(4)[:, None]
