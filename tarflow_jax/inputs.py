@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -87,7 +88,7 @@ def label_batch(
       InputError: there is no such class, or there are more labels or fewer than images.
     """
     if isinstance(labels, jax.Array | np.ndarray) and not labels.ndim:
-        labels = labels.item()
+        labels = jnp.full(batch, labels)
     if isinstance(labels, str | int | np.integer) and not isinstance(labels, bool):
         labels = [labels] * batch
     if isinstance(labels, list | tuple | np.ndarray) and any(isinstance(v, str) for v in labels):
@@ -104,16 +105,22 @@ def _as_single_array(images, image_shape, name) -> Any:
         return images
     if _is_picture(images):
         return _picture_to_array(images, image_shape)[None]
-    if isinstance(images, list | tuple) and any(_is_picture(image) for image in images):
+    if isinstance(images, list | tuple):
         images = [
-            _picture_to_array(image, image_shape) if _is_picture(image) else np.asarray(image)
+            _picture_to_array(image, image_shape) if _is_picture(image) else image
             for image in images
         ]
     try:
         array = np.asarray(images)
-    except (TypeError, ValueError):  # of unequal shapes
-        shapes = sorted({np.shape(image) for image in images})
-        raise InputError(f'{name} must have one shape; got {shapes[:5]}.') from None
+        kinds = {np.asarray(image).dtype.kind for image in images} if array.ndim else set()
+    except (TypeError, ValueError, RuntimeError) as error:
+        shapes = {tuple(getattr(image, 'shape', ())) for image in images}
+        if len(shapes) > 1:
+            raise InputError(f'{name} must have one shape; got {sorted(shapes)[:5]}.') from None
+        words = str(error).partition('\n')[0]
+        raise InputError(f'{name} cannot become a NumPy array: {words}') from None
+    if 'u' in kinds and len(kinds) > 1:  # NumPy would take levels for numbers in [-1, 1]
+        raise_invalid(name, 'must all be levels, as pictures are, or all be floats', images)
     if array.dtype.kind not in 'biufcV':
         raise_invalid(name, 'must be images: arrays, Pillow images, or lists of them', images)
     return array
@@ -135,6 +142,8 @@ def _picture_to_array(picture, image_shape: tuple[int, int, int]) -> np.ndarray:
     from tarflow_jax.data.images import resize_and_crop, upright_rgb
 
     height, width, channels = image_shape
+    if 0 in picture.size:
+        raise InputError(f'a Pillow image of {picture.size[0]}x{picture.size[1]} is empty.')
     if channels not in (1, 3):
         raise InputError(
             f'Pillow images have 1 or 3 channels; the images of the model have {channels}.'

@@ -26,6 +26,7 @@ from tarflow_jax.sampling.sample import PRIOR_TEMPERATURE
 from tarflow_jax.values import Boolean, PathValue
 from tarflow_jax.workdir import config_of, workdir_of
 
+_DENOISE_LATER = 'leave out denoise, and give noise_std to `denoise`'
 BATCH = 100  # samples at a time, unless the config has another number
 
 
@@ -147,7 +148,7 @@ class TrainedFlow:
         return draw(
             *(self.model, self.params, as_key(key), self._labels(labels, num)),
             batch_size=batch_size,
-            denoise_std=self._gaussian_std('noise_std') if denoise else 0.0,
+            denoise_std=self._gaussian_std(_DENOISE_LATER) if denoise else 0.0,
             progress=progress,
             return_residual=return_residual,
             return_resolved=return_resolved,
@@ -166,7 +167,8 @@ class TrainedFlow:
     def journey(self, latents, labels=None) -> jax.Array:
         """The way from latents to images, [num_blocks + 1, B, H, W, C]; see `paths.journey`.
 
-        Of latents from `forward`, or of standard normal noise.
+        Of latents from `forward`, or of noise: standard normal, times the deviation of the prior
+        where the model is volume-preserving.
         """
         latents = inputs.latent_batch(latents, self.model.image_shape)
         labels = self._labels(labels, len(latents))
@@ -194,7 +196,7 @@ class TrainedFlow:
           InputError: the model was trained with uniform noise, which no such step removes.
         """
         images, labels = self._images_and_labels(images, labels)
-        std = self._gaussian_std('noise_std') if noise_std is None else noise_std
+        std = self._gaussian_std('give noise_std') if noise_std is None else noise_std
         return score_step(self.model, self.params, images, labels, noise_std=std)
 
     def inpaint(self, images, mask, labels=None, *, key=0, **settings) -> Inpainting:
@@ -312,12 +314,12 @@ class TrainedFlow:
         is_scalar = isinstance(labels, str) or getattr(labels, 'ndim', 1) == 0
         return 16 if is_scalar or not hasattr(labels, '__len__') else len(labels)
 
-    def _gaussian_std(self, name: str) -> float:
+    def _gaussian_std(self, instead: str) -> float:
         if self.noise is None or self.noise.type != 'gaussian':
             known = 'unknown' if self.noise is None else self.noise.type
             raise InputError(
-                f'{name} must be given: the noise that the model was trained with is {known}, and '
-                'only Gaussian noise has a score step that removes it.'
+                f'the noise that the model was trained with is {known}, and only Gaussian noise '
+                f'has a score step that removes it; {instead}.'
             )
         return self.noise.std
 

@@ -15,6 +15,21 @@ PIXELS = LEVELS.astype(np.float32) / 127.5 - 1
 GREY = LEVELS[..., :1]
 
 
+class Unreadable:
+    """As a tensor of PyTorch is of which gradients are taken."""
+
+    shape = (2, *SHAPE)
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return PIXELS[index]
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError('call detach first\nand more')
+
+
 @pytest.mark.parametrize(
     'images',
     [
@@ -62,6 +77,10 @@ def test_pictures_become_what_the_model_takes():
         (LEVELS.astype(np.int64), 'must be floating-point numbers; got int64'),
         (LEVELS[..., :1], r'of shape \[batch, 4, 4, 3\]; got \[2, 4, 4, 1\]'),
         ([LEVELS[0], LEVELS[1, :2]], r'must have one shape; got \[\(2, 4, 3\), \(4, 4, 3\)\]'),
+        ([LEVELS[0], PIXELS[0]], 'must all be levels, as pictures are, or all be floats'),
+        ([Image.fromarray(LEVELS[0]), PIXELS[0]], 'must all be levels, as pictures are, or all'),
+        (Unreadable(), 'cannot become a NumPy array: call detach first'),
+        (Image.new('L', (0, 8)), 'a Pillow image of 0x8 is empty'),
         ('cat.png', "must be images: arrays, Pillow images, or lists of them; got 'cat.png'"),
         (None, 'must be images'),
     ],
@@ -132,3 +151,8 @@ def test_keys():
     for given in -1, 1.5, 'a', None, jax.random.split(key), 2**31:
         with pytest.raises(InputError, match='key'):
             as_key(given)
+
+
+def test_a_label_for_all_images_may_be_traced():
+    labels = jax.jit(lambda label: inputs.label_batch(label, 2, 3))(np.int32(1))
+    np.testing.assert_array_equal(labels, [1, 1])

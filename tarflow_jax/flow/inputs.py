@@ -21,7 +21,7 @@ def as_batch(name: str, array, row_shape: tuple[int, ...]) -> jax.Array:
     Raises:
       InputError: the array has another shape, or integers, which are hardly in [-1, 1].
     """
-    array = _as_array(name, array)
+    array = as_array(name, array)
     if array.ndim == 0 or array.shape[1:] != row_shape or not len(array):
         expected = ', '.join(map(str, ('batch', *row_shape)))
         raise InputError(f'the model takes {name} of shape [{expected}]; got {list(array.shape)}.')
@@ -35,7 +35,7 @@ def as_labels(labels, batch: int, num_classes: int) -> jax.Array:
     """Labels as int32 [batch], all -1 for None; values are checked unless `jit` traces them."""
     if labels is None:
         return jnp.full((batch,), -1, jnp.int32)
-    labels = _as_array('labels', labels)
+    labels = as_array('labels', labels)
     if labels.shape != (batch,):
         raise InputError(f'labels must have the shape ({batch},), one per row; got {labels.shape}.')
     if not jnp.issubdtype(labels.dtype, jnp.integer) and batch:
@@ -66,13 +66,13 @@ def as_key(key) -> jax.Array:
     return jax.random.key(SEED.check('key, or seed,', key))
 
 
-def _as_array(name: str, value) -> jax.Array | np.ndarray:
+def as_array(name: str, value) -> jax.Array | np.ndarray:
     """Arrays, traced ones included, as they are; lists and numbers as NumPy arrays."""
     if isinstance(value, jax.Array | np.ndarray):
         return value
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError):  # lists of unequal lengths
+    except (TypeError, ValueError, RuntimeError):  # lists of unequal lengths, tensors of PyTorch
         array = np.array(None)
     if array.dtype.kind not in 'biufcV':  # V includes bfloat16
         raise_invalid(name, 'must be an array of numbers', value)

@@ -187,8 +187,8 @@ class _Interpreter:
         if known not in _KNOWN:
             raise InputError(
                 f'{self._path} was not loaded: its pickle names {module}.{name}, which is no '
-                'part of a tensor and could run code. A state dict of plain tensors never does; do '
-                'not trust this file.'
+                'part of a dense tensor, and could run code. A state dict of dense tensors never '
+                'does; do not trust this file unless you know why it does.'
             )
         self._push(known)
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.flow.inputs import as_batch, as_labels
+from tarflow_jax.flow.inputs import as_array, as_batch, as_labels
 from tarflow_jax.flow.parts import map_parts
 from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.likelihood.noise import Noise
 from tarflow_jax.likelihood.scores import as_scored, noisy_log_prob
-from tarflow_jax.values import INT32_MAX, Integer
+from tarflow_jax.values import INT32_MAX, Integer, raise_invalid
 
 DRAWS = Integer(1)
 SEED = Integer(0, INT32_MAX)
@@ -73,7 +73,11 @@ def bits_per_dim(
     """
     check_params(model, params)
     num_draws, seed = DRAWS.check('num_draws', num_draws), SEED.check('seed', seed)
-    levels = np.asarray(levels)
+    if not isinstance(noise, Noise):
+        raise_invalid(
+            'noise', 'must be a tarflow_jax.Noise, such as Noise(*flow.noise, 256)', noise
+        )
+    levels = np.asarray(as_array('levels', levels))
     as_batch('levels', levels.astype(np.float32), model.image_shape)  # checks the shape
     if levels.dtype.kind not in 'iu' or np.any((levels < 0) | (levels >= noise.num_levels)):
         raise InputError(f'levels must be whole numbers in 0..{noise.num_levels - 1}.')

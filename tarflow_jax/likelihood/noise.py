@@ -28,9 +28,13 @@ class Noise:
 
     def __post_init__(self):
         Choice(NOISE_TYPES).check('noise.type', self.type)
+        checked: dict[str, int | float] = {
+            'num_levels': LEVELS.check('num_levels', self.num_levels)
+        }
         if self.type == 'gaussian':
-            STD.check('noise.std', self.std)
-        LEVELS.check('num_levels', self.num_levels)
+            checked['std'] = STD.check('noise.std', self.std)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def add(self, key, levels):
         """Levels (integers in [0, num_levels), [B, H, W, C]) as noisy pixels, float32."""
@@ -46,11 +50,11 @@ class Noise:
 
 def _add_gaussian(noise: Noise, key, levels):
     pixels = 2 * levels / (noise.num_levels - 1) - 1
-    return pixels + noise.std * jax.random.normal(key, levels.shape)
+    return pixels + noise.std * jax.random.normal(key, levels.shape, jnp.float32)
 
 
 def _add_uniform(noise: Noise, key, levels):
-    offset = jax.random.uniform(key, levels.shape)
+    offset = jax.random.uniform(key, levels.shape, jnp.float32)
     return 2 * (levels + offset) / noise.num_levels - 1
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 from tarflow_jax import imagefiles
 from tarflow_jax.errors import InputError
 from tarflow_jax.files import write_atomically
+from tarflow_jax.flow.patches import grid_shape
+from tarflow_jax.flow.tokens import SIZE
 from tarflow_jax.pictures.picture import Picture
 from tarflow_jax.pictures.tiles import as_levels, as_stages, rows, scale_for_display
 
@@ -49,6 +51,8 @@ def animation(stages, patch_size: int, suffix: str = '.png') -> bytes:
     """
     if suffix not in FORMATS:
         raise InputError(f'an animation is a .png or a .gif; got {suffix!r}.')
+    stages = as_stages(stages)
+    grid_shape(stages.shape[2:], SIZE.check('patch_size', patch_size))  # checks it
     pictures, durations = zip(*_frames(stages, patch_size), strict=True)
     first, *others = map(Image.fromarray, pictures)
     file = io.BytesIO()
@@ -72,7 +76,7 @@ def last_frame(stages) -> np.ndarray:
 
 def _frames(stages, patch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Frames with the milliseconds that they stay."""
-    *latents, images = as_stages(stages)
+    *latents, images = stages
     levels = [*(as_levels(scale_for_display(stage)) for stage in latents), as_levels(images)]
     yield _side_by_side(levels[0]), _FIRST
     for i, (before, after) in enumerate(itertools.pairwise(levels), start=1):

@@ -72,7 +72,7 @@ def _make_model(tensors, image_shape, patch_size, name, source, settings) -> Tar
         _, token_dim = tensors['blocks.0.proj_in.weight'].shape
     except KeyError as missing:
         raise InputError(f'{source} is incomplete: it has no tensor {missing}.') from None
-    except ValueError as error:  # of a tensor with more axes than it should have, or fewer
+    except (ValueError, IndexError) as error:  # of a tensor with axes too many or too few
         raise InputError(f'{source} is inconsistent: {error}.') from error
     if name is not None:
         name.check_sizes(sizes, source)
@@ -110,9 +110,9 @@ def infer_sizes(tensors) -> dict:
         width=width,
         num_blocks=_count(tensors, r'blocks\.(\d+)\.'),
         layers_per_block=_count(tensors, r'blocks\.0\.attn_blocks\.(\d+)\.'),
-        num_classes=0 if class_embed is None else len(class_embed),
+        num_classes=0 if class_embed is None else class_embed.shape[0],
         head_dim=layout.HEAD_DIM,
-        volume_preserving=len(tensors['blocks.0.proj_out.weight']) == token_dim,
+        volume_preserving=tensors['blocks.0.proj_out.weight'].shape[0] == token_dim,
     )
 
 
@@ -171,6 +171,11 @@ def check_tensors(tensors: Mapping[str, np.ndarray], model: TarFlow, source):
             raise InputError(
                 f'{source} cannot be converted: {name} is of type {tensor.dtype}, not floating.'
             )
+        if not _is_finite(tensor):
+            raise InputError(
+                f'{source} cannot be used: {name} has values that are not finite in float32; the '
+                'model may have diverged. Take an earlier checkpoint.'
+            )
     if unknown := [name for name in tensors if name not in expected]:
         raise InputError(
             f'{source} has tensors that the published network does not have, such as {unknown[0]} '
@@ -181,6 +186,11 @@ def check_tensors(tensors: Mapping[str, np.ndarray], model: TarFlow, source):
             f'{source} belongs to a different network: it has scales, but its prior variance '
             f'({layout.VARIANCE}) is not all ones.'
         )
+
+
+def _is_finite(tensor: np.ndarray) -> bool:
+    with np.errstate(over='ignore'):  # of float64 beyond the range of float32
+        return bool(np.isfinite(tensor.astype(np.float32)).all())
 
 
 def convert_params(tensors: Mapping[str, np.ndarray], model: TarFlow, shardings=None):

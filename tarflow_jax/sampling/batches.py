@@ -208,6 +208,8 @@ def draw_noise(image_shape, key, index, attempts):
     def draw(index, attempt):
         first_key = jax.random.fold_in(key, index)
         other_key = jax.random.fold_in(first_key, attempt)
-        return jax.random.normal(jnp.where(attempt == 0, first_key, other_key), image_shape)
+        return jax.random.normal(
+            jnp.where(attempt == 0, first_key, other_key), image_shape, jnp.float32
+        )
 
     return jax.vmap(draw)(index, attempts)

@@ -10,6 +10,7 @@ from tarflow_jax.flow.inputs import as_labels
 from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.sampling.batches import MAX_DRAWS, DrawnBatch, draw_noise, redraw
 from tarflow_jax.sampling.denoise import denoise
+from tarflow_jax.sampling.guidance import GUIDANCE_KEYS, Guidance
 from tarflow_jax.sampling.sample import sample
 from tarflow_jax.values import Integer
 
@@ -54,6 +55,8 @@ def draw(
       InputError: the model cannot serve the labels or the settings.
     """
     labels = as_labels(labels, len(labels), model.num_classes)
+    guidance = {key: settings[key] for key in GUIDANCE_KEYS if key in settings}
+    Guidance.checked(model.num_classes, **guidance).check_labels(labels)
     batch_size = min(NUMBER.check('batch_size', batch_size), len(labels))
     batches, num_nonfinite = [], 0
     settings |= dict(return_residual=return_residual, return_resolved=return_resolved)

@@ -14,6 +14,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.values import Boolean, Choice, Float
@@ -68,13 +69,24 @@ class Guidance:
         GUIDE.check('guide', guide)
         anneal = Boolean().check('anneal_guidance', anneal_guidance)
         temperature = ATTENTION_TEMPERATURE.check('attention_temperature', attention_temperature)
-        if weight > 0 and not num_classes and temperature == 1:
+        checked = cls(weight, temperature, guide, anneal, active=weight > 0)
+        if num_classes < 2:  # without a label, the mean of all classes is taken
+            checked.check_effect(f'the model has {("no classes", "one class")[num_classes]}')
+        return checked
+
+    def check_labels(self, labels) -> None:
+        """Raises InputError if guidance changes nothing because all labels [B] are -1."""
+        if (np.asarray(labels) < 0).all():
+            self.check_effect('no image has a label')
+
+    def check_effect(self, reason: str) -> None:
+        """Raises InputError if there is guidance by classes alone, and a reason against that."""
+        if self.active and self.attention_temperature == 1:
             raise InputError(
-                f'guidance={weight} would change nothing: the model has no classes, and at '
+                f'guidance={self.weight} would change nothing: {reason}, and at '
                 'attention_temperature=1 the unguided pass equals the guided one. Set another '
                 'attention_temperature (0.3 to 1.5 are usual), or guidance=0.'
             )
-        return cls(weight, temperature, guide, anneal, active=weight > 0)
 
     def double(self, x, unguided):
         """Interleaves rows of the guided pass with rows of the unguided pass; `x` without guidance.
@@ -83,7 +95,7 @@ class Guidance:
         """
         if not self.active:
             return x
-        return jnp.stack([x, unguided], axis=1).reshape(-1, *x.shape[1:])
+        return jnp.stack([x, unguided], axis=1).reshape(2 * len(x), *x.shape[1:])
 
     @jax.named_scope('guidance')
     def combine(self, affine, position_T1, num_tokens):
@@ -95,7 +107,7 @@ class Guidance:
             weight = (weight * (position_T1 + 1) / (num_tokens - 1))[None]
 
         def extrapolate(part, doubled):
-            pairs = doubled.reshape(-1, 2, *doubled.shape[1:])
+            pairs = doubled.reshape(len(doubled) // 2, 2, *doubled.shape[1:])
             guided, unguided = pairs[:, 0], pairs[:, 1]
             is_guided = part in GUIDED_PARTS[self.guided]
             return guided + weight * (guided - unguided) if is_guided else guided

@@ -40,7 +40,7 @@ class Inpainting(NamedTuple):
 
     Attributes:
       images: float32 [B, H, W, C], the known pixels as they were given.
-      labels: int32 [B], those given or, where they were unknown, those found; -1 without classes.
+      labels: int32 [B], those given or, where they were unknown, those found.
       acceptance: the share of Langevin steps that were accepted [B], in the second half of the
         chain; about 0.57 is best, below 0.1 the chain hardly moved.
     """
@@ -105,7 +105,7 @@ def inpaint(
     num_candidates = CANDIDATES.check('num_candidates', num_candidates)
     num_steps = STEPS.check('num_steps', num_steps)
     keys = jax.random.split(as_key(key), 4)
-    noisy = images + noise_std * jax.random.normal(keys[0], images.shape)
+    noisy = images + noise_std * jax.random.normal(keys[0], images.shape, jnp.float32)
     candidates, of_class = _draw_candidates(model, params, keys[1], labels, num_candidates)
     spread = max(2 * noise_std, _MIN_SPREAD)
     x, first_labels, logits = _initialize_chains(
@@ -140,7 +140,7 @@ def _draw_candidates(model, params, key, labels, number: int):
     classes = np.arange(model.num_classes) if is_unknown else np.unique(np.asarray(labels))
     number = max(number, len(classes))
     of_class = np.resize(classes, number) if len(classes) else np.full(number, -1)
-    noise = jax.random.normal(key, (number, *model.image_shape))
+    noise = jax.random.normal(key, (number, *model.image_shape), jnp.float32)
     parts = [slice(i, i + _CANDIDATES_AT_A_TIME) for i in range(0, number, _CANDIDATES_AT_A_TIME)]
     candidates = [sample(model, params, noise[part], of_class[part]) for part in parts]
     return jnp.concatenate(candidates), jnp.asarray(of_class, jnp.int32)
@@ -205,7 +205,7 @@ def _run_chains(
 def _langevin_step(evaluate, keys, state: _ChainState, size, known):
     """x + size^2 / 2 * score + size * noise, accepted by Metropolis and Hastings' rule."""
     size = size[:, None, None, None]
-    noise = jnp.where(known, 0, jax.random.normal(keys[0], state.x.shape))
+    noise = jnp.where(known, 0, jax.random.normal(keys[0], state.x.shape, jnp.float32))
     proposal = evaluate(state.x + size**2 / 2 * state.score + size * noise, state.labels)
     noise_back = jnp.where(known, 0, state.x - proposal.x - size**2 / 2 * proposal.score) / size
     log_ratio = _sum((noise**2 - noise_back**2) / 2) + proposal.log_prob - state.log_prob
@@ -214,7 +214,7 @@ def _langevin_step(evaluate, keys, state: _ChainState, size, known):
 
 def _label_step(evaluate, keys, state: _ChainState, is_unknown, logits):
     """A Metropolis-Hastings step of the unknown labels, proposed with probabilities of `logits`."""
-    proposed = jax.random.categorical(keys[0], logits)
+    proposed = jax.random.categorical(keys[0], logits).astype(jnp.int32)
     proposal = evaluate(state.x, jnp.where(is_unknown, proposed, state.labels))
 
     def log_share(labels):
@@ -228,7 +228,7 @@ def _label_step(evaluate, keys, state: _ChainState, is_unknown, logits):
 
 def _accept(key, log_ratio, state: _ChainState, proposal: _ChainState):
     """Moves to `proposal` with probability min(1, exp(log_ratio)); returns which did, float [B]."""
-    accepted = jnp.log(jax.random.uniform(key, log_ratio.shape)) < log_ratio
+    accepted = jnp.log(jax.random.uniform(key, log_ratio.shape, jnp.float32)) < log_ratio
 
     def choose(new, old):
         return jnp.where(accepted.reshape(-1, *[1] * (old.ndim - 1)), new, old)

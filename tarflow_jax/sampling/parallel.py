@@ -62,9 +62,9 @@ class Calibration:
     def default(cls, flow: TokenFlow, window: int = WINDOW) -> 'Calibration':
         """Windows of one size, latents as the first guess, and Jacobi's step."""
         blocks, dim = flow.num_blocks, flow.token_dim
-        gain = jnp.tile(jnp.eye(dim)[None], (blocks, 1, 1))
-        offset, amplification = jnp.zeros((blocks, dim)), jnp.ones(blocks)
-        response = jnp.zeros((blocks, 0, dim))
+        gain = jnp.tile(jnp.eye(dim, dtype=jnp.float32)[None], (blocks, 1, 1))
+        offset, amplification = jnp.zeros((blocks, dim), jnp.float32), jnp.ones(blocks, jnp.float32)
+        response = jnp.zeros((blocks, 0, dim), jnp.float32)
         return cls((window,) * blocks, response, gain, offset, amplification)
 
 
@@ -143,7 +143,7 @@ def _num_settled(error_BWP, is_committed_W, last_BP, tolerance):
     is_nonfinite_B = ~jnp.isfinite(last_BP).all(axis=1)
     is_settled_W = (is_settled_BW | is_nonfinite_B[:, None]).all(axis=0) | is_committed_W
     # The last prediction is of a token outside the window, whose keys are not in the cache.
-    return jnp.cumprod(is_settled_W[:-1].astype(jnp.int32)).sum()
+    return jnp.cumprod(is_settled_W[:-1].astype(jnp.int32)).sum(dtype=jnp.int32)
 
 
 def residual(step: GuidedStep, x_BTP, z_BTP):

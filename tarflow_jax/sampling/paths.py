@@ -7,7 +7,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow.inputs import as_batch, as_labels
@@ -89,10 +88,13 @@ def interpolate(model: TarFlow, params, first, last, steps: int, labels=None):
       InputError: the model cannot serve the shapes or the labels.
     """
     steps = STEPS.check('steps', steps)
-    if np.shape(first) != np.shape(last):
+    first, last = (
+        as_batch(name, images, model.image_shape)
+        for name, images in (('first', first), ('last', last))
+    )
+    if len(first) != len(last):
         raise InputError(
-            'the images at both ends must have the same shape; '
-            f'got {np.shape(first)} and {np.shape(last)}.'
+            f'there must be as many images at both ends; got {len(first)} and {len(last)}.'
         )
     start, _ = forward(model, params, first, labels)
     end, _ = forward(model, params, last, labels)

@@ -87,6 +87,8 @@ def sample(
     Boolean().check('return_residual', return_residual)
     Boolean().check('return_resolved', return_resolved)
     noise = as_batch('noise', noise, model.image_shape)
+    if labels is None:
+        settings.check_labels(-1)
     labels = as_labels(labels, len(noise), model.num_classes)
     sequence, residual, resolved = _sample(
         *(model, params, noise, labels, settings, prior_temperature, calibration, tolerance),
@@ -110,6 +112,11 @@ def _resolve_calibration(method, calibration: Calibration | None, model: TarFlow
         raise InputError(
             f'calibration is for {blocks} blocks with tokens of {dim} features; the model has '
             f'{flow.num_blocks} with {flow.token_dim}. Calibrate this model.'
+        )
+    windows = calibration.windows
+    if len(windows) != flow.num_blocks or not all(isinstance(w, int) and w > 0 for w in windows):
+        raise_invalid(
+            'calibration.windows', f'must be {flow.num_blocks} whole numbers from 1 on', windows
         )
     return calibration
 

@@ -75,6 +75,8 @@ def read_params(folder: Path, model: TarFlow, shardings) -> Any:
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32:
             raise InputError(f'{path} is damaged: {name} is {tensor.dtype}, not float32.')
+        if not np.isfinite(tensor).all():
+            raise InputError(f'{path} cannot be used: {name} has values that are not finite.')
 
     return arrays.put(unflatten_dict(tensors, sep='.'), shardings(shapes))
 

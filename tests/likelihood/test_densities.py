@@ -61,3 +61,11 @@ def test_the_mean_over_a_split_is_the_score_of_an_evaluation(params, one_device,
 def test_what_is_no_level_is_refused(params, levels, words):
     with pytest.raises(InputError, match=words):
         tarflow_jax.bits_per_dim(MODEL, params, levels, noise=Noise('uniform', 0, 17))
+
+
+def test_a_noise_that_is_none_is_refused(params):
+    levels = np.zeros((1, *MODEL.image_shape), np.uint8)
+    with pytest.raises(InputError, match=r'noise must be a tarflow_jax.Noise, .*; got None'):
+        tarflow_jax.bits_per_dim(MODEL, params, levels, noise=None)
+    with pytest.raises(InputError, match='levels must be an array of numbers'):
+        tarflow_jax.bits_per_dim(MODEL, params, [[1], [1, 2]], noise=Noise('uniform', 0, 256))

@@ -92,6 +92,9 @@ def test_what_is_no_image_is_refused():
     for draw in *draws, lambda stages: pictures.animation(stages, 2):
         with pytest.raises(InputError, match=r'by block, .* got the shape \[3, 4, 4, 1\]'):
             draw(random_images(3, 4, 4, 1))
+    for patch_size in 0, 3:
+        with pytest.raises(InputError, match='patch_size'):
+            pictures.animation(random_images(3, 1, 4, 4, 1), patch_size)
 
 
 def test_curves_show_what_was_recorded():

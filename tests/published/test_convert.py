@@ -195,6 +195,8 @@ def test_an_image_shape_that_does_not_fit_is_refused_with_both_numbers(
     [
         ('blocks.0.proj_in.weight', (64, 12, 1)),
         ('blocks.1.proj_out.weight', (12, 64)),
+        ('blocks.0.proj_out.weight', ()),
+        ('blocks.0.class_embed', ()),
         ('blocks.1.pos_embed', (17, 64)),
         ('blocks.0.attn_blocks.0.attention.norm.weight', (65,)),
         ('blocks.2.attn_blocks.0.attention.qkv.weight', (64, 64)),
@@ -232,6 +234,8 @@ def test_masks_and_a_variance_of_ones_may_be_missing(tensors):
         ('blocks.1.attn_mask', np.ones((16, 16)), 'its blocks.1.attn_mask is not causal'),
         ('blocks.1.attn_mask', np.tri(17), 'attn_mask is .17, 17., not .16, 16.'),
         ('blocks.1.proj_in.bias', np.zeros(64, np.int8), 'proj_in.bias is of type int8'),
+        ('blocks.1.proj_in.bias', np.full(64, np.nan), 'proj_in.bias has values that are not fini'),
+        ('blocks.1.proj_in.bias', np.full(64, 1e300), 'proj_in.bias has values that are not fini'),
         ('var', np.full((16, 12), 2.0), r'its prior variance \(var\) is not all ones'),
     ],
 )

@@ -9,6 +9,7 @@ from tarflow_jax import sample
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow import TarFlow
 from tarflow_jax.sampling.guidance import Guidance
+from tarflow_jax.trained_flow import TrainedFlow
 
 SIZES = dict(patch_size=2, width=8, head_dim=4, layers_per_block=1)
 # Two tokens, one block: the first stays as it is, the second is mapped as the first one says.
@@ -68,7 +69,7 @@ def test_an_image_without_a_label_is_not_guided(random_params, random_batch):
     """At temperature 1 both passes are then the same."""
     params = random_params(CONDITIONAL)
     noise, _ = random_batch(CONDITIONAL)
-    guided = sample(CONDITIONAL, params, noise, guidance=2.0)
+    guided = sample(CONDITIONAL, params, noise, np.full(len(noise), -1), guidance=2.0)
     np.testing.assert_allclose(guided, sample(CONDITIONAL, params, noise), atol=1e-5)
 
 
@@ -109,9 +110,29 @@ def test_annealing_lets_the_weight_grow_from_token_to_token(anneal):
         (3, dict(attention_temperature=1e-45), 'must be above 0; got 1e-45'),
         (3, dict(attention_temperature=float('inf')), 'must be at most 1000; got inf'),
         (0, dict(guidance=1.5), 'guidance=1.5 would change nothing: the model has no classes'),
+        (1, dict(guidance=1.5), 'guidance=1.5 would change nothing: the model has one class'),
+        (3, dict(guidance=1.5), 'guidance=1.5 would change nothing: no image has a label'),
     ],
 )
 def test_guidance_that_makes_no_sense_is_refused(num_classes, arguments, message, random_params):
-    model = CONDITIONAL if num_classes else UNCONDITIONAL
+    model = CONDITIONAL.clone(num_classes=num_classes)
     with pytest.raises(InputError, match=message):
         sample(model, random_params(model), np.zeros((1, 4, 4, 1), np.float32), **arguments)
+
+
+@pytest.mark.parametrize('labels', [-1, [-1, -1]])
+def test_guidance_of_samples_without_labels_is_refused(labels, random_params):
+    flow = TrainedFlow(CONDITIONAL, random_params(CONDITIONAL))
+    with pytest.raises(InputError, match='no image has a label'):
+        flow.sample(0, 2, labels=labels, guidance=1.0)
+    flow.sample(0, 2, labels=[-1, 0], guidance=1.0, attention_temperature=1.0)
+
+
+def test_a_single_token_has_nothing_to_guide(random_params):
+    model = CONDITIONAL.clone(patch_size=4)
+    noise, labels = np.ones((2, 4, 4, 1), np.float32), np.array([0, 1])
+    images, residual = sample(
+        model, random_params(model), noise, labels, guidance=1.0, return_residual=True
+    )
+    np.testing.assert_array_equal(images, noise)
+    np.testing.assert_array_equal(residual, [0, 0])

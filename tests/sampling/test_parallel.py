@@ -205,9 +205,25 @@ def test_methods(params, random_batch):
             dict(calibration=Calibration.default(MODEL.clone(num_blocks=3).token_flow())),
             'calibration is for 3 blocks with tokens of 4 features; the model has 2 with 4',
         ),
+        *(
+            (
+                dict(calibration=dataclasses.replace(calibration_of(MODEL, 3), windows=windows)),
+                'calibration.windows must be 2 whole numbers from 1 on; got',
+            )
+            for windows in [(3,), (3, 3, 3), (3, 2.5), (3, 0)]
+        ),
     ],
 )
 def test_refused(arguments, message, params, random_batch):
     noise, labels = random_batch(MODEL)
     with pytest.raises(InputError, match=message):
         sample(MODEL, params, noise, labels, **arguments)
+
+
+def test_where_jax_takes_64_bits(params, random_batch):
+    noise, labels = random_batch(MODEL)
+    expected = sample(MODEL, params, noise, labels, method='parallel')
+    with jax.enable_x64(True):
+        images = sample(MODEL, params, noise, labels, method='parallel')
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(images, expected, rtol=0, atol=1e-4)

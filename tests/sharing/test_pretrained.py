@@ -108,6 +108,10 @@ def test_truncated_weights(folder):
             lambda t: t.update({'blocks.pos_embed': np.zeros((2, 4, 16), np.float16)}),
             'blocks.pos_embed is float16, not float32',
         ),
+        (
+            lambda t: t.update({'blocks.pos_embed': np.full((2, 4, 16), np.nan, np.float32)}),
+            'blocks.pos_embed has values that are not finite',
+        ),
     ],
 )
 def test_weights_of_another_model(folder, change, words):
