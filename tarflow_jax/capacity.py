@@ -45,5 +45,5 @@ def check_samples(
     if num_samples > most:
         raise InputError(
             f'{key}={num_samples} does not fit on this machine: the samples need '
-            f'{" and ".join(needs)}. Choose at most {most}.'
+            f'{" and ".join(needs)}. {f"Choose at most {most}." if most else "Make room first."}'
         )

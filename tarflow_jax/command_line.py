@@ -125,9 +125,10 @@ def config_notice() -> str:
 
 
 def config_flags_given() -> list[str]:
-    """Returns the --config flag that a follow-up command must repeat; [] for a workdir's config."""
+    """Returns the --config flag that a follow-up command must repeat; [] for the workdir's own."""
     path = config_flags.get_config_filename(flags.FLAGS['config']) if CONFIG.value else ''
-    return [] if not path or path.endswith('.json') else [f'--config={path}']
+    is_own = WORKDIR.value and Path(path) == Path(WORKDIR.value).expanduser() / CONFIG_FILE
+    return [] if not path or is_own else [f'--config={path}']
 
 
 def overrides() -> dict[str, Any]:

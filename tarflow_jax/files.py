@@ -63,8 +63,10 @@ def open_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())  # or a power cut may keep the new name and lose the bytes
             os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.filename = os.fspath(path)  # or nobody would know which disk is full
         raise
     finally:
         _unfinished.discard(unfinished)

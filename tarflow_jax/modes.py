@@ -61,6 +61,11 @@ def run() -> int:
     quiet_orbax()
     config, checkpoint = CONFIG.value, CHECKPOINT.value
     workdir = local_folder(WORKDIR.value) if WORKDIR.value else Path()
+    if is_checkpoint_path(workdir.absolute()):
+        raise InputError(
+            f'workdir {workdir} is a checkpoint, which a longer training removes with all that is '
+            f'in it. Give --workdir={workdir_of(workdir)} --checkpoint={workdir}.'
+        )
     if checkpoint:
         existing_path(checkpoint)
     with quiet_without_tpu(), Stop() as stop:
@@ -220,7 +225,8 @@ def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, sto
     calibration_file.calibrate_and_write(workdir, model, params, mesh, sampling, check)
     seconds = format_duration(time.perf_counter() - start)
     distributed.print_on_main(
-        f'Calibrated in {seconds}: --mode=sample and --mode=evaluate of {workdir} use it.'
+        f'Calibrated in {seconds}: --mode=sample and --mode=evaluate of {workdir} use it for '
+        f'{calibration_file.batch_size_of(mesh, sampling)} samples at a time.'
     )
     of_model = flags_of_model(workdir, checkpoint)
     distributed.print_on_main(next_commands(command(*of_model, '--mode=sample')))

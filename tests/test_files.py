@@ -164,3 +164,11 @@ def test_only_a_full_disk_is_called_full(error, words):
 def test_a_failure_of_another_kind_has_no_advice_of_a_disk():
     assert describe_error(RuntimeError('step 4\nexists')) == 'RuntimeError: step 4'
     assert describe_error(PermissionError(errno.EACCES, 'No')) == 'No'
+
+
+def test_a_full_disk_is_named(tmp_path):
+    def fill(_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/file'"):
+        write_atomically(tmp_path / 'file', fill)

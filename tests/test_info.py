@@ -57,6 +57,12 @@ def test_a_checkpoint_and_what_is_handed_on(runs, whole, tmp_path):
     } <= set(lines)
 
 
+def test_the_config_of_another_workdir_is_repeated(runs, whole, tmp_path):
+    config = f'--config={whole[0]}/config.json'
+    result = runs.run('', NO_CONFIG, config, '--mode=info')
+    assert result.out.endswith(f'  python -m tarflow_jax.main {config} --workdir=runs/NAME\n')
+
+
 @pytest.mark.parametrize('name', ['digits', 'afhq256'])
 def test_the_parameters_of_an_experiment_without_a_workdir(name, capsys):
     from tarflow_jax.build import make_model

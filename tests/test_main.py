@@ -316,6 +316,15 @@ def test_evaluation_of_nothing_known(runs, whole, tmp_path):
     assert 'evaluate.num_draws must be at least 1; got 0' in line
 
 
+@pytest.mark.parametrize('mode', ['sample', 'evaluate', 'report'])
+def test_a_checkpoint_is_no_workdir(runs, whole, mode):
+    """What is written there would be removed with it."""
+    step = whole[0] / 'checkpoints' / '24'
+    line = runs.refused(step, f'--mode={mode}')
+    assert f'Give --workdir={whole[0]} --checkpoint={step}' in line
+    assert not (step / 'samples').exists()
+
+
 @pytest.mark.parametrize('mode', ['train', 'sample', 'evaluate'])
 def test_a_workdir_of_another_model(runs, whole, mode):
     flags = ['--config.model.width=32', '--config.model.num_blocks=3']

@@ -21,6 +21,7 @@ from tarflow_jax.values import format_value
 PREPARE_COMMAND = 'python -m tarflow_jax.data.prepare'
 
 _VERSION = re.compile(r'(\d+)\.(\d+)\.(\d+)')
+_NAME = re.compile(r'[\w/.:-]+')  # of a data set, as opposed to a path with anything in it
 _LOCK_FILE = '.prepare.lock'
 
 
@@ -53,7 +54,7 @@ def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
     if name in prepared:
         return prepared[name]
     known = sorted({*builders.NAMES, *prepared})
-    plain = format_value(name).strip("'")
+    plain = name if _NAME.fullmatch(name) else 'NAME'
     raise InputError(
         f'there is no data set {format_value(name)} in {root}{did_you_mean(name, known)} Known '
         f'data sets: {", ".join(known)}. Others must be prepared first: {PREPARE_COMMAND} {plain} '

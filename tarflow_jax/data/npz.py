@@ -24,7 +24,7 @@ _CONTENT = (
 def open_npz(name: str) -> Dataset:
     """Reads an .npz file as a data set with one split 'train', held in memory.
 
-    Images are uint8 [N, H, W, C] with one to four channels, under one of `IMAGE_KEYS`. Labels are
+    Images are uint8 [N, H, W, C] with one channel or three, under one of `IMAGE_KEYS`. Labels are
     integers [N] from 0, -1 for none, under one of `LABEL_KEYS`, or the file has none. The number of
     classes is the largest label plus one.
 
@@ -89,7 +89,7 @@ def _checked_keys(name: str, headers: dict[str, Header]) -> tuple[str, str | Non
     images = [key for key in IMAGE_KEYS if key in headers]
     labels = [key for key in LABEL_KEYS if key in headers]
     shape, dtype = headers[images[0]] if len(images) == 1 else ((), None)
-    if dtype == np.uint8 and len(shape) == 4 and min(shape) > 0 and shape[3] <= 4:
+    if dtype == np.uint8 and len(shape) == 4 and min(shape) > 0 and shape[3] in (1, 3):
         if not labels:
             return images[0], None
         label_shape, label_dtype = headers[labels[0]]

@@ -126,7 +126,11 @@ def find_calibration(
         if reason:
             reasons.append(reason)
     if reasons and warns and distributed.is_main():
-        logging.warning('The calibration is not used: %s. Run --mode=calibrate.', reasons[0])
+        logging.warning(
+            'The calibration is not used: %s. Run --mode=calibrate with the same settings, and '
+            '--config.sample.num_samples=%d.',
+            *(reasons[0], identity['batch_size']),
+        )
     return None
 
 

@@ -142,9 +142,10 @@ class Run:
         step = int(state.step)
         distributed.check_same({'the step of the newest checkpoint': step})
         if step >= self.total_steps and not self.milestones.unfinished(step):
+            epochs = step * self.config.train.batch_size / len(self.train_split)
             distributed.print_on_main(
                 f'{self.workdir} is trained to step {step} of {self.total_steps} already; '
-                'raise train.num_epochs to train longer.'
+                f'raise train.num_epochs above {epochs:.4g} to train longer.'
             )
             return 0
         if distributed.is_main():
@@ -319,7 +320,8 @@ class Run:
             # Costs as much as a small step: not for every one.
             factor = self.config.train.restart_factor**self.restarts
             values['train/learning_rate'] = np.asarray(self.program.schedule(step - 1)) * factor
-            values['train/images_per_second'] = self.throughput.images_per_second()
+            if pace := self.throughput.images_per_second():
+                values['train/images_per_second'] = pace
             if self.restarts:
                 values['train/restarts'] = self.restarts
             self.writer.scalars(step, values)

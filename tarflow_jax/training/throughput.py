@@ -24,8 +24,8 @@ class Throughput:
         """Leaves out the time since the last step."""
         self._last = None
 
-    def images_per_second(self) -> float:
-        """Of the steps since the last call; 0 if there were none to measure."""
-        rate = self._images / self._seconds if self._seconds else 0.0
+    def images_per_second(self) -> float | None:
+        """Of the steps since the last call; None if there were none to measure."""
+        rate = self._images / self._seconds if self._seconds else None
         self._images, self._seconds = 0, 0.0
         return rate

@@ -110,6 +110,7 @@ def test_a_path_from_the_working_directory(file, monkeypatch):
         ({'arr_0': IMAGES, 'y': LABELS, 'label': LABELS}, r'y int64 .*, label int64'),
         ({'arr_0': IMAGES / 255}, r'arr_0 float64 \[30, 6, 4, 3\]'),
         ({'arr_0': IMAGES.astype(np.int64)}, 'arr_0 int64'),
+        ({'arr_0': np.zeros((3, 4, 4, 2), np.uint8)}, r'arr_0 uint8 \[3, 4, 4, 2\]'),
         ({'arr_0': IMAGES[0]}, r'uint8 \[6, 4, 3\]'),
         ({'arr_0': IMAGES[:0]}, r'uint8 \[0, 6, 4, 3\]'),
         ({'arr_0': np.uint8(3)}, r'uint8 \[\]'),

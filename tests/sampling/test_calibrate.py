@@ -198,7 +198,7 @@ def test_what_is_stored_is_found_again(params, measured, one_device, tmp_path, c
         assert find_calibration(**arguments) is None
         (record,) = caplog.records
         assert words in record.getMessage()
-        assert 'Run --mode=calibrate.' in record.getMessage()
+        assert 'Run --mode=calibrate with the same settings' in record.getMessage()
 
 
 @pytest.mark.parametrize('damage', ['cut', 'other', 'shapes'])
@@ -378,6 +378,6 @@ def test_the_command_line(runs, whole, tmp_path):
     images = np.load(tmp_path / 'samples' / 'samples.npz')['arr_0']
     assert np.abs(images.astype(int) - expected).max() <= 0.01 * 10 * 127.5
     other = runs.run(tmp_path, '--mode=sample', *flags, '--config.sample.batch_size=8')
-    warning = f'batch_size was 16, is 8 ({tmp_path}/calibration.npz). Run --mode=calibrate.'
+    warning = f'batch_size was 16, is 8 ({tmp_path}/calibration.npz). Run --mode=calibrate '
     assert warning in other.err
     assert before.startswith('16 samples in ')

@@ -206,7 +206,7 @@ def test_a_run_that_is_done_says_so(runs, whole):
     result = runs.run(whole[0])
     assert result.out.startswith(
         f'{whole[0]} is trained to step {TOTAL_STEPS} of {TOTAL_STEPS} already; '
-        'raise train.num_epochs to train longer.\nNext:\n'
+        f'raise train.num_epochs above {TOTAL_STEPS * 64 / 1498:.4g} to train longer.\nNext:\n'
     )
     assert result.err == ''
     assert files_in(whole[0]) == before
