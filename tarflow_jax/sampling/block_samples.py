@@ -14,10 +14,11 @@ from tarflow_jax.flow.tokens import TokenFlow, reorder
 from tarflow_jax.parallel import arrays, distributed, rules
 from tarflow_jax.parallel.mesh import padded_batch_size
 from tarflow_jax.sampling.batches import draw_noise
+from tarflow_jax.sampling.inverse import solve_block
 from tarflow_jax.sampling.labels import spread_labels
-from tarflow_jax.sampling.parallel import lagged, solve_in_windows
+from tarflow_jax.sampling.parallel import apply_map, lagged
 from tarflow_jax.sampling.sample import scale_noise
-from tarflow_jax.sampling.sequential import GuidedStep, solve_sequentially
+from tarflow_jax.sampling.sequential import GuidedStep
 
 JACOBI_SWEEPS = 10  # at most; fits to fewer were seen to be unstable in hard blocks
 REFITS, REFITTED_SWEEPS = 3, 5
@@ -227,18 +228,13 @@ def _draw_latents(model, params, index, prior_temperature):
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def _solve(flow: TokenFlow, params, z_BTP, labels, guidance, linear, window, tolerance):
     step = _step(flow, params, labels, guidance)
-    if window == 1:
-        return solve_sequentially(step, z_BTP), flow.num_tokens - 1, flow.num_tokens - 1
-    return solve_in_windows(step, z_BTP, linear, window, tolerance)
+    return solve_block(step, z_BTP, linear, window, tolerance)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(flow: TokenFlow, params, x_BTP, z_BTP, labels, guidance):
     """A sweep over the whole block, or its first tokens: G(x)."""
-    step = _step(flow, params, labels, guidance)
-    caches = step.padded_to((), x_BTP.shape[1] - 1)
-    after, _ = step(x_BTP[:, :-1], z_BTP[:, 1:], jnp.int32(0), caches)
-    return jnp.concatenate([z_BTP[:, :1], after], axis=1)
+    return apply_map(_step(flow, params, labels, guidance), x_BTP, z_BTP)
 
 
 def _step(flow: TokenFlow, params, labels, guidance) -> GuidedStep:

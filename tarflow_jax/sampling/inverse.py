@@ -92,16 +92,20 @@ def inverse(
     return solution._replace(tokens=jnp.stack(in_order))
 
 
+def solve_block(step: GuidedStep, z_BTP, linear, window: int, tolerance):
+    """Solves a block token by token if the window is 1; see `solve_in_windows`."""
+    if window > 1:
+        return solve_in_windows(step, z_BTP, linear, window, tolerance)
+    num_steps = jnp.int32(z_BTP.shape[1] - 1)
+    return solve_sequentially(step, z_BTP), num_steps, num_steps
+
+
 def _solve(step: GuidedStep, z_BTP, linear, window: int, tolerance, certify: bool):
     """A block's `Solution`, field by field."""
-    batch, num_tokens, _ = z_BTP.shape
-    if window == 1:
-        x_BTP, counts = solve_sequentially(step, z_BTP), [jnp.int32(num_tokens - 1)] * 2
-    else:
-        x_BTP, *counts = solve_in_windows(step, z_BTP, linear, window, tolerance)
-    none_failed_B = jnp.zeros(batch, bool)
+    x_BTP, *counts = solve_block(step, z_BTP, linear, window, tolerance)
+    none_failed_B = jnp.zeros(len(z_BTP), bool)
     if not certify:
-        return x_BTP, *counts, jnp.full(batch, jnp.nan), none_failed_B
+        return x_BTP, *counts, jnp.full(len(z_BTP), jnp.nan), none_failed_B
     residual_B = residual(step, x_BTP, z_BTP)
     if window == 1:
         return x_BTP, *counts, residual_B, none_failed_B

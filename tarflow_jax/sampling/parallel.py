@@ -146,11 +146,16 @@ def _num_settled(error_BWP, is_committed_W, last_BP, tolerance):
     return jnp.cumprod(is_settled_W[:-1].astype(jnp.int32)).sum(dtype=jnp.int32)
 
 
-def residual(step: GuidedStep, x_BTP, z_BTP):
-    """max |x - G(x)| of each sample [B], by one pass over all tokens."""
+def apply_map(step: GuidedStep, x_BTP, z_BTP):
+    """G(x), by one pass over all tokens: each of them as the map makes it of those before it."""
     caches = step.padded_to((), x_BTP.shape[1] - 1)
-    expected_BTP, _ = step(x_BTP[:, :-1], z_BTP[:, 1:], jnp.int32(0), caches)
-    return jnp.abs(x_BTP[:, 1:] - expected_BTP).max(axis=(1, 2), initial=0)
+    after_BTP, _ = step(x_BTP[:, :-1], z_BTP[:, 1:], jnp.int32(0), caches)
+    return jnp.concatenate([z_BTP[:, :1], after_BTP], axis=1)
+
+
+def residual(step: GuidedStep, x_BTP, z_BTP):
+    """max |x - G(x)| of each sample [B]."""
+    return jnp.abs(x_BTP - apply_map(step, x_BTP, z_BTP)).max(axis=(1, 2))
 
 
 def lagged(x_BTP, lags):
