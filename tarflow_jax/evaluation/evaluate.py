@@ -1,10 +1,13 @@
 """`--mode=evaluate`: computes the scores of an experiment, and writes them with their settings."""
 
 import datetime
+import functools
 import hashlib
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from absl import logging
 
@@ -16,7 +19,6 @@ from tarflow_jax.evaluation import sample_scores, split_scores
 from tarflow_jax.evaluation.features import QUANTIZATIONS
 from tarflow_jax.evaluation.metrics import SAMPLE_METRICS, SPLIT_METRICS, metric_names
 from tarflow_jax.evaluation.sample_scores import SampleScores
-from tarflow_jax.evaluation.split_scores import SplitScores
 from tarflow_jax.files import json_text, make_writable, remove_unfinished, write_json
 from tarflow_jax.parallel import distributed, rules
 from tarflow_jax.parallel.fingerprints import digest
@@ -34,22 +36,6 @@ from tarflow_jax.workdir import (
 HISTORY_FILE = 'evaluations.jsonl'  # those before
 _UNFINISHED = 'unfinished'  # a key of the report: metrics still to come
 _IDENTITY_KEYS = ('version', 'config_sha256', 'params_sha256')  # keys of what the scores depend on
-
-
-class MetricGroup(Protocol):
-    """Some of the metrics of an evaluation; every process calls all methods but `details`.
-
-    `prepare` makes what the scores need, perhaps for hours, and raises InputError for files of no
-    use. `details` says what was scored, and with which settings. `finish` removes what only an
-    interrupted evaluation would resume from.
-    """
-
-    names: list[str]
-
-    def prepare(self) -> None: ...
-    def scores(self, done: dict[str, float]) -> dict[str, float]: ...
-    def details(self) -> dict[str, Any]: ...
-    def finish(self) -> None: ...
 
 
 def evaluate(
@@ -87,9 +73,9 @@ def evaluate(
         params, identity = _load(experiment, checkpoint_or_workdir(workdir, checkpoint))
     if distributed.is_main():
         prepare_workdir(workdir)
-    parts: list[MetricGroup] = []
     if split_metrics:
-        parts.append(SplitScores(experiment, params, stop, split_metrics))
+        split_scores.check(experiment, split_metrics)
+    samples = None
     if sample_metrics:
         params_sha256 = identity.get('params_sha256')
         calibration = None
@@ -99,14 +85,11 @@ def evaluate(
             calibration = find_calibration(
                 folders, experiment.model, params, experiment.mesh, sampling
             )
-        parts.append(
-            SampleScores(
-                *(experiment, params, params_sha256, calibration, workdir, stop, sample_metrics)
-            )
+        samples = SampleScores(
+            *(experiment, params, params_sha256, calibration, workdir, stop, sample_metrics)
         )
-    with rules.activation_sharding(experiment.mesh):
-        for part in parts:
-            part.prepare()
+        with rules.activation_sharding(experiment.mesh):
+            samples.prepare()
     about = {
         'version': tarflow_jax.__version__,
         'command': command,
@@ -118,20 +101,25 @@ def evaluate(
         _resume_scores(workdir, about) if distributed.is_main() else None
     )
     scores: dict[str, float] = {}
-    for number, part in enumerate(parts):
-        with rules.activation_sharding(experiment.mesh):
-            values = part.scores(done)
+
+    def write(values: dict[str, float], details: Callable, unfinished: list[str]) -> None:
+        """Adds scores to the report, and what they are of; prints them."""
         if distributed.is_main():
-            scores |= values
-            about |= part.details()
-            remaining = [name for later in parts[number + 1 :] for name in later.names]
-            unfinished = {_UNFINISHED: remaining} if remaining else {}
-            # After each part: the next one may take hours, and be stopped.
-            write_json(workdir / EVALUATION_FILE, {**scores, **about, **unfinished})
+            scores.update(values)
+            about.update(details())
+            still = {_UNFINISHED: unfinished} if unfinished else {}
+            write_json(workdir / EVALUATION_FILE, {**scores, **about, **still})
             for name, value in values.items():
                 print(f'{name:32} {value:.4f}', flush=True)
-    for part in parts:
-        part.finish()
+
+    with rules.activation_sharding(experiment.mesh):
+        if split_metrics:  # written before the samples, which may take hours, and be stopped
+            known = {key: math.nan if value is None else value for key, value in done.items()}
+            values = known or split_scores.score(experiment, params, stop, split_metrics)
+            write(values, functools.partial(split_scores.details, experiment), sample_metrics)
+        if samples:
+            write(samples.scores(), samples.details, [])
+            samples.finish()
     if distributed.is_main():
         print(f'in {format_duration(time.perf_counter() - start)}: {workdir / EVALUATION_FILE}')
 

@@ -196,12 +196,11 @@ class SampleScores:
         reference = DataReference(family, features, self._experiment)
         return reference.ensure(self._stop.check)
 
-    def scores(self, done: dict[str, float]) -> dict[str, float]:
+    def scores(self) -> dict[str, float]:
         """Returns the scores by the name of the metric, in the main process; {} in the others.
 
         Samples that an interrupted evaluation has drawn are measured again, which is quick.
         """
-        del done
         measured = quality.measure(
             self._drawn_batches(self._sample_store)
             if self._sample_store

@@ -1,6 +1,5 @@
 """The part of an evaluation that scores whole splits of the data."""
 
-import math
 from typing import Any
 
 from tarflow_jax.build import Experiment
@@ -25,8 +24,8 @@ def check(experiment: Experiment, names: list[str]) -> None:
         experiment.dataset.split(name, key)
 
 
-class SplitScores:
-    """Scores of splits, each image exactly once.
+def score(experiment: Experiment, params, stop: Stop, names: list[str]) -> dict[str, float]:
+    """Scores splits, each image exactly once, in float32 for models of any dtype.
 
     Args:
       experiment: the experiment to evaluate.
@@ -34,77 +33,53 @@ class SplitScores:
       stop: receives the signals.
       names: the metrics to compute, keys of `SPLIT_METRICS`.
 
-    Attributes:
-      names: the metrics.
-
-    Raises:
-      InputError: the model has no such scores, or there is no such split.
+    Returns:
+      The scores by 'split/metric'.
     """
+    values: dict[str, float] = {}
+    for split_name in evaluated_splits(experiment.config):
+        scores = _scores_of(split_name, experiment, params, stop, names)
+        for name in names:
+            for key in (name, f'{name}_error'):
+                if key in scores:
+                    values[f'{split_name}/{key}'] = scores[key]
+    return values
 
-    def __init__(self, experiment: Experiment, params, stop: Stop, names: list[str]):
-        self._experiment = experiment
-        self._params = params
-        self._stop = stop
-        self.names = names
-        check(experiment, names)
-        self._splits = {
-            name: experiment.dataset.split(name) for name in evaluated_splits(experiment.config)
+
+def _scores_of(split_name: str, experiment: Experiment, params, stop: Stop, names: list[str]):
+    """What the functions of some metrics return of a split, by their own names."""
+    settings = experiment.config.evaluate
+    split = experiment.dataset.split(split_name)
+    size = padded_batch_size(settings.batch_size, len(split), experiment.mesh)
+    scores: dict[str, float] = {}
+    for function in dict.fromkeys(SPLIT_METRICS[name] for name in names):
+        noun = f'images of {split_name}'
+        with count_progress(noun, len(split), enabled=distributed.is_main()) as progress:
+            scores |= function(
+                as_scored(experiment.model),
+                params,
+                split,
+                experiment.noise,
+                experiment.mesh,
+                batch_size=settings.batch_size,
+                num_draws=settings.num_draws,
+                seed=settings.seed,
+                before_batch=progress.before_batch(size, stop.check),
+            )
+    return scores
+
+
+def details(experiment: Experiment) -> dict[str, Any]:
+    """What was scored, and with which settings."""
+    config = experiment.config
+    splits = {name: experiment.dataset.split(name) for name in evaluated_splits(config)}
+    return {
+        'splits': {
+            'dataset': experiment.dataset.name,
+            'num_images': {name: len(split) for name, split in splits.items()},
+            'noise': {'type': config.noise.type, 'std': config.noise.std},
+            'num_draws': config.evaluate.num_draws,
+            'seed': config.evaluate.seed,
+            'dtype': 'float32',
         }
-
-    def prepare(self) -> None:
-        """Does nothing: splits are scored as they are."""
-
-    def scores(self, done: dict[str, float]) -> dict[str, float]:
-        """Returns the scores by 'split/metric', computed in float32 for models of any dtype.
-
-        Args:
-          done: the scores of an interrupted evaluation, which are returned as they are.
-        """
-        if done:
-            return {key: math.nan if value is None else value for key, value in done.items()}
-        values: dict[str, float] = {}
-        for split_name in self._splits:
-            scores = self._scores_of(split_name)
-            for name in self.names:
-                for key in (name, f'{name}_error'):
-                    if key in scores:
-                        values[f'{split_name}/{key}'] = scores[key]
-        return values
-
-    def _scores_of(self, split_name: str) -> dict[str, float]:
-        experiment, settings = self._experiment, self._experiment.config.evaluate
-        scores: dict[str, float] = {}
-        for function in dict.fromkeys(SPLIT_METRICS[name] for name in self.names):
-            split = self._splits[split_name]
-            size = padded_batch_size(settings.batch_size, len(split), experiment.mesh)
-            noun = f'images of {split_name}'
-            with count_progress(noun, len(split), enabled=distributed.is_main()) as progress:
-                scores |= function(
-                    as_scored(experiment.model),
-                    self._params,
-                    split,
-                    experiment.noise,
-                    experiment.mesh,
-                    batch_size=settings.batch_size,
-                    num_draws=settings.num_draws,
-                    seed=settings.seed,
-                    before_batch=progress.before_batch(size, self._stop.check),
-                )
-        return scores
-
-    def finish(self) -> None:
-        """Does nothing: there are no files to remove."""
-
-    def details(self) -> dict[str, Any]:
-        """Returns what was scored, and with which settings."""
-        config = self._experiment.config
-        return {
-            'splits': {
-                'dataset': self._experiment.dataset.name,
-                'num_images': {name: len(split) for name, split in self._splits.items()},
-                'noise': {'type': config.noise.type, 'std': config.noise.std},
-                'num_draws': config.evaluate.num_draws,
-                'seed': config.evaluate.seed,
-                'dtype': 'float32',
-            }
-        }
+    }
