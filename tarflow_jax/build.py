@@ -103,8 +103,7 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
             devices = jax.devices()
     model = make_model(config.model, devices[0])
     settings = config.sample
-    guidance = {key: settings[key] for key in GUIDANCE_KEYS}
-    guidance = Guidance.checked(model.num_classes, **guidance)
+    Guidance.checked(model.num_classes, **{key: settings[key] for key in GUIDANCE_KEYS})
     removes_noise = settings.denoise and config.noise.type == 'gaussian'
     sampling = {key: value for key, value in settings.items() if key != 'denoise'}
     sampling['denoise_std'] = config.noise.std if removes_noise else 0.0
@@ -112,8 +111,7 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
     sampling['labels'] = Labels().numbers(
         *('sample.labels', settings.labels, lambda: experiment.dataset.class_names)
     )
-    if labels := label_cycle(sampling['labels'], model.num_classes):
-        guidance.check_labels(labels)
+    label_cycle(sampling['labels'], model.num_classes)  # checks it
     return experiment
 
 

@@ -151,7 +151,7 @@ def flags_of_model(workdir: Path, checkpoint: str | None) -> list[str]:
     """The flags that name the workdir, a given checkpoint, and a config if none is known."""
     from tarflow_jax.workdir import workdir_of
 
-    folders = [workdir, *([workdir_of(Path(checkpoint))] if checkpoint else [])]
+    folders = [workdir, *([workdir_of(Path(checkpoint).expanduser())] if checkpoint else [])]
     known = any((folder / CONFIG_FILE).exists() for folder in folders)
     of_checkpoint = [f'--checkpoint={checkpoint}'] if checkpoint else []
     return [*([] if known else config_flags_given()), f'--workdir={workdir}', *of_checkpoint]

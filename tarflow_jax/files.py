@@ -66,7 +66,7 @@ def open_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     except BaseException as error:
         unfinished.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            error.filename = os.fspath(path)  # or nobody would know which disk is full
+            error.filename = error.filename or os.fspath(path)  # or no one knows which disk is full
         raise
     finally:
         _unfinished.discard(unfinished)

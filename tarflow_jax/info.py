@@ -149,7 +149,7 @@ def _evaluation(workdir: Path) -> str:
         return 'none yet (--mode=evaluate)'
     scores = {k: v for k, v in report.items() if k.rpartition('/')[2] in METRICS}
     lines = [
-        f'{name} {f"{value:.4f}" if isinstance(value, float) else "not finite"}'
+        f'{name} {f"{value:.4f}" if isinstance(value, int | float) else "not finite"}'
         for name, value in scores.items()
     ]
     if remaining := report.get('unfinished'):

@@ -88,7 +88,8 @@ def label_batch(
       InputError: there is no such class, or there are more labels or fewer than images.
     """
     if isinstance(labels, jax.Array | np.ndarray) and not labels.ndim:
-        labels = jnp.full(batch, labels)
+        full = np.full if isinstance(labels, np.ndarray) else jnp.full  # jnp has no names
+        labels = full(batch, labels)
     if isinstance(labels, str | int | np.integer) and not isinstance(labels, bool):
         labels = [labels] * batch
     if isinstance(labels, list | tuple | np.ndarray) and any(isinstance(v, str) for v in labels):
@@ -110,20 +111,28 @@ def _as_single_array(images, image_shape, name) -> Any:
             _picture_to_array(image, image_shape) if _is_picture(image) else image
             for image in images
         ]
+        _check_items(images, name)
     try:
         array = np.asarray(images)
-        kinds = {np.asarray(image).dtype.kind for image in images} if array.ndim else set()
     except (TypeError, ValueError, RuntimeError) as error:
-        shapes = {tuple(getattr(image, 'shape', ())) for image in images}
-        if len(shapes) > 1:
-            raise InputError(f'{name} must have one shape; got {sorted(shapes)[:5]}.') from None
         words = str(error).partition('\n')[0]
         raise InputError(f'{name} cannot become a NumPy array: {words}') from None
-    if 'u' in kinds and len(kinds) > 1:  # NumPy would take levels for numbers in [-1, 1]
-        raise_invalid(name, 'must all be levels, as pictures are, or all be floats', images)
     if array.dtype.kind not in 'biufcV':
         raise_invalid(name, 'must be images: arrays, Pillow images, or lists of them', images)
     return array
+
+
+def _check_items(images: list, name: str) -> None:
+    """Raises InputError if arrays in a list have other shapes, or levels are among floats."""
+    arrays = [image for image in images if isinstance(image, jax.Array | np.ndarray)]
+    if len(shapes := {array.shape for array in arrays}) > 1:
+        raise InputError(f'{name} must have one shape; got {sorted(shapes)[:5]}.')
+    dtypes = {array.dtype for array in arrays}
+    if (
+        np.dtype(np.uint8) in dtypes and len(dtypes) > 1
+    ):  # NumPy would take levels for numbers in [-1, 1]
+        names = ' and '.join(sorted(map(str, dtypes)))
+        raise InputError(f'{name} must all be of one type; got {names}.')
 
 
 def _add_missing_axes(array, image_shape: tuple[int, int, int]):

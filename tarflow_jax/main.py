@@ -92,11 +92,13 @@ def _run() -> int:
 def _show_info() -> int:
     from tarflow_jax import command_line, info
     from tarflow_jax.commands import command, next_commands
-    from tarflow_jax.workdir import existing_path, local_folder, workdir_of
+    from tarflow_jax.workdir import check_no_checkpoint, existing_path, local_folder, workdir_of
 
     checkpoint, folder = command_line.CHECKPOINT.value, command_line.WORKDIR.value
     of_checkpoint = workdir_of(existing_path(checkpoint)) if checkpoint else None
     source = local_folder(folder) if folder else of_checkpoint
+    if source:
+        check_no_checkpoint(source)
     workdir = source if source and source.is_dir() else None
     if words := command_line.config_notice():
         print(words)

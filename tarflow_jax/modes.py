@@ -39,6 +39,8 @@ from tarflow_jax.parallel.libtpu import quiet_without_tpu
 from tarflow_jax.planning import plan as planning
 from tarflow_jax.quantities import format_duration
 from tarflow_jax.sampling import calibration_file
+from tarflow_jax.sampling.guidance import GUIDANCE_KEYS, Guidance
+from tarflow_jax.sampling.labels import label_cycle
 from tarflow_jax.sampling.write import name_of, write_samples
 from tarflow_jax.stopping import RESTARTS, Stop
 from tarflow_jax.training import loop
@@ -46,6 +48,7 @@ from tarflow_jax.training.checkpoint import newest_and_best, quiet_orbax
 from tarflow_jax.training.program import rows_to_share_in_training
 from tarflow_jax.workdir import (
     CONFIG_FILE,
+    check_no_checkpoint,
     checkpoint_or_workdir,
     existing_path,
     is_checkpoint_path,
@@ -61,11 +64,8 @@ def run() -> int:
     quiet_orbax()
     config, checkpoint = CONFIG.value, CHECKPOINT.value
     workdir = local_folder(WORKDIR.value) if WORKDIR.value else Path()
-    if is_checkpoint_path(workdir.absolute()):
-        raise InputError(
-            f'workdir {workdir} is a checkpoint, which a longer training removes with all that is '
-            f'in it. Give --workdir={workdir_of(workdir)} --checkpoint={workdir}.'
-        )
+    if WORKDIR.value:
+        check_no_checkpoint(workdir)
     if checkpoint:
         existing_path(checkpoint)
     with quiet_without_tpu(), Stop() as stop:
@@ -152,6 +152,7 @@ def next_train_commands(workdir: Path) -> list[str]:
 def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
     """Draws samples into `workdir/samples/`."""
     start = time.perf_counter()
+    check_guidance(experiment)
     source = checkpoint_or_workdir(workdir, checkpoint)
     params, _ = loading.load_params(experiment, source)
     loading.warn_of_noise_mismatch(experiment.config, source)
@@ -175,6 +176,14 @@ def sample(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: 
     distributed.print_on_main(next_commands(*next_sample_commands(experiment, workdir, checkpoint)))
 
 
+def check_guidance(experiment: Experiment, **changes: float) -> None:
+    """Raises InputError if guidance would change nothing in samples of these labels."""
+    num_classes, sampling = experiment.model.num_classes, experiment.sampling
+    settings = {key: sampling[key] for key in GUIDANCE_KEYS} | changes
+    labels = label_cycle(sampling['labels'], num_classes) or [0]  # of 'uniform' ones
+    Guidance.checked(num_classes, **settings).check_labels(labels, num_classes)
+
+
 def override_suffix(source: str | Path) -> str:
     """Names samples of a given checkpoint step or of overridden settings; '' for neither."""
     changes = {key.removeprefix('sample.'): value for key, value in overrides().items()}
@@ -188,8 +197,10 @@ def next_sample_commands(
 ) -> list[str]:
     """Commands to go on with after samples: guided ones, if these are not, and scores, if any."""
     of_model, commands = flags_of_model(workdir, checkpoint), []
-    if experiment.model.num_classes and not experiment.sampling['guidance']:
-        commands.append(command(*of_model, '--mode=sample', '--config.sample.guidance=1'))
+    if not experiment.sampling['guidance']:
+        with contextlib.suppress(InputError):  # it would change nothing
+            check_guidance(experiment, guidance=1.0)
+            commands.append(command(*of_model, '--mode=sample', '--config.sample.guidance=1'))
     with contextlib.suppress(InputError):  # of data that are not here, or have other splits
         check_evaluation(experiment)
         commands.append(command(*of_model, '--mode=evaluate'))
@@ -218,6 +229,7 @@ def score(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: S
 def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
     """Measures how samples are drawn fastest, and keeps that in the workdir."""
     start = time.perf_counter()
+    check_guidance(experiment)
     source = checkpoint_or_workdir(workdir, checkpoint)
     model, mesh, sampling = experiment.model, experiment.mesh, experiment.sampling
     params, _ = loading.load_params(experiment, source)

@@ -57,7 +57,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         enabled: bool = True,
     ) -> None:
-        stream = stream or sys.stdout if enabled else io.StringIO()  # which nobody reads
+        stream = (stream or sys.stdout) if enabled else io.StringIO()  # which nobody reads
         self._status = _Status(total_steps, first_step, clock, noun, delay)
         display = _BarDisplay if _is_terminal(stream) else _LineDisplay
         self._display: _BarDisplay | _LineDisplay = display(self._status, stream)

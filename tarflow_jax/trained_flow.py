@@ -26,7 +26,8 @@ from tarflow_jax.sampling.sample import PRIOR_TEMPERATURE
 from tarflow_jax.values import Boolean, PathValue
 from tarflow_jax.workdir import config_of, workdir_of
 
-_DENOISE_LATER = 'leave out denoise, and give noise_std to `denoise`'
+_IF_GAUSSIAN = 'if it was Gaussian, give noise_std'
+_DENOISE_LATER = f'leave out denoise or, {_IF_GAUSSIAN} to `denoise`'
 BATCH = 100  # samples at a time, unless the config has another number
 
 
@@ -196,7 +197,7 @@ class TrainedFlow:
           InputError: the model was trained with uniform noise, which no such step removes.
         """
         images, labels = self._images_and_labels(images, labels)
-        std = self._gaussian_std('give noise_std') if noise_std is None else noise_std
+        std = self._gaussian_std(_IF_GAUSSIAN) if noise_std is None else noise_std
         return score_step(self.model, self.params, images, labels, noise_std=std)
 
     def inpaint(self, images, mask, labels=None, *, key=0, **settings) -> Inpainting:

@@ -16,7 +16,7 @@ import numpy as np
 from tarflow_jax.errors import InputError
 
 INT32_MAX = 2**31 - 1  # what devices count in
-MAX_SIDE = 2**20  # pixels of an image
+_MAX_SIDE = 2**20  # pixels of an image
 _MAX_SHOWN_LENGTH = 80  # characters of a value that are shown
 _MIN_NORMAL = float(np.finfo(np.float32).tiny)  # devices read less than that as zero
 
@@ -123,18 +123,18 @@ class Strings:
 
 
 class ImageShape:
-    """Height, width and channels, each of at most `MAX_SIDE`."""
+    """Height, width and channels, each of at most `_MAX_SIDE`."""
 
     def check(self, name: str, value) -> tuple[int, int, int]:
         sides = list(value) if isinstance(value, list | tuple) or np.ndim(value) == 1 else []
-        side = Integer(1, MAX_SIDE)
+        side = Integer(1, _MAX_SIDE)
         try:
             height, width, channels = (side.check(name, number) for number in sides)
         except ValueError:  # InputError is one, too
             raise_invalid(
                 name,
                 'must be three positive whole numbers, height, width and channels (8,8,1)'
-                + (f', of at most {MAX_SIDE}' if _is_too_large(sides, MAX_SIDE) else ''),
+                + (f', of at most {_MAX_SIDE}' if _is_too_large(sides, _MAX_SIDE) else ''),
                 value,
             )
         return height, width, channels

@@ -141,7 +141,9 @@ def read_evaluation(workdir) -> dict[str, Any]:
             raise ValueError('it is not a JSON object')
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f'{path} cannot be read: {error.strerror}.') from error
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f'{path} is damaged: {error}. Move it away, and evaluate again.'
         ) from error
@@ -282,3 +284,14 @@ def is_checkpoint_path(path: Path) -> bool:
 def workdir_of(path: Path) -> Path:
     """Returns the workdir of a checkpoint, and a workdir itself."""
     return path.parent.parent if is_checkpoint_path(path) else path
+
+
+def check_no_checkpoint(workdir: Path) -> None:
+    """Raises InputError if a workdir is the folder of a checkpoint, in which nothing stays."""
+    place = workdir.absolute()
+    run = workdir_of(place)
+    if is_checkpoint_path(place) and (run / CONFIG_FILE).is_file():
+        raise InputError(
+            f'workdir {workdir} is a checkpoint, which a longer training removes with all that is '
+            f'in it. Give --workdir={run} --checkpoint={place}.'
+        )

@@ -77,8 +77,8 @@ def test_pictures_become_what_the_model_takes():
         (LEVELS.astype(np.int64), 'must be floating-point numbers; got int64'),
         (LEVELS[..., :1], r'of shape \[batch, 4, 4, 3\]; got \[2, 4, 4, 1\]'),
         ([LEVELS[0], LEVELS[1, :2]], r'must have one shape; got \[\(2, 4, 3\), \(4, 4, 3\)\]'),
-        ([LEVELS[0], PIXELS[0]], 'must all be levels, as pictures are, or all be floats'),
-        ([Image.fromarray(LEVELS[0]), PIXELS[0]], 'must all be levels, as pictures are, or all'),
+        ([LEVELS[0], PIXELS[0]], 'images must all be of one type; got float32 and uint8'),
+        ([Image.fromarray(LEVELS[0]), PIXELS[0]], 'must all be of one type'),
         (Unreadable(), 'cannot become a NumPy array: call detach first'),
         (Image.new('L', (0, 8)), 'a Pillow image of 0x8 is empty'),
         ('cat.png', "must be images: arrays, Pillow images, or lists of them; got 'cat.png'"),
@@ -151,6 +151,17 @@ def test_keys():
     for given in -1, 1.5, 'a', None, jax.random.split(key), 2**31:
         with pytest.raises(InputError, match='key'):
             as_key(given)
+
+
+@pytest.mark.parametrize('label', [np.array('dog'), np.array(1), jax.numpy.int32(1)])
+def test_a_label_for_all_images_may_be_an_array(label):
+    labels = inputs.label_batch(label, 2, 3, lambda: ('cat', 'dog', 'fox'))
+    np.testing.assert_array_equal(labels, [1, 1])
+
+
+def test_a_large_number_is_no_label():
+    with pytest.raises(InputError, match=r'must lie in 0\.\.2'):
+        inputs.label_batch(np.array(2**32 + 1), 2, 3)
 
 
 def test_a_label_for_all_images_may_be_traced():

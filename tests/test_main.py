@@ -6,14 +6,17 @@ import re
 import shutil
 import signal
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from runs import ROOT, TIMEOUT, files_in, metrics_in, steps_in, wait_until_held
 
 import tarflow_jax
+from tarflow_jax.errors import InputError
 from tarflow_jax.formats import torchfile
 from tarflow_jax.sampling import write
+from tarflow_jax.workdir import check_no_checkpoint
 
 UNCONDITIONAL = [
     '--config.model.patch_size=2',
@@ -300,6 +303,13 @@ def test_guidance_of_a_model_without_classes_at_temperature_one(runs, tmp_path):
     assert 'attention_temperature' in line
 
 
+def test_guidance_of_samples_without_labels(runs, whole):
+    flags = ['--config.sample.guidance=1', '--config.sample.labels=-1']
+    for mode in 'sample', 'calibrate':
+        line = runs.refused(whole[0], f'--mode={mode}', *flags)
+        assert 'guidance=1.0 would change nothing: no image has a label' in line
+
+
 @pytest.mark.parametrize('mode', ['sample', 'evaluate'])
 def test_an_empty_workdir(runs, tmp_path, mode):
     line = runs.refused(tmp_path, f'--mode={mode}')
@@ -316,13 +326,24 @@ def test_evaluation_of_nothing_known(runs, whole, tmp_path):
     assert 'evaluate.num_draws must be at least 1; got 0' in line
 
 
-@pytest.mark.parametrize('mode', ['sample', 'evaluate', 'report'])
+@pytest.mark.parametrize('mode', ['sample', 'evaluate', 'report', 'info'])
 def test_a_checkpoint_is_no_workdir(runs, whole, mode):
     """What is written there would be removed with it."""
     step = whole[0] / 'checkpoints' / '24'
     line = runs.refused(step, f'--mode={mode}')
     assert f'Give --workdir={whole[0]} --checkpoint={step}' in line
     assert not (step / 'samples').exists()
+
+
+def test_a_checkpoint_of_nothing_may_be_a_workdir(tmp_path, monkeypatch):
+    """A folder that a scheduler numbers, say."""
+    folder = tmp_path / 'checkpoints' / '24'
+    folder.mkdir(parents=True)
+    check_no_checkpoint(folder)
+    (tmp_path / 'config.json').write_text('{}')
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=f'Give --workdir={tmp_path} --checkpoint={folder}.'):
+        check_no_checkpoint(Path())
 
 
 @pytest.mark.parametrize('mode', ['train', 'sample', 'evaluate'])

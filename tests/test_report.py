@@ -8,6 +8,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 
+import jax
 import numpy as np
 import pytest
 from flows import FLOWS
@@ -15,6 +16,7 @@ from PIL import Image
 from runs import TOTAL_STEPS
 
 from tarflow_jax import info
+from tarflow_jax.configfile import ConfigFile
 from tarflow_jax.report import model as models
 from tarflow_jax.report import page
 from tarflow_jax.report.scores import scores as scores_section
@@ -216,6 +218,14 @@ def test_images_are_counted_in_whole_rows_of_classes(name):
     assert models.MIN_IMAGES <= count <= models.MAX_IMAGES
     if model.num_classes:
         assert set(np.bincount(labels, minlength=model.num_classes)) == {count // model.num_classes}
+
+
+def test_a_single_class_is_not_guided():
+    config = ConfigFile().parse('digits')
+    config.model.update(num_classes=1, width=8, head_dim=4, num_blocks=2, layers_per_block=1)
+    experiment = models.open_experiment(config)
+    params = experiment.model.init_params(jax.random.key(0))
+    assert models.draw(experiment, params).guided is None
 
 
 def test_of_many_classes_some_are_drawn():

@@ -15,9 +15,9 @@ from tarflow_jax.values import format_value
 IMAGE_KEYS = ('arr_0', 'images', 'image', 'data', 'x')
 LABEL_KEYS = ('arr_1', 'labels', 'label', 'y')
 _CONTENT = (
-    f'Images are uint8 [N, H, W, C] under one of the keys {", ".join(IMAGE_KEYS)}, and labels, '
-    f'integers [N] from 0 (-1: none), under one of {", ".join(LABEL_KEYS)} or none. Pickled Python '
-    'objects are never loaded.'
+    'Images are uint8 [N, H, W, C], of one channel or three, under one of the keys '
+    f'{", ".join(IMAGE_KEYS)}, and labels, integers [N] from 0 (-1: none), under one of '
+    f'{", ".join(LABEL_KEYS)} or none. Pickled Python objects are never loaded.'
 )
 
 

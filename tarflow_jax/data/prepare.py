@@ -11,7 +11,6 @@ NAME becomes `config.data.name`. A command that was interrupted resumes when it 
 import argparse
 import os
 import pathlib
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import NoReturn
 
 import tensorflow_datasets as tfds
 
+from tarflow_jax.commands import command
 from tarflow_jax.data import catalog
 from tarflow_jax.data.folder import explain_read_errors, quiet_tfds
 from tarflow_jax.data.image_folder.preparation import UNREADABLE_FILE, prepare_image_folder
@@ -90,8 +90,7 @@ def _next(name: str, data_dir: str) -> list[str]:
     else:
         experiment, expectation = f'{_IMAGES}:{name}', _EXPECTATION.format(name=name)
         experiment += '' if is_default else f',dir={data_dir}'
-    command = shlex.join(['python', '-m', 'tarflow_jax.main', f'--config={experiment}', *options])
-    return [expectation, f'  {command}']
+    return [expectation, f'  {command(f"--config={experiment}", *options)}']
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -47,7 +47,7 @@ class Features:
         self.settings: dict[str, Any] = {}
         self._params = None
         self._mesh = mesh
-        self._preprocessing = PREPROCESSING.check('preprocessing', preprocessing)
+        self._preprocessing = PREPROCESSING.check('evaluate.preprocessing', preprocessing)
         if any(name in FEATURES for name in self.names):
             params, digest = inception_weights.load(weights)
             everywhere = jax.tree.map(lambda _: rules.replicated(mesh), params)

@@ -72,7 +72,9 @@ def _make_model(tensors, image_shape, patch_size, name, source, settings) -> Tar
         _, token_dim = tensors['blocks.0.proj_in.weight'].shape
     except KeyError as missing:
         raise InputError(f'{source} is incomplete: it has no tensor {missing}.') from None
-    except (ValueError, IndexError) as error:  # of a tensor with axes too many or too few
+    except IndexError:
+        raise InputError(f'{source} is inconsistent: it has a tensor without axes.') from None
+    except ValueError as error:  # of a tensor with more axes than it should have, or fewer
         raise InputError(f'{source} is inconsistent: {error}.') from error
     if name is not None:
         name.check_sizes(sizes, source)
@@ -171,7 +173,7 @@ def check_tensors(tensors: Mapping[str, np.ndarray], model: TarFlow, source):
             raise InputError(
                 f'{source} cannot be converted: {name} is of type {tensor.dtype}, not floating.'
             )
-        if not _is_finite(tensor):
+        if not is_mask and not _is_finite(tensor):
             raise InputError(
                 f'{source} cannot be used: {name} has values that are not finite in float32; the '
                 'model may have diverged. Take an earlier checkpoint.'
@@ -190,7 +192,7 @@ def check_tensors(tensors: Mapping[str, np.ndarray], model: TarFlow, source):
 
 def _is_finite(tensor: np.ndarray) -> bool:
     with np.errstate(over='ignore'):  # of float64 beyond the range of float32
-        return bool(np.isfinite(tensor.astype(np.float32)).all())
+        return bool(np.isfinite(tensor.astype(np.float32, copy=False)).all())
 
 
 def convert_params(tensors: Mapping[str, np.ndarray], model: TarFlow, shardings=None):

@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.likelihood.noise import STD
 
 EXAMPLE = 'afhq_model_8_768_8_8_0.07.pth'
 _PATTERN = re.compile(r'(.+)_model_(\d+)_(\d+)_(\d+)_(\d+)_(uniform|\d+\.\d+)\.pth')
@@ -48,8 +47,6 @@ class CheckpointName:
         dataset, *sizes, noise = match.groups()
         is_uniform = noise == 'uniform'
         kind, std = ('uniform', 0.0) if is_uniform else ('gaussian', float(noise))
-        if std > STD.high:
-            return None
         return cls(dataset, *map(int, sizes), noise_type=kind, noise_std=std)
 
     @classmethod

@@ -74,7 +74,7 @@ def draw(experiment: Experiment, params) -> Samples:
 
     weight, guided = settings.get('guidance', 0.0) or DEFAULT_GUIDANCE, None
     temperature = settings.get('attention_temperature', 1.0)
-    if model.num_classes or temperature != 1:
+    if model.num_classes > 1 or temperature != 1:
         how = {key: settings[key] for key in ('guide', 'anneal_guidance') if key in settings}
         how |= {'guidance': weight, 'attention_temperature': temperature, **prior}
         guided = without_noise(sample(model, params, noise, labels, **how))

@@ -56,7 +56,7 @@ def draw(
     """
     labels = as_labels(labels, len(labels), model.num_classes)
     guidance = {key: settings[key] for key in GUIDANCE_KEYS if key in settings}
-    Guidance.checked(model.num_classes, **guidance).check_labels(labels)
+    Guidance.checked(model.num_classes, **guidance).check_labels(labels, model.num_classes)
     batch_size = min(NUMBER.check('batch_size', batch_size), len(labels))
     batches, num_nonfinite = [], 0
     settings |= dict(return_residual=return_residual, return_resolved=return_resolved)

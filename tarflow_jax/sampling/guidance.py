@@ -70,17 +70,21 @@ class Guidance:
         anneal = Boolean().check('anneal_guidance', anneal_guidance)
         temperature = ATTENTION_TEMPERATURE.check('attention_temperature', attention_temperature)
         checked = cls(weight, temperature, guide, anneal, active=weight > 0)
-        if num_classes < 2:  # without a label, the mean of all classes is taken
-            checked.check_effect(f'the model has {("no classes", "one class")[num_classes]}')
+        if not num_classes:
+            checked._check_effect('the model has no classes')
         return checked
 
-    def check_labels(self, labels) -> None:
-        """Raises InputError if guidance changes nothing because all labels [B] are -1."""
-        if (np.asarray(labels) < 0).all():
-            self.check_effect('no image has a label')
+    def check_labels(self, labels, num_classes: int) -> None:
+        """Raises InputError if guidance changes nothing: all labels are -1, or of a single class.
 
-    def check_effect(self, reason: str) -> None:
-        """Raises InputError if there is guidance by classes alone, and a reason against that."""
+        Without a label, a model takes the mean of its classes.
+        """
+        if num_classes == 1:
+            self._check_effect('the model has one class')
+        if (np.asarray(labels) < 0).all():
+            self._check_effect('no image has a label')
+
+    def _check_effect(self, reason: str) -> None:
         if self.active and self.attention_temperature == 1:
             raise InputError(
                 f'guidance={self.weight} would change nothing: {reason}, and at '

@@ -12,7 +12,7 @@ from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.sampling.inverse import inverse
 from tarflow_jax.sampling.parallel import WINDOW, Calibration
-from tarflow_jax.values import Boolean, Choice, Float, raise_invalid
+from tarflow_jax.values import Boolean, Choice, Float, Integer, raise_invalid
 
 PRIOR_TEMPERATURE = Float(0, 100)
 METHOD = Choice(('auto', 'sequential', 'parallel'))
@@ -88,7 +88,7 @@ def sample(
     Boolean().check('return_resolved', return_resolved)
     noise = as_batch('noise', noise, model.image_shape)
     if labels is None:
-        settings.check_labels(-1)
+        settings.check_labels(-1, model.num_classes)
     labels = as_labels(labels, len(noise), model.num_classes)
     sequence, residual, resolved = _sample(
         *(model, params, noise, labels, settings, prior_temperature, calibration, tolerance),
@@ -114,10 +114,10 @@ def _resolve_calibration(method, calibration: Calibration | None, model: TarFlow
             f'{flow.num_blocks} with {flow.token_dim}. Calibrate this model.'
         )
     windows = calibration.windows
-    if len(windows) != flow.num_blocks or not all(isinstance(w, int) and w > 0 for w in windows):
-        raise_invalid(
-            'calibration.windows', f'must be {flow.num_blocks} whole numbers from 1 on', windows
-        )
+    if not isinstance(windows, tuple) or len(windows) != flow.num_blocks:
+        raise_invalid('calibration.windows', f'must be a tuple of {flow.num_blocks}', windows)
+    for window in windows:
+        Integer(1).check('a window of the calibration', window)
     return calibration
 
 

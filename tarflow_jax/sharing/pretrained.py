@@ -44,10 +44,12 @@ def write(folder, params, config: ConfigDict, card: str) -> Path:
         raise InputError(
             f'{folder} is a workdir, whose {CONFIG_FILE} would be replaced. Give another folder.'
         )
+    tensors = tensors_of(params)
+    _check_finite(tensors, 'the model cannot be handed on')
     make_writable(folder, instead='another folder')
     from tarflow_jax.formats import safetensors
 
-    safetensors.write(folder / WEIGHTS_FILE, tensors_of(params))
+    safetensors.write(folder / WEIGHTS_FILE, tensors)
     write_atomically(folder / CARD_FILE, lambda file: file.write(card.encode()))
     write_json(folder / CONFIG_FILE, config.to_dict())
     return folder
@@ -75,10 +77,15 @@ def read_params(folder: Path, model: TarFlow, shardings) -> Any:
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32:
             raise InputError(f'{path} is damaged: {name} is {tensor.dtype}, not float32.')
-        if not np.isfinite(tensor).all():
-            raise InputError(f'{path} cannot be used: {name} has values that are not finite.')
 
+    _check_finite(tensors, f'{path} cannot be used')
     return arrays.put(unflatten_dict(tensors, sep='.'), shardings(shapes))
+
+
+def _check_finite(tensors: dict[str, np.ndarray], words: str) -> None:
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise InputError(f'{words}: {name} has values that are not finite.')
 
 
 def tensors_of(params) -> dict[str, np.ndarray]:

@@ -32,7 +32,6 @@ def test_names_are_read_and_given(name):
     'name',
     [
         'cond.pth',
-        'afhq_model_8_768_8_8_99.00.pth',  # more noise than a config can have
         'afhq_opt_8_768_8_8_0.07.pth',
         'afhq_model_8_768_8_0.07.pth',
         'afhq_model_8_768_8_8_0.07.pt',

@@ -208,9 +208,14 @@ def test_methods(params, random_batch):
         *(
             (
                 dict(calibration=dataclasses.replace(calibration_of(MODEL, 3), windows=windows)),
-                'calibration.windows must be 2 whole numbers from 1 on; got',
+                words,
             )
-            for windows in [(3,), (3, 3, 3), (3, 2.5), (3, 0)]
+            for windows, words in {
+                (3,): 'calibration.windows must be a tuple of 2',
+                (3, 3, 3): 'calibration.windows must be a tuple of 2',
+                (3, 2.5): 'a window of the calibration must be a whole number',
+                (3, 0): 'a window of the calibration must be at least 1',
+            }.items()
         ),
     ],
 )
