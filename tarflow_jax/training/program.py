@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from tarflow_jax.training.state import TrainState, init_state
 from tarflow_jax.training.train_step import make_train_step
 from tarflow_jax.values import INT32_MAX
 
+_LEVEL = 'xla_backend_optimization_level'
 MIN_SHARED_BYTES = 2**21  # of the hidden features of a batch
 
 
@@ -110,7 +112,7 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
         microbatches,
         schedule,
         state=rules.with_shardings(shapes, shardings),
-        init=jax.jit(init, out_shardings=shardings),
+        init=jax.jit(init, out_shardings=shardings, compiler_options=_options_of_init(on_cpu)),
         step=jax.jit(
             step_and_signal,
             in_shardings=(shardings, rules.batch_sharding(mesh), stopping.sharding(mesh)),
@@ -118,6 +120,15 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
             donate_argnums=0,
         ),
     )
+
+
+def _options_of_init(on_cpu: bool) -> dict[str, int] | None:
+    """What makes XLA compile new parameters in half the time, to the same bits, for they run once.
+
+    None on accelerators, and where the user has chosen a level.
+    """
+    is_chosen = _LEVEL in os.environ.get('XLA_FLAGS', '')
+    return {_LEVEL: 1} if on_cpu and not is_chosen else None
 
 
 def count_steps(settings, num_images: int) -> int:
