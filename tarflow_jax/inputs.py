@@ -128,9 +128,8 @@ def _check_items(images: list, name: str) -> None:
     if len(shapes := {array.shape for array in arrays}) > 1:
         raise InputError(f'{name} must have one shape; got {sorted(shapes)[:5]}.')
     dtypes = {array.dtype for array in arrays}
-    if (
-        np.dtype(np.uint8) in dtypes and len(dtypes) > 1
-    ):  # NumPy would take levels for numbers in [-1, 1]
+    # NumPy would take levels for numbers in [-1, 1].
+    if np.dtype(np.uint8) in dtypes and len(dtypes) > 1:
         names = ' and '.join(sorted(map(str, dtypes)))
         raise InputError(f'{name} must all be of one type; got {names}.')
 

@@ -132,7 +132,7 @@ def read_evaluation(workdir) -> dict[str, Any]:
     """The last evaluation of a workdir; empty if there is none.
 
     Raises:
-      InputError: it is damaged.
+      InputError: it is damaged, or may not be read.
     """
     path = Path(workdir, EVALUATION_FILE)
     try:

@@ -18,14 +18,6 @@ GREY = LEVELS[..., :1]
 class Unreadable:
     """As a tensor of PyTorch is of which gradients are taken."""
 
-    shape = (2, *SHAPE)
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        return PIXELS[index]
-
     def __array__(self, dtype=None, copy=None):
         raise RuntimeError('call detach first\nand more')
 

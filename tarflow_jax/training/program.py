@@ -123,9 +123,10 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
 
 
 def _options_of_init(on_cpu: bool) -> dict[str, int] | None:
-    """What makes XLA compile new parameters in half the time, to the same bits, for they run once.
+    """What makes XLA compile new parameters, which are made once, in half the time.
 
-    None on accelerators, and where the user has chosen a level.
+    They were seen to have the same bits as at its own level. None on accelerators, and where the
+    user has chosen a level.
     """
     is_chosen = _LEVEL in os.environ.get('XLA_FLAGS', '')
     return {_LEVEL: 1} if on_cpu and not is_chosen else None
