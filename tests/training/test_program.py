@@ -22,5 +22,5 @@ def test_new_parameters_are_the_same_at_the_level_that_compiles_sooner(monkeypat
 
     at_the_level_of_tests = new_params()
     monkeypatch.delenv('XLA_FLAGS')  # nobody has chosen a level now
-    same = functools.partial(np.testing.assert_allclose, rtol=1e-6)  # a rounding apart
+    same = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6)  # roundings
     jax.tree.map(same, new_params(), at_the_level_of_tests)
