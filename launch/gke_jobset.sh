@@ -39,6 +39,7 @@ need "NAME=digits IMAGE=eu.gcr.io/me/tarflow TPU=v6e TOPOLOGY=4x4 BUCKET=my-buck
   fail "BUCKET or CLAIM must be set: what pods write elsewhere is lost with them."
 [[ -z ${BUCKET-} || -z ${CLAIM-} ]] || fail "BUCKET and CLAIM are both set; one is mounted."
 MOUNT=${MOUNT:-/data}
+MOUNT=${MOUNT%/}
 for word in "$@" "$IMAGE" "$MOUNT" "${BUCKET-}" "${CLAIM-}" "${SERVICE_ACCOUNT-}"; do
   [[ $word != *[[:cntrl:]]* ]] || fail "a line break or tab cannot be passed on: $(quoted "$word")"
 done
@@ -47,15 +48,16 @@ case "$(printf ' %s' "$@")" in
   *) fail "--workdir must be given, below $MOUNT, where ${BUCKET-}${CLAIM-} is mounted." ;;
 esac
 case $TPU in
-  v4) accelerator=tpu-v4-podslice ;;
-  v5e) accelerator=tpu-v5-lite-podslice ;;
-  v5p) accelerator=tpu-v5p-slice ;;
-  v6e) accelerator=tpu-v6e-slice ;;
-  tpu7x) accelerator=tpu7x ;;
+  v4) accelerator=tpu-v4-podslice example=2x2x4 ;;
+  v5e) accelerator=tpu-v5-lite-podslice example=4x8 ;;
+  v5p) accelerator=tpu-v5p-slice example=2x2x4 ;;
+  v6e) accelerator=tpu-v6e-slice example=4x8 ;;
+  tpu7x) accelerator=tpu7x example=2x2x4 ;;
   *) fail "TPU must be v4, v5e, v5p, v6e or tpu7x; got '$TPU'." ;;
 esac
-[[ $TOPOLOGY =~ ^[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}$ ]] ||
-  fail "TOPOLOGY must be of the form 4x8 or 2x2x4; got '$TOPOLOGY'."
+number='[1-9][0-9]{0,3}'
+[[ $TOPOLOGY =~ ^${example//[248]/$number}$ ]] ||
+  fail "TOPOLOGY of $TPU must be of the form $example; got '$TOPOLOGY'."
 chips=$((${TOPOLOGY//x/*}))
 per_host=${CHIPS_PER_HOST:-$((chips < 4 ? chips : 4))}
 whole_number CHIPS_PER_HOST "$per_host" 1
@@ -80,8 +82,10 @@ jobset() {
   [[ ${SPOT:-0} == 0 ]] || spot=', cloud.google.com/gke-spot: "true"'
   if [[ -n ${BUCKET-} ]]; then
     annotations='gke-gcsfuse/volumes: "true"'
+    # Checkpoints are renamed, and what one host renames must not be in another's cache.
     volume="csi: {driver: gcsfuse.csi.storage.gke.io, volumeAttributes: \
-{bucketName: $(strings "$BUCKET"), mountOptions: implicit-dirs}}"
+{bucketName: $(strings "$BUCKET"), \
+mountOptions: \"implicit-dirs,rename-dir-limit=200000,metadata-cache:ttl-secs:0\"}}"
   else
     volume="persistentVolumeClaim: {claimName: $(strings "$CLAIM")}"
   fi

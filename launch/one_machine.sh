@@ -28,7 +28,8 @@ shift
 (($# > 0)) || fail "there are no flags of the run, such as --config=FILE --workdir=DIR."
 GRACE=${GRACE:-120}
 whole_number GRACE "$GRACE" 0
-IFS=, read -r -a gpus <<<"${CUDA_VISIBLE_DEVICES-$(seq -s , 0 $((count - 1)))}"
+visible=${CUDA_VISIBLE_DEVICES-$(seq -s , 0 $((count - 1)))}
+IFS=, read -r -a gpus <<<"${visible// /}"
 ((${#gpus[@]} == 0 || ${#gpus[@]} >= count)) ||
   fail "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES has no GPU for each of $count processes."
 PORT=${PORT:-$(python -c 'import socket
@@ -36,6 +37,7 @@ with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     print(free.getsockname()[1])')}
 whole_number PORT "$PORT" 1
+((PORT < 65536)) || fail "PORT must be below 65536; got '$PORT'."
 LOGS=${LOGS:-${TMPDIR:-/tmp}/tarflow_jax-$PORT}
 
 command_of() { # process I

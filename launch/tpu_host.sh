@@ -51,7 +51,8 @@ run() {
   if [[ -n ${BUCKET-} ]] && ! mountpoint -q "$MOUNT"; then
     sudo mkdir -p "$MOUNT"
     sudo chown "$(id -un)" "$MOUNT"
-    gcsfuse --implicit-dirs "$BUCKET" "$MOUNT"
+    # Checkpoints are renamed, and what one host renames must not be in another's cache.
+    gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 "$BUCKET" "$MOUNT"
   fi
   echo $$ >"$pid_file" # `exec` keeps the number
   exec "$environment/bin/python" -m tarflow_jax.main "$@" --distributed=on

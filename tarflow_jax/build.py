@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +100,7 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
     """
     keys.check(config)
     if devices is None:
-        with quiet_without_tpu():
-            devices = jax.devices()
+        devices = _find_devices()
     model = make_model(config.model, devices[0])
     settings = config.sample
     Guidance.checked(model.num_classes, **{key: settings[key] for key in GUIDANCE_KEYS})
@@ -113,6 +113,20 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
     )
     label_cycle(sampling['labels'], model.num_classes)  # checks it
     return experiment
+
+
+def _find_devices() -> list[jax.Device]:
+    """All devices; InputError if there are none of the platform that was asked for."""
+    try:
+        with quiet_without_tpu():
+            return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # a bare assertion where a plugin is missing
+        asked = os.environ.get('JAX_PLATFORMS', '')
+        reason = str(error).partition('\n')[0] or 'its plugin is not installed'
+        raise InputError(
+            f'JAX finds no device (JAX_PLATFORMS={asked}): {reason}. Unset JAX_PLATFORMS to take '
+            "what there is, or install JAX for that hardware, such as pip install -e '.[cuda]'."
+        ) from error
 
 
 def make_model(settings, device: jax.Device | None = None) -> TarFlow:

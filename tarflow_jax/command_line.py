@@ -179,6 +179,7 @@ def _trained_workdir() -> Path | None:
     """
     from tarflow_jax.formats import torchfile
     from tarflow_jax.workdir import (
+        check_no_checkpoint,
         checkpoint_or_workdir,
         existing_path,
         local_folder,
@@ -190,6 +191,8 @@ def _trained_workdir() -> Path | None:
     workdir = local_folder(WORKDIR.value) if WORKDIR.value else None
     if workdir and (workdir / CONFIG_FILE).is_file():
         return workdir
+    if workdir:
+        check_no_checkpoint(workdir)
     source = existing_path(checkpoint) if checkpoint else workdir
     if MODE.value not in _MODES_WITH_MODEL or source is None:
         return None

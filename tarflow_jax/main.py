@@ -21,11 +21,11 @@ TPU VMs; elsewhere, give every process these flags:
 Exit status: 0 done; 1 the run failed; 2 the command or an input is at fault, and no result was
 written; 128 + n it was stopped by signal n (143 for SIGTERM, 130 for Ctrl-C, 129 for a closed
 terminal) within 30 seconds. A training run has saved itself, an evaluation the samples it has
-drawn: the same command resumes, on as many hosts as there are then. A signal to any one process
-stops all of them after the same step, with the same status; if one fails, the others end with its
-status and message. A closed output stream, such as a broken pipe, does not stop the program. If a
-process is killed, the others end immediately with status 1, without saving, and report which
-process it was. The program waits for slow processes.
+drawn: the same command resumes, on as many hosts as there are then. A signal to any one process,
+once all have found each other, stops all of them after the same step, with the same status; if one
+fails, the others end with its status and message. A closed output stream, such as a broken pipe,
+does not stop the program. If a process is killed, the others end immediately with status 1, without
+saving, and report which process it was. The program waits for slow processes.
 """
 
 import gc

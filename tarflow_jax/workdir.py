@@ -253,7 +253,7 @@ def checkpoint_or_workdir(workdir: Path, checkpoint: str | None) -> str | Path:
 
 
 def existing_path(path) -> Path:
-    """Returns the path, ~ being the home folder.
+    """Returns the path, ~ being the home folder; a checkpoint's as `workdir/checkpoints/<step>`.
 
     Raises:
       InputError: it is not a path, or nothing is there.
@@ -265,7 +265,8 @@ def existing_path(path) -> Path:
         raise InputError(f'{path} cannot be read: {error.strerror}.') from error
     if not exists:
         raise InputError(f'{path} does not exist.{_other_steps(path)}')
-    return path
+    real = Path(os.path.realpath(path))  # a checkpoint may be named from its folder, or by a link
+    return real if is_checkpoint_path(real) and not is_checkpoint_path(path) else path
 
 
 def _other_steps(path: Path) -> str:

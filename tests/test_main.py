@@ -335,6 +335,27 @@ def test_a_checkpoint_is_no_workdir(runs, whole, mode):
     assert not (step / 'samples').exists()
 
 
+def test_a_checkpoint_is_found_however_it_is_named(runs, whole, tmp_path):
+    """From its own folder, and by a link."""
+    folder, link = whole[0] / 'checkpoints', tmp_path / 'best'
+    link.symlink_to(folder / '24')
+    for path, cwd in ('24', folder), ('.', folder / '24'), (link, tmp_path):
+        flags = (f'--checkpoint={path}', f'--workdir={tmp_path / "new"}', '--mode=info')
+        process = runs.start_python(*flags, cwd=cwd)
+        out, words = process.communicate()
+        assert process.returncode == 0, words
+        assert f'--checkpoint={path}' in out
+
+
+def test_a_platform_that_is_not_there(runs, tmp_path):
+    flags = (f'--config={runs.config}', f'--workdir={tmp_path}')
+    process = runs.start_python(*flags, JAX_PLATFORMS='nonsense')
+    _, words = process.communicate()
+    assert process.returncode == 2
+    assert words.startswith('error: JAX finds no device (JAX_PLATFORMS=nonsense): ')
+    assert words.count('\n') == 1
+
+
 def test_a_checkpoint_of_nothing_may_be_a_workdir(tmp_path, monkeypatch):
     """A folder that a scheduler numbers, say."""
     folder = tmp_path / 'checkpoints' / '24'

@@ -9,7 +9,7 @@ from flax import linen as nn
 from tarflow_jax.flow.attention import PRECISION
 from tarflow_jax.flow.conditioner import KVCache, Linear, TransformerLayer, name_axes
 
-embed_init = nn.initializers.normal(1e-2)
+embed_init = nn.initializers.normal(1e-2, jnp.float32)
 
 # The intermediate results of a layer that are kept for its gradient; all others are recomputed.
 # 'dots' keeps queries, keys, values and the MLP's input to GELU, results of norms, and those of an

@@ -72,7 +72,7 @@ class Linear(nn.Module):
         bound = 0.0 if self.zero else fan_in**-0.5
 
         def init_kernel(key, shape):
-            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+            return jax.random.uniform(key, shape, jnp.float32, minval=-bound, maxval=bound)
 
         rows = x.astype(self.dtype).reshape(num_rows, fan_in)
         if self.has_variable('params', 'panels'):
@@ -81,7 +81,7 @@ class Linear(nn.Module):
             kernel = self.param('kernel', init_kernel, (*inputs, *self.features))
             kernel = kernel.astype(self.dtype).reshape(fan_in, fan_out)
             y = jnp.matmul(rows, kernel, precision=PRECISION)
-        bias = self.param('bias', nn.initializers.zeros, self.features)
+        bias = self.param('bias', nn.initializers.zeros, self.features, jnp.float32)
         y = y + bias.astype(self.dtype).reshape(1, fan_out)  # in rows, so that cuBLAS adds it
         return y.reshape(num_rows, *self.features)
 

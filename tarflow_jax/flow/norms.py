@@ -64,8 +64,8 @@ class LayerNorm(nn.Module):
         y_RD = normalize(x_RD, self.dtype)
         if not (self.is_initializing() or self.has_variable('params', 'scale')):
             return y_RD
-        scale_D = self.param('scale', nn.initializers.ones, x_RD.shape[-1:])
-        bias_D = self.param('bias', nn.initializers.zeros, x_RD.shape[-1:])
+        scale_D = self.param('scale', nn.initializers.ones, x_RD.shape[-1:], jnp.float32)
+        bias_D = self.param('bias', nn.initializers.zeros, x_RD.shape[-1:], jnp.float32)
         return (y_RD * scale_D[None] + bias_D[None]).astype(self.dtype)
 
 

@@ -55,7 +55,9 @@ class TarFlow(nn.Module):
         self.flow = self.token_flow()
         nn.share_scope(self, self.flow)  # the flow's parameters are at the root of the tree
         if self.volume_preserving:
-            self.prior_var = self.param('prior_var', nn.initializers.ones, self.image_shape)
+            self.prior_var = self.param(
+                'prior_var', nn.initializers.ones, self.image_shape, jnp.float32
+            )
 
     def token_flow(self) -> TokenFlow:
         """The flow over the patches; its parameters are `params`."""

@@ -12,7 +12,7 @@ from tarflow_jax.flow.inputs import as_batch
 from tarflow_jax.flow.parts import map_parts
 from tarflow_jax.flow.tarflow import TarFlow, check_params
 from tarflow_jax.likelihood.noise import Noise
-from tarflow_jax.likelihood.scores import noisy_images, scored_batches
+from tarflow_jax.likelihood.scores import as_scored, noisy_images, scored_batches
 from tarflow_jax.parallel import arrays
 
 
@@ -20,11 +20,14 @@ def class_log_probs(model: TarFlow, params, images):
     """Returns log p(y | images) [B, num_classes] for all classes y, equally likely a priori.
 
     p(y | x) = p(x | y) / sum_y' p(x | y')
+
+    In float32, like all scores.
     """
     check_params(model, params)
     if not model.num_classes:
         raise InputError('the model has no classes (model.num_classes=0): it cannot classify.')
-    return jax.nn.log_softmax(_joint(model, params, as_batch('images', images, model.image_shape)))
+    images = as_batch('images', images, model.image_shape)
+    return jax.nn.log_softmax(_joint(as_scored(model), params, images))
 
 
 def score_split(

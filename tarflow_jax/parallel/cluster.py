@@ -131,10 +131,12 @@ def _read_launcher(timeout: int) -> ProcessInfo:
     ]
     if missing:
         raise InputError(
-            '--distributed=on, and JAX finds no launcher of several processes: '
-            f'{", ".join(missing)} cannot be determined. '
-            'Give --coordinator=HOST:PORT, --num_processes and --process_id, or start the '
-            'processes with srun, mpirun or on a TPU pod; --distributed=off runs one process alone.'
+            'this should be one process of several (by --distributed=on, or by the environment of '
+            f'a launcher), but JAX cannot determine {", ".join(missing)}. Give '
+            '--coordinator=HOST:PORT, --num_processes and --process_id (under Open MPI 5: '
+            '--num_processes=$OMPI_COMM_WORLD_SIZE --process_id=$OMPI_COMM_WORLD_RANK), or start '
+            'the processes with srun, mpirun of Open MPI 4 or on a TPU pod; --distributed=off runs '
+            'one process alone.'
         )
     coordinator, num_processes, process_id, local_device_ids = settings
     if os.environ.get('JAX_LOCAL_DEVICE_IDS'):  # which JAX reads where none are given

@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib.util
+import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -15,7 +17,8 @@ from tarflow_jax.planning.chips import CHIPS, Chip, measure_cpu
 from tarflow_jax.planning.gpus import GPUS, Gpu
 
 CPU = 'cpu'
-EXAMPLES = 'cpu, h100, v5e:4x4, v5e:16x16, v6e:8x8, v5p:4x4x4, v4:2x2x1, tpu7x:2x2x1, 2xv5e:8x8'
+EXAMPLES = 'cpu, h100, v5e:1x1, v5e:4x4, v6e:8x8, v5p:4x4x4, v4:2x2x1, tpu7x:2x2x1, 2xv5e:8x8'
+_CHIPS_OF_A_HOST = 4  # of which a smaller slice is a part
 _NAME = re.compile(r'(?:(\d+)x)?(\w+):(\d+(?:x\d+)*)')
 
 
@@ -89,8 +92,10 @@ def _tpu(name: str, num_slices: int, chip: Chip, shape: tuple[int, ...]) -> Topo
             "TPU is needed). Install it: pip install -e '.[tpu]', in a clone of the repository, or "
             'plan for --topology=cpu.'
         )
-    options = {'num_slices': num_slices} if num_slices > 1 else {}
+    options: dict[str, Any] = {'num_slices': num_slices} if num_slices > 1 else {}
     options |= {'chip_config_name': chip.config} if chip.config else {}
+    if math.prod(shape) < _CHIPS_OF_A_HOST:
+        options['chips_per_host_bounds'] = (*shape, 1, 1)[:3]
     try:
         with quiet_without_tpu():
             description = topologies.get_topology_desc(

@@ -79,7 +79,7 @@ def sample_batches(
       params: its parameters.
       mesh: the devices of all processes, each of which must consume all batches.
       num_samples: the number of samples, those before `first` included.
-      batch_size: samples per batch; does not change the samples.
+      batch_size: samples per batch; does not change the samples, in parallel up to the tolerance.
       seed: seed of the noise. The noise of a sample depends on (seed, number of the sample) only.
       first: number of the first sample.
       labels: 'even', 'uniform' or '3,3,7', see `spread_labels`.
@@ -185,15 +185,21 @@ def sample_batch(
     Returns:
       images [B, H, W, C], whether each is finite [B], and, if certified, residual and resolved [B].
     """
-    arguments = dict(settings)
-    denoise_std, certify = arguments.pop('denoise_std'), arguments.pop('certify')
     noise = draw_noise(model.image_shape, jax.random.key(seed), index, attempts)
+    return sample_from_noise(
+        model, params, noise, labels, calibration=calibration, **dict(settings)
+    )
+
+
+def sample_from_noise(
+    model: TarFlow, params, noise, labels, *, denoise_std: float, certify: bool, **settings
+) -> DrawnBatch:
+    """Maps noise [B, H, W, C] to samples, denoised ones if asked; see `sample_batch`."""
     images = sample(
         *(model, params, noise, labels),
-        calibration=calibration,
         return_residual=certify,
         return_resolved=certify,
-        **arguments,
+        **settings,
     )
     images, *certificate = images if certify else (images, None, None)
     if denoise_std:

@@ -8,11 +8,9 @@ from absl import logging
 
 from tarflow_jax.flow.inputs import as_labels
 from tarflow_jax.flow.tarflow import TarFlow
-from tarflow_jax.sampling.batches import MAX_DRAWS, DrawnBatch, draw_noise, redraw
-from tarflow_jax.sampling.denoise import denoise
+from tarflow_jax.sampling.batches import MAX_DRAWS, draw_noise, redraw, sample_from_noise
 from tarflow_jax.sampling.guidance import GUIDANCE_KEYS, Guidance
-from tarflow_jax.sampling.sample import sample
-from tarflow_jax.values import Integer
+from tarflow_jax.values import Boolean, Integer
 
 NUMBER = Integer(1)
 
@@ -39,7 +37,7 @@ def draw(
         index of its label. For `jax.random.key(seed)`, it is the noise of `--mode=sample` with the
         same seed.
       labels: int [N], -1 for no label.
-      batch_size: images at a time; does not change them.
+      batch_size: images at a time; does not change them, in parallel up to the tolerance.
       denoise_std: noise that a score step removes, see `denoise`; 0 for no step.
       progress: whether to show a bar.
       return_residual: whether to measure, too, how exact each image is; see `sample`.
@@ -58,16 +56,13 @@ def draw(
     guidance = {key: settings[key] for key in GUIDANCE_KEYS if key in settings}
     Guidance.checked(model.num_classes, **guidance).check_labels(labels, model.num_classes)
     batch_size = min(NUMBER.check('batch_size', batch_size), len(labels))
+    Boolean().check('return_resolved', return_resolved)
     batches, num_nonfinite = [], 0
-    settings |= dict(return_residual=return_residual, return_resolved=return_resolved)
+    settings |= dict(denoise_std=denoise_std, certify=return_residual)
 
     def program(index, labels, attempts):
         noise = _noise(model.image_shape, key, index, attempts)
-        images = sample(model, params, noise, labels, **settings)
-        images, *certificate = images if return_residual else (images,)
-        if denoise_std:
-            images = denoise(model, params, images, labels, noise_std=denoise_std)
-        return DrawnBatch(images, jnp.isfinite(images).all(axis=(1, 2, 3)), *certificate)
+        return sample_from_noise(model, params, noise, labels, **settings)
 
     for first in _with_progress_bar(range(0, len(labels), batch_size), progress):
         index = jnp.arange(first, first + batch_size, dtype=jnp.int32)  # beyond the last, too
@@ -83,8 +78,9 @@ def draw(
             *(num_nonfinite, MAX_DRAWS),
         )
     drawn = jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(labels)], *batches)
-    images, *certificate = (array for array in drawn if array is not None)
-    return (images, *certificate) if return_residual else images
+    if not return_residual:
+        return drawn[0]
+    return drawn if return_resolved else drawn[:2]
 
 
 _noise = jax.jit(draw_noise, static_argnums=0)

@@ -3,8 +3,9 @@
 A flow is a bijection, so a Markov chain can sample the posterior over latents or over images. This
 one moves through images: only the unknown pixels change, the known ones are exact at every step,
 and a Langevin step costs one forward pass and its gradient; through latents it would cost the
-sequential inverse. A Metropolis-Hastings test with the exact density accepts or rejects each step,
-so that the posterior is the stationary distribution of the chain, whatever its length.
+sequential inverse. A Metropolis-Hastings test with the exact density, as the model computes it in
+its dtype, accepts or rejects each step, so that the posterior is the stationary distribution of the
+chain, whatever its length.
 
 A chain mixes slowly between different kinds of images. It therefore starts at one of many samples
 of the model, which is drawn with a weight that grows with the similarity of its known pixels to the
@@ -18,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tarflow_jax.errors import InputError
+from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.flow.attention import PRECISION
 from tarflow_jax.flow.inputs import as_batch, as_key, as_labels
 from tarflow_jax.flow.parts import map_parts, unroll_for_gradients
 from tarflow_jax.flow.tarflow import TarFlow, check_params
@@ -32,6 +34,7 @@ TARGET_ACCEPTANCE = 0.574  # Langevin steps are then the most efficient (Roberts
 _CANDIDATES_AT_A_TIME = 100
 _MIN_SPREAD = 0.05  # of known pixels, where there is little noise or none
 _FIRST_STEP = 0.08  # of pixels; adapted in the first half of the chain
+_matmul = functools.partial(jnp.matmul, precision=PRECISION)
 _UNIFORM_LABEL_RATE = 0.1  # share of the labels that are proposed whatever the candidates have
 
 
@@ -96,6 +99,7 @@ def inpaint(
 
     Raises:
       InputError: the model cannot serve the shapes, the labels or the mask.
+      RunError: no sample of the model, or of a given label, is finite.
     """
     check_params(model, params)
     images = as_batch('images', images, model.image_shape)
@@ -143,7 +147,20 @@ def _draw_candidates(model, params, key, labels, number: int):
     noise = jax.random.normal(key, (number, *model.image_shape), jnp.float32)
     parts = [slice(i, i + _CANDIDATES_AT_A_TIME) for i in range(0, number, _CANDIDATES_AT_A_TIME)]
     candidates = [sample(model, params, noise[part], of_class[part]) for part in parts]
-    return jnp.concatenate(candidates), jnp.asarray(of_class, jnp.int32)
+    return _keep_finite(jnp.concatenate(candidates), of_class, np.asarray(labels))
+
+
+def _keep_finite(candidates, of_class, labels):
+    """The candidates whose distances can be computed; RunError if a label [B] has none."""
+    usable = np.asarray(jnp.isfinite(jnp.square(candidates).sum(axis=(1, 2, 3))))
+    lacking = np.setdiff1d(labels[labels >= 0], of_class[usable]).tolist()
+    if lacking or not usable.any():
+        of_labels = f' of the label {lacking[0]}' if lacking else ''
+        raise RunError(
+            f'none of the {len(of_class)} samples{of_labels} is finite: raise num_candidates, or '
+            'take an earlier checkpoint; the model may have diverged.'
+        )
+    return candidates[usable], jnp.asarray(of_class[usable], jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnums=7)
@@ -158,13 +175,13 @@ def _initialize_chains(key, noisy, known, labels, candidates, of_class, spread, 
     columns = candidates.reshape(len(candidates), -1).T
     distance = (
         (weights * rows**2).sum(axis=1)[:, None]
-        - 2 * (weights * rows) @ columns
-        + weights @ columns**2
+        - 2 * _matmul(weights * rows, columns)
+        + _matmul(weights, columns**2)
     )
     fits = (labels[:, None] < 0) | (labels[:, None] == of_class[None])
     log_weights = jnp.where(fits, -distance / (2 * spread**2), -jnp.inf)
     chosen = jax.random.categorical(key, log_weights)
-    shares = jax.nn.softmax(log_weights) @ jax.nn.one_hot(of_class, num_classes)
+    shares = _matmul(jax.nn.softmax(log_weights), jax.nn.one_hot(of_class, num_classes))
     logits = jnp.log((1 - _UNIFORM_LABEL_RATE) * shares + _UNIFORM_LABEL_RATE / num_classes)
     return jnp.where(known, noisy, candidates[chosen]), of_class[chosen], logits
 

@@ -110,11 +110,12 @@ def great_circle(start, end, share):
     def of_image(start, end):
         lengths = jnp.stack([jnp.linalg.norm(start), jnp.linalg.norm(end)])
         units = jnp.stack([start, end]) / jnp.maximum(lengths, _PARALLEL)[:, None, None, None]
-        angle = jnp.arccos(jnp.clip(jnp.vdot(*units), -1, 1))
+        angle = jnp.arccos(jnp.clip((units[0] * units[1]).sum(), -1, 1))
         sine, shares = jnp.sin(angle), jnp.stack([1 - share, share])
         on_arc = jnp.sin(angle * shares) / jnp.maximum(sine, _PARALLEL)
         weights = jnp.where(sine < _PARALLEL, shares, on_arc)
-        return jnp.vdot(shares, lengths) * jnp.tensordot(weights, units, 1)
+        # Sums, not products, which accelerators would round.
+        return (shares * lengths).sum() * (weights[:, None, None, None] * units).sum(axis=0)
 
     return jax.vmap(of_image)(start, end)
 

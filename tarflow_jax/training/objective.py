@@ -11,13 +11,13 @@ from tarflow_jax.flow.tarflow import TarFlow, normal_log_prob
 @jax.named_scope('drop_labels')
 def drop_labels(key, labels, rate: float):
     """Replaces a share `rate` of labels [B] by -1, to learn the density without labels as well."""
-    return jnp.where(jax.random.bernoulli(key, rate, labels.shape), -1, labels)
+    return jnp.where(jax.random.bernoulli(key, jnp.float32(rate), labels.shape), -1, labels)
 
 
 @jax.named_scope('flip')
 def flip_half(key, images):
     """Mirrors images [B, H, W, C] left to right, each with probability one half."""
-    flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
+    flip = jax.random.bernoulli(key, jnp.float32(0.5), (len(images), 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1], images)
 
 

@@ -196,9 +196,12 @@ def add_to_window(state: TrainState, window_steps, finite, values):
 
 
 def report(state: TrainState):
-    """Means over the window, the counts of skipped steps, and whether the run has diverged."""
+    """Means over the window, the counts of skipped steps, and whether the run has diverged.
+
+    Means are NaN where every step of the window was skipped.
+    """
     totals = dict(state.window)
-    steps = jnp.maximum(totals.pop('steps'), 1.0)
+    steps = totals.pop('steps')
     return {
         **{name: total / steps for name, total in totals.items()},
         'skipped': state.skipped,

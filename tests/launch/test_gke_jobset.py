@@ -98,7 +98,11 @@ def test_all_start_again_unless_asked_wrongly(gke):
             {
                 'csi': {
                     'driver': 'gcsfuse.csi.storage.gke.io',
-                    'volumeAttributes': {'bucketName': 'b', 'mountOptions': 'implicit-dirs'},
+                    'volumeAttributes': {
+                        'bucketName': 'b',
+                        'mountOptions': 'implicit-dirs,rename-dir-limit=200000,'
+                        'metadata-cache:ttl-secs:0',
+                    },
                 }
             },
         ),
@@ -120,10 +124,10 @@ def test_the_workdir_outlives_the_pods(gke, settings, annotations, volume):
 
 
 def test_dry_run_prints_what_a_shell_would_ask(gke):
-    for flags in FLAGS, ['--workdir', '/data/a']:
-        printed = gke.run('gke_jobset.sh', *flags, DRY_RUN='1').out
+    for flags, mount in (FLAGS, '/data'), (['--workdir', '/data/a'], '/data/'):
+        printed = gke.run('gke_jobset.sh', *flags, DRY_RUN='1', MOUNT=mount).out
         assert gke.records() == []
-        gke.run('gke_jobset.sh', *flags)
+        gke.run('gke_jobset.sh', *flags, MOUNT=mount)
         (asked,) = gke.records()
         script = gke.checkout / 'launch/printed.sh'
         gke.add('printed.sh', text='#!/bin/bash\n' + printed, where=script.parent)
@@ -147,7 +151,9 @@ def test_a_failure_of_kubectl_is_told(gke):
         ({'MOUNT': '/a'}, FLAGS, '--workdir must be given, below /a,'),
         ({'NAME': 'My_run'}, FLAGS, "got 'My_run'"),
         ({'TPU': 'v3'}, FLAGS, "TPU must be v4, v5e, v5p, v6e or tpu7x; got 'v3'"),
-        ({'TOPOLOGY': '32'}, FLAGS, "TOPOLOGY must be of the form 4x8 or 2x2x4; got '32'"),
+        ({'TOPOLOGY': '32'}, FLAGS, "TOPOLOGY of v6e must be of the form 4x8; got '32'"),
+        ({'TOPOLOGY': '2x2x4'}, FLAGS, "TOPOLOGY of v6e must be of the form 4x8; got '2x2x4'"),
+        ({'TPU': 'v5p'}, FLAGS, "TOPOLOGY of v5p must be of the form 2x2x4; got '4x8'"),
         ({'TOPOLOGY': '2x3'}, FLAGS, '2x3 has 6 chips, which 4 on a host do not divide'),
         ({'CHIPS_PER_HOST': '0'}, FLAGS, "CHIPS_PER_HOST .* at least 1; got '0'"),
         ({'NUM_SLICES': 'two'}, FLAGS, "NUM_SLICES .* got 'two'"),

@@ -88,7 +88,7 @@ def wait_until_called(machine, count):
     [
         (1, {}, ['0']),
         (3, {}, ['0', '1', '2']),
-        (2, {'CUDA_VISIBLE_DEVICES': '5,3,1'}, ['5', '3']),
+        (2, {'CUDA_VISIBLE_DEVICES': '5, 3,1'}, ['5', '3']),
         (2, {'CUDA_VISIBLE_DEVICES': ''}, ['', '']),
     ],
 )
@@ -195,6 +195,7 @@ def test_ctrl_c_reaches_each_process_once(machine):
         (['2'], {}, 'there are no flags of the run'),
         (['3', 'x'], {'CUDA_VISIBLE_DEVICES': '0,1'}, 'has no GPU for each of 3 processes'),
         (['2', 'x'], {'GRACE': 'long'}, "GRACE .* got 'long'"),
+        (['2', 'x'], {'PORT': '99999'}, "PORT must be below 65536; got '99999'"),
     ],
 )
 def test_what_it_refuses(machine, arguments, settings, words):

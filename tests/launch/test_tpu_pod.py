@@ -198,6 +198,7 @@ def test_watch_waits_longer_after_each_failure_and_at_most_ten_minutes(pod):
         (['queue'], {'TYPE': 'a100'}, "TYPE must be v4-N, v5litepod-N, .* got 'a100'"),
         (['queue'], {'NUM_SLICES': '1.5'}, "NUM_SLICES .* at least 1; got '1.5'"),
         (['queue'], {'NAME': 'My Pod'}, "got 'My Pod'"),
+        (['queue'], {'NAME': 'pod-'}, "got 'pod-'"),
         (['queue', '--spot'], {}, "queue takes no flags; got '--spot'"),
         (['run'], {}, 'run needs flags of the run: --config=FILE'),
         (['watch', 'x'], {'TRIES': '31'}, 'TRIES must be at most 30; got 31'),
@@ -241,7 +242,9 @@ def test_a_host_gets_the_checkout_and_runs_it(host):
     programs = host.recorded()
     assert programs[0] == ['mountpoint', '-q', "/mnt/it's"]
     assert programs[1] == ['sudo', 'mkdir', '-p', "/mnt/it's"]
-    assert programs[3] == ['gcsfuse', '--implicit-dirs', 'b', "/mnt/it's"]
+    assert programs[3][0] == 'gcsfuse'
+    assert {'--implicit-dirs', '--rename-dir-limit=200000'} < set(programs[3])
+    assert programs[3][-2:] == ['b', "/mnt/it's"]
     assert called(host)[0][1:] == ['-m', 'tarflow_jax.main', *FLAGS, '--distributed=on']
     host.answer({})
     host.run('tpu_pod.sh', 'run', *FLAGS, **settings)

@@ -57,6 +57,8 @@ def test_class_probabilities_follow_from_bayes_rule(params, joint, random_batch)
     np.testing.assert_allclose(np.exp(log_probs).sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(np.exp(log_probs), bayes(joint(images)), atol=1e-5)
     assert np.ptp(log_probs) > 0.1
+    in_bfloat16 = class_log_probs(MODEL.clone(dtype='bfloat16'), params, images)
+    np.testing.assert_array_equal(in_bfloat16, log_probs)  # scores are in float32
 
 
 @pytest.mark.parametrize('mesh_of_all', [False, True], ids=['one_device', 'eight_devices'])

@@ -101,5 +101,15 @@ def test_a_server_that_is_no_coordinator(runs, tmp_path):
 
 def test_on_without_a_launcher(runs, tmp_path):
     line = runs.refused(tmp_path, '--distributed=on')
-    assert '--distributed=on, and JAX finds no launcher' in line
+    assert 'JAX cannot determine the coordinator, the number of processes' in line
     assert 'Give --coordinator=HOST:PORT, --num_processes and --process_id' in line
+
+
+def test_a_launcher_that_jax_does_not_know(runs, tmp_path):
+    """Open MPI 5 tells processes less than Open MPI 4."""
+    flags = (f'--config={runs.config}', f'--workdir={tmp_path}')
+    process = runs.start_python(*flags, OMPI_COMM_WORLD_SIZE='2')
+    _, words = process.communicate()
+    assert process.returncode == 2
+    assert 'or by the environment of a launcher' in words
+    assert '--process_id=$OMPI_COMM_WORLD_RANK' in words

@@ -1,6 +1,7 @@
 """`--mode=plan` through the command line: real compilations for hardware that is not here."""
 
 import json
+import math
 
 import jax
 import jax.experimental.topologies
@@ -144,6 +145,12 @@ def test_gpus_need_their_compiler(monkeypatch):
     monkeypatch.setattr(jax.experimental.topologies, 'get_topology_desc', no_plugin)
     with pytest.raises(InputError, match=r"planning for rtx4090 .* pip install -e '\.\[cuda\]'"):
         topologies.make_topology('rtx4090')
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (1, 2), (2, 2)])
+def test_a_slice_smaller_than_a_host(shape):
+    topology = topologies.make_topology('v5e:' + 'x'.join(map(str, shape)))
+    assert (topology.num_chips, topology.num_hosts) == (math.prod(shape), 1)
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(runs, tmp_path):

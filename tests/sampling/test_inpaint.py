@@ -10,7 +10,8 @@ import pytest
 from flows import FLOWS
 
 import tarflow_jax
-from tarflow_jax.errors import InputError
+from tarflow_jax.errors import InputError, RunError
+from tarflow_jax.sampling import inpaint
 
 MODEL = FLOWS['one_block']
 FIRST = np.zeros((4, 4), bool)
@@ -111,3 +112,43 @@ def test_what_cannot_be_is_refused(params, known, changes, words):
     arguments = dict(images=known[:2], mask=FIRST, key=jax.random.key(0), noise_std=0.0)
     with pytest.raises(InputError, match=words):
         tarflow_jax.inpaint(MODEL, params, **{**arguments, **changes})
+
+
+def with_samples(monkeypatch, broken):
+    """Makes three samples NaN, infinite and enormous; with 'label 1', all of that label NaN."""
+
+    def sample_some(model, params, noise, labels):
+        images = np.asarray(tarflow_jax.sample(model, params, noise, labels)).copy()
+        images[:3] = np.array([np.nan, np.inf, 1e30])[:, None, None, None]
+        if broken == 'label 1':
+            images[labels == 1] = np.nan
+        return jax.numpy.asarray(images)
+
+    monkeypatch.setattr(inpaint, 'sample', sample_some)
+
+
+def test_samples_that_are_not_finite_start_no_chain(params, known, monkeypatch):
+    with_samples(monkeypatch, 'three')
+    completed = complete(params, known[:50], None)
+    assert np.isfinite(completed.images).all()
+    assert completed.acceptance.mean() > 0.4
+    assert set(np.asarray(completed.labels)) == {0, 1}
+
+
+def test_a_label_without_finite_samples_is_told(params, known, monkeypatch):
+    with_samples(monkeypatch, 'label 1')
+    complete(params, known[:2], np.array([0, -1]), num_steps=2)
+    with pytest.raises(RunError, match='none of the 30 samples of the label 1 is finite: raise'):
+        complete(params, known[:2], np.array([0, 1]), num_steps=2)
+
+
+def test_weights_of_candidates_are_not_rounded(known):
+    """By default, GPUs and TPUs would round the factors of float32 products."""
+    model, labels, columns = MODEL, np.zeros(2, int), known[:4]
+    text = str(
+        jax.make_jaxpr(inpaint._initialize_chains, static_argnums=7)(
+            *(jax.random.key(0), known[:2], known[:2] > 0, labels, columns, np.zeros(4, int)),
+            *(0.1, model.num_classes),
+        )
+    )
+    assert text.count('dot_general') == text.count('precision=(Precision.HIGHEST') == 3

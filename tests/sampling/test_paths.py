@@ -87,3 +87,8 @@ def test_what_cannot_be_is_refused(random_params, random_batch, arguments, words
         tarflow_jax.interpolate(model, random_params(model), images, images, *arguments)
     with pytest.raises(InputError, match=r'the model takes latents of shape \[batch, 4, 4, 2\]'):
         tarflow_jax.journey(model, random_params(model), images[..., :1])
+
+
+def test_a_great_circle_has_no_products_that_accelerators_would_round():
+    latents = np.zeros((3, 16, 16, 1), np.float32)
+    assert 'dot_general' not in str(jax.make_jaxpr(great_circle)(latents, latents, 0.5))

@@ -235,3 +235,17 @@ def test_folded_parameters_that_are_collected_once_a_step_are_rounded_once(
             for gather in ('step', 'layer')
         )
     assert_same(once.params, by_layer.params)
+
+
+def test_a_window_of_skipped_steps_has_no_mean(new_state, broken_batch):
+    _, report = jit_train_step(window_steps=1)(new_state, broken_batch)
+    assert np.isnan([report['loss'], report['grad_norm']]).all()
+
+
+def test_where_jax_takes_64_bits_a_training_is_the_same(new_state, batch):
+    expected, _ = jit_train_step()(new_state, batch)
+    with jax.enable_x64(True):
+        state = init_state(jax.random.key(0), MODEL, OPTIMIZER, ema=True)
+        assert_same(state.params, new_state.params)
+        state, _ = jit_train_step()(new_state, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, expected)
