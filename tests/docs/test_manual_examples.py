@@ -17,6 +17,7 @@ from tarflow_jax.errors import InputError
 
 WITH_EXAMPLES = [page for page in PAGES if any(python_blocks(page))]
 PLACEHOLDERS = {'NAME': 'digits', 'FILE': 'digits', 'DIR': 'runs/digits', 'N': '64'}
+PLACEHOLDERS |= {'mnist': 'digits'}  # which would have to be downloaded
 ANSWERED = {'--help', '--helpfull', '--version'}
 
 
