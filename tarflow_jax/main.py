@@ -13,8 +13,8 @@ another data set, noise, seed or batch, only with --allow_changes (`workdir.RESU
 these keys).
 
 On several hosts the same command runs on each, with the workdir on a disk that all of them share.
-srun, mpirun and Kubernetes' TPU pods are detected (`parallel/launchers`); add --distributed=on on
-TPU VMs; elsewhere, give every process these flags:
+srun, mpirun (of Open MPI 4) and Kubernetes' TPU pods are detected (`parallel/launchers`); add
+--distributed=on on TPU VMs; elsewhere, give every process these flags:
 
     --coordinator=HOST:PORT --num_processes=N --process_id=I [--coordinator_timeout=SECONDS]
 
