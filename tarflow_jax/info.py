@@ -25,7 +25,13 @@ from tarflow_jax.training.checkpoint import (
     newest_and_best,
     quiet_orbax,
 )
-from tarflow_jax.workdir import CONFIG_FILE, converted_from, read_config, read_evaluation
+from tarflow_jax.workdir import (
+    CONFIG_FILE,
+    converted_from,
+    evaluated,
+    read_config,
+    read_evaluation,
+)
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 
@@ -154,7 +160,7 @@ def _evaluation(workdir: Path) -> str:
     ]
     if remaining := report.get('unfinished'):
         lines.append(f'stopped before {", ".join(remaining)}: the same command resumes')
-    return '\n'.join([f'of step {report.get("step")}, {report.get("date")}', *lines])
+    return '\n'.join([f'of {evaluated(report)}, {report.get("date")}', *lines])
 
 
 def _calibration(path: Path) -> str:

@@ -240,8 +240,8 @@ def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, sto
         f'Calibrated in {seconds}: --mode=sample and --mode=evaluate of {workdir} use it for '
         f'{calibration_file.batch_size_of(mesh, sampling)} samples at a time.'
     )
-    of_model = flags_of_model(workdir, checkpoint)
-    distributed.print_on_main(next_commands(command(*of_model, '--mode=sample')))
+    flags = [*flags_of_model(workdir, checkpoint), '--mode=sample', *override_flags_given()]
+    distributed.print_on_main(next_commands(command(*flags)))
 
 
 def convert(config, workdir: Path, checkpoint: str | None) -> int:

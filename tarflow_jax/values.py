@@ -118,7 +118,7 @@ class Strings:
 
     def check(self, name: str, value) -> tuple[str, ...]:
         if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-            raise_invalid(name, "must be a tuple of strings, such as ('test',)", value)
+            raise_invalid(name, "must be a tuple of strings, such as ('test', 'train[:9%]')", value)
         return tuple(value)
 
 

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -148,6 +148,14 @@ def read_evaluation(workdir) -> dict[str, Any]:
             f'{path} is damaged: {error}. Move it away, and evaluate again.'
         ) from error
     return evaluation
+
+
+def evaluated(evaluation: Mapping[str, Any]) -> str:
+    """What an evaluation is of, in words: the step of a checkpoint, and a file of samples."""
+    step, file = evaluation.get('step'), evaluation.get('samples', {}).get('file')
+    parts = [f'step {step}'] if step is not None else []
+    parts += [f'the samples in {file}'] if file else []
+    return ' and '.join(parts) or 'this model'
 
 
 def _refuse_constant(name: str):

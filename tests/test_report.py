@@ -18,10 +18,13 @@ from runs import TOTAL_STEPS
 from tarflow_jax import info
 from tarflow_jax.configfile import ConfigFile
 from tarflow_jax.report import model as models
-from tarflow_jax.report import page
+from tarflow_jax.report import page, run
+from tarflow_jax.report.scores import leading
 from tarflow_jax.report.scores import scores as scores_section
+from tarflow_jax.sampling import calibration_file
 from tarflow_jax.sampling.calibrate import BlockReport
 from tarflow_jax.sampling.calibration_file import read_reports
+from tarflow_jax.sampling.parallel import Calibration
 
 SECTIONS = [
     *('Samples', 'From noise to images', 'Training', 'Scores', 'Latents', 'Architecture'),
@@ -153,6 +156,39 @@ def test_an_evaluation_has_its_command_and_what_was_warned_of(tmp_path):
     assert 'stopped before recall' in info.describe_workdir(tmp_path)['evaluation']
 
 
+@pytest.mark.parametrize(
+    ('about', 'words', 'first'),
+    [
+        ({'step': 24}, 'Of step 24, on 2026', ['−1.000', '3.00', '25.0%']),
+        ({'step': 12}, 'Of step 12, on 2026', []),
+        ({'samples': {'file': 'a.npz', 'num_samples': 4}}, 'Of the samples in a.npz, on', []),
+    ],
+    ids=str,
+)
+def test_the_scores_on_top_are_of_the_step_of_the_page(tmp_path, about, words, first):
+    scores = {'test/nats_per_dim': -1.0, 'test/accuracy': 0.25, 'train/nats_per_dim': -2.0}
+    scores |= {'fid': 3.0, 'date': '2026-11-29', 'samples': {'num_samples': 4}, **about}
+    (tmp_path / 'evaluation.json').write_text(json.dumps(scores))
+    assert [value for _, value in leading(tmp_path, 24)] == first
+    assert words in ''.join(scores_section(tmp_path, 'tarflow --mode=evaluate').parts)
+    assert (
+        words.removeprefix('Of ').partition(',')[0]
+        in (info.describe_workdir(tmp_path)['evaluation'])
+    )
+
+
+@pytest.mark.parametrize('params_sha256', ['a', 'b', None])
+def test_a_calibration_of_other_parameters_is_told(tmp_path, params_sha256):
+    times = {1: 1.0, 4: 0.5, 8: 0.4}
+    report = BlockReport(window=4, times=times, sweeps={4: 9}, errors=[1.0], settled=[0])
+    calibration = Calibration.default(FLOWS['conditional'].token_flow(), window=1)
+    identity = dict(tolerance=0.1, params_sha256='a', device='cpu', batch_size=4)
+    calibration_file.write(tmp_path / calibration_file.FILE, calibration, identity, [report])
+    section = ''.join(run.sampler(tmp_path, 'tarflow', params_sha256).parts)
+    assert 'take 50% of the time' in section  # with the window that was chosen
+    assert ('made for other parameters' in section) == (params_sha256 != 'a')
+
+
 def test_the_config_names_what_differs_from_base(reported):
     text, _ = reported
     differences, _, every_key = text.partition('id="config"')[2].partition('<details>')
@@ -247,9 +283,6 @@ def test_texts_are_escaped():
 
 
 def test_reports_of_a_calibration_are_read_as_they_were_written(tmp_path, one_device):
-    from tarflow_jax.sampling import calibration_file
-    from tarflow_jax.sampling.parallel import Calibration
-
     report = BlockReport(window=4, times={1: 1.0, 4: 0.5}, sweeps={4: 9}, errors=[1.0], settled=[0])
     calibration = Calibration.default(FLOWS['conditional'].token_flow(), window=1)
     calibration_file.write(tmp_path / 'c.npz', calibration, {'tolerance': 0.1}, [report])

@@ -17,7 +17,12 @@ from tarflow_jax.build import Experiment
 from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation import sample_scores, split_scores
 from tarflow_jax.evaluation.features import QUANTIZATIONS
-from tarflow_jax.evaluation.metrics import SAMPLE_METRICS, SPLIT_METRICS, metric_names
+from tarflow_jax.evaluation.metrics import (
+    SAMPLE_METRICS,
+    SPLIT_METRICS,
+    evaluated_splits,
+    metric_names,
+)
 from tarflow_jax.evaluation.sample_scores import SampleScores
 from tarflow_jax.files import json_text, make_writable, remove_unfinished, write_json
 from tarflow_jax.parallel import distributed, rules
@@ -113,10 +118,18 @@ def evaluate(
                 print(f'{name:32} {value:.4f}', flush=True)
 
     with rules.activation_sharding(experiment.mesh):
-        if split_metrics:  # written before the samples, which may take hours, and be stopped
-            known = {key: math.nan if value is None else value for key, value in done.items()}
-            values = known or split_scores.score(experiment, params, stop, split_metrics)
-            write(values, functools.partial(split_scores.details, experiment), sample_metrics)
+        remaining = [
+            f'{split}/{name}' for split in evaluated_splits(config) for name in split_metrics
+        ] + sample_metrics
+        for split in evaluated_splits(config) if split_metrics else ():
+            values = {
+                key: math.nan if value is None else value
+                for key, value in done.items()
+                if key.rpartition('/')[0] == split
+            } or split_scores.score(split, experiment, params, stop, split_metrics)
+            remaining = [name for name in remaining if name not in values]
+            # Written before the other splits and the samples, which may take hours, and be stopped.
+            write(values, functools.partial(split_scores.details, experiment), remaining)
         if samples:
             write(samples.scores(), samples.details, [])
             samples.finish()

@@ -97,7 +97,7 @@ def _read_npz(path: Path) -> Reference:
         metadata = _metadata(arrays['metadata']) if 'metadata' in held else {}
         images = arrays['arr_0'] if 'arr_0' in held else None
     for gaussian in gaussians.values():
-        _check_covariance(path, gaussian.cov)
+        _check_covariance(path, gaussian)
     for name, features in rows.items():
         if features.ndim != 2 or features.shape[1] != len(gaussians[name].mean):
             raise ValueError(f'features_{name} has the shape {features.shape}')
@@ -133,12 +133,15 @@ def _check_finite(path: Path, *arrays: np.ndarray) -> None:
         raise InputError(f'{path} holds statistics that are not finite; compute them again.')
 
 
-def _check_covariance(path: Path, cov: np.ndarray) -> None:
-    """Raises InputError unless `cov` is symmetric and positive semidefinite, up to rounding."""
+def _check_covariance(path: Path, gaussian: Gaussian) -> None:
+    """Raises InputError unless it is symmetric and positive semidefinite, up to rounding."""
+    mean, cov = gaussian
     largest = np.abs(cov).max(initial=0)
     if np.abs(cov - cov.T).max(initial=0) > _ROUNDING * largest:
         raise InputError(f'{path} holds a covariance that is not symmetric; compute it again.')
-    rounding = max(_ROUNDING * np.trace(np.abs(cov)), np.finfo(np.float64).tiny)
+    float64 = np.finfo(np.float64)
+    of_means = float64.eps * len(mean) * float(mean @ mean)  # subtracted from products
+    rounding = max(_ROUNDING * np.trace(np.abs(cov)), of_means, float64.tiny)
     try:
         np.linalg.cholesky(cov + rounding * np.eye(len(cov)))
     except np.linalg.LinAlgError:
@@ -160,7 +163,7 @@ def _read_torchmetrics(path: Path) -> Reference:
     _checked(path, 'pool', total, products)
     gaussian = gaussian_of_sums(int(count), total, products)
     _check_finite(path, *gaussian)
-    _check_covariance(path, gaussian.cov)
+    _check_covariance(path, gaussian)
     return Reference({'pool': gaussian}, metadata=_TORCH_FIDELITY_SETTINGS)
 
 

@@ -136,8 +136,8 @@ class SampleScores:
         if given.image_shape != model.image_shape:
             raise InputError(
                 f'the images of evaluate.samples={settings.samples} have the shape '
-                f'{given.image_shape}, those of the config {model.image_shape}: set '
-                'config.model.image_shape.'
+                f'{given.image_shape}, those of the config {model.image_shape}: give samples of '
+                'that shape, or the --config of their data set.'
             )
         return given.split('train')
 
@@ -274,8 +274,8 @@ class SampleScores:
                 write(store.read(start, min(start + _COPY_BATCH_SIZE, total)))
 
     def finish(self) -> None:
-        """Removes what an interrupted evaluation would resume from."""
-        if self._sample_store:
+        """Removes what an interrupted evaluation would resume from, if none has drawn more."""
+        if self._sample_store and self._sample_store.count <= self._num_samples:
             self._sample_store.remove()
 
     def details(self) -> dict[str, Any]:

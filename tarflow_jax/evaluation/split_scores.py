@@ -24,10 +24,13 @@ def check(experiment: Experiment, names: list[str]) -> None:
         experiment.dataset.split(name, key)
 
 
-def score(experiment: Experiment, params, stop: Stop, names: list[str]) -> dict[str, float]:
-    """Scores splits, each image exactly once, in float32 for models of any dtype.
+def score(
+    split_name: str, experiment: Experiment, params, stop: Stop, names: list[str]
+) -> dict[str, float]:
+    """Scores a split, each image exactly once, in float32 for models of any dtype.
 
     Args:
+      split_name: the split.
       experiment: the experiment to evaluate.
       params: the parameters of its model.
       stop: receives the signals.
@@ -36,18 +39,6 @@ def score(experiment: Experiment, params, stop: Stop, names: list[str]) -> dict[
     Returns:
       The scores by 'split/metric'.
     """
-    values: dict[str, float] = {}
-    for split_name in evaluated_splits(experiment.config):
-        scores = _scores_of(split_name, experiment, params, stop, names)
-        for name in names:
-            for key in (name, f'{name}_error'):
-                if key in scores:
-                    values[f'{split_name}/{key}'] = scores[key]
-    return values
-
-
-def _scores_of(split_name: str, experiment: Experiment, params, stop: Stop, names: list[str]):
-    """What the functions of some metrics return of a split, by their own names."""
     settings = experiment.config.evaluate
     split = experiment.dataset.split(split_name)
     size = padded_batch_size(settings.batch_size, len(split), experiment.mesh)
@@ -66,7 +57,8 @@ def _scores_of(split_name: str, experiment: Experiment, params, stop: Stop, name
                 seed=settings.seed,
                 before_batch=progress.before_batch(size, stop.check),
             )
-    return scores
+    keys = [key for name in names for key in (name, f'{name}_error') if key in scores]
+    return {f'{split_name}/{key}': scores[key] for key in keys}
 
 
 def details(experiment: Experiment) -> dict[str, Any]:

@@ -75,8 +75,8 @@ def _grid(path: Path) -> str:
     return png_figure(file.getvalue(), f'Samples at step {step:,}.')
 
 
-def sampler(workdir: Path, calibrate: str) -> Section:
-    """The calibration, or the command that makes one."""
+def sampler(workdir: Path, calibrate: str, params_sha256: str | None) -> Section:
+    """The calibration, or the command that makes one; a hash tells whether it is out of date."""
     path = workdir / calibration_file.FILE
     try:
         reports, identity = calibration_file.read_reports(path)
@@ -87,22 +87,24 @@ def sampler(workdir: Path, calibrate: str) -> Section:
         return Section('Sampler', [missing(str(error), calibrate)])
     picture = pictures.calibration(reports, identity['tolerance'])
     windows = ', '.join(str(report.window) for report in reports)
-    best = [min(1.0, *report.times.values()) if report.times else 1.0 for report in reports]
+    times = [report.times.get(report.window, 1.0) for report in reports]
     words = (
         f'Measured on {identity["device"]} for batches of {identity["batch_size"]}: windows of '
-        f'{windows} tokens, from the first block to the last, take {np.mean(best):.0%} of the '
+        f'{windows} tokens, from the first block to the last, take {np.mean(times):.0%} of the '
         'time of sampling token by token, in the mean over blocks.'
     )
+    if params_sha256 != identity['params_sha256']:
+        words += ' It was made for other parameters, and is not used for those of this page.'
     head = ('block', 'window', 'time', 'CRM', 'IGM')
     rows = [
         (
             str(block),
             str(r.window),
-            f'{r.times.get(r.window, 1):.2f}',
+            f'{time:.2f}',
             f'{r.crm:.1f}',
             f'{r.igm:.1f}',
         )
-        for block, r in enumerate(reports, start=1)
+        for block, (r, time) in enumerate(zip(reports, times, strict=True), start=1)
     ]
     beside = paragraph(words) + table(rows, head)
     return Section('Sampler', [columns(beside, figure(picture, 'How each block converges.'))])

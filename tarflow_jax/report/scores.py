@@ -3,12 +3,13 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flax.traverse_util import flatten_dict
 
 from tarflow_jax.errors import InputError
 from tarflow_jax.report.page import Section, columns, details, missing, paragraph, table
-from tarflow_jax.workdir import read_evaluation
+from tarflow_jax.workdir import evaluated, read_evaluation
 
 METRICS = {
     'nats_per_dim': 'negative log-likelihood, nats per dimension',
@@ -35,11 +36,20 @@ _LEADING = (
 )
 
 
-def leading(workdir: Path) -> list[tuple[str, str]]:
-    """Names and values of the scores that a reader sees first, as far as there are any."""
+def leading(workdir: Path, step: int | None) -> list[tuple[str, str]]:
+    """Names and values of the scores that a reader sees first, as far as there are any.
+
+    They are of the checkpoint of that step, of the first split that was scored, and of samples that
+    were drawn.
+    """
     with contextlib.suppress(InputError):
         report = read_evaluation(workdir)
-        values = {name.rpartition('/')[2]: value for name, value in report.items()}
+        if report.get('step') != step:
+            return []
+        values: dict[str, Any] = {}
+        for name, value in report.items():
+            if '/' in name or 'file' not in report.get('samples', {}):
+                values.setdefault(name.rpartition('/')[2], value)
         return [
             (title, f'{values[name]:{form}}'.replace('-', '−'))
             for name, title, form in _LEADING
@@ -69,7 +79,7 @@ def scores(workdir: Path, evaluate: str, why_not: str = '') -> Section:
     sources = dict.fromkeys(_source(report, name) for name in names)
     noise = report.get('splits', {}).get('noise', {}).get('type')
     parts = [
-        paragraph(f'Of the checkpoint of step {report.get("step")}, {_day(report)}.'),
+        paragraph(f'Of {evaluated(report)}, {_day(report)}.'),
         columns(*(_group(report, source, names) for source in sources)),
     ]
     if noise == 'gaussian' and any('bits_per_dim' in name for name in names):

@@ -18,6 +18,7 @@ from tarflow_jax.errors import InputError
 from tarflow_jax.evaluation.evaluate import check as check_evaluation
 from tarflow_jax.files import make_writable, write_atomically
 from tarflow_jax.flow.tarflow import count_parameters
+from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.quantities import format_bytes, format_duration, shorten
 from tarflow_jax.report import gallery, run, scores
 from tarflow_jax.report import model as models
@@ -70,9 +71,10 @@ def report(
 def _page(
     experiment: Experiment, workdir: Path, checkpoint: str | None, flags: Sequence[str]
 ) -> str:
-    step = None
+    step = params_sha256 = None
     try:
         params, step = loading.load_params(experiment, checkpoint or workdir)
+        params_sha256 = digest(params)
         count = models.count_images(experiment.model)
         print(f'Drawing {count} samples for the report.', flush=True)
         samples = models.draw(experiment, params)
@@ -92,7 +94,7 @@ def _page(
         scores.scores(workdir, evaluate, why_not),
         *after,
         gallery.architecture(experiment),
-        run.sampler(workdir, command(flags, 'calibrate')),
+        run.sampler(workdir, command(flags, 'calibrate'), params_sha256),
         run.configuration(experiment.config),
         _environment(),
     ]
@@ -127,7 +129,7 @@ def _facts(experiment: Experiment, workdir: Path, step: int | None) -> str:
         values.append(('trained steps', f'{step:,}'))
     if best := newest_and_best(workdir)[1]:
         values.append(('best step', f'{best:,}'))
-    return facts([*values, *scores.leading(workdir)])
+    return facts([*values, *scores.leading(workdir, step)])
 
 
 def _environment() -> Section:

@@ -126,10 +126,12 @@ def find_calibration(
         if reason:
             reasons.append(reason)
     if reasons and warns and distributed.is_main():
+        flags = f'--config.sample.num_samples={identity["batch_size"]}'
+        if mesh.size == 1:  # the program splits a batch over all devices, Python does not
+            flags += ' --config.mesh.data=1'
         logging.warning(
-            'The calibration is not used: %s. Run --mode=calibrate with the same settings, and '
-            '--config.sample.num_samples=%d.',
-            *(reasons[0], identity['batch_size']),
+            'The calibration is not used: %s. Run --mode=calibrate with the same settings, and %s.',
+            *(reasons[0], flags),
         )
     return None
 

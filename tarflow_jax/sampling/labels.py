@@ -34,7 +34,7 @@ class Labels:
         try:
             numbers = [
                 part
-                if _NUMBERS.fullmatch(part) and part not in names
+                if _NUMBERS.fullmatch(part)  # a number is one whatever classes are called
                 else str(class_number(part, names))
                 for part in parts
             ]

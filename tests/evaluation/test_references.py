@@ -121,6 +121,13 @@ def test_what_was_made_otherwise_is_refused(our_file):
         references.check(found, {'preprocessing': 'clean-fid'}, (256, 256, 3))
 
 
+def test_features_that_hardly_vary(tmp_path):
+    """Their covariance is what rounding leaves of two large numbers."""
+    means = np.full(2, 30.0)
+    np.savez(tmp_path / 'x.npz', mu_haar=means, sigma_haar=-1e-13 * np.eye(2))
+    np.testing.assert_array_equal(references.read(tmp_path / 'x.npz').gaussians['haar'].mean, means)
+
+
 HAAR = dict(mu_haar=np.zeros(2), sigma_haar=np.eye(2))
 
 

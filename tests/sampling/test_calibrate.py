@@ -199,6 +199,7 @@ def test_what_is_stored_is_found_again(params, measured, one_device, tmp_path, c
         (record,) = caplog.records
         assert words in record.getMessage()
         assert 'Run --mode=calibrate with the same settings' in record.getMessage()
+        assert record.getMessage().endswith(' --config.mesh.data=1.')  # as the device here
 
 
 @pytest.mark.parametrize('damage', ['cut', 'other', 'shapes'])
@@ -370,7 +371,8 @@ def test_the_command_line(runs, whole, tmp_path):
     assert lines[0] == 'Samples are drawn; fitting each block.'
     assert lines[1].startswith('A window of 3 tokens: ')
     assert lines[-3].startswith('Calibrated in ')
-    assert lines[-1].endswith(f'--workdir={tmp_path} --checkpoint={whole[0]} --mode=sample')
+    of_model = f'--workdir={tmp_path} --checkpoint={whole[0]}'
+    assert lines[-1].endswith(f'{of_model} --mode=sample --config.sample.tolerance=0.01')
     assert (tmp_path / 'calibration.npz').exists()
     assert result.err == ''
     after = runs.run(tmp_path, '--mode=sample', *flags)

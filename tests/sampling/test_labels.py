@@ -28,6 +28,7 @@ def test_labels_that_there_are_not(labels, classes):
 
 def test_classes_have_names():
     assert Labels().numbers('labels', 'dog,2, cat', lambda: ANIMALS) == '1,2,0'
+    assert Labels().numbers('labels', '0,dog', lambda: ('1', 'dog', '0')) == '0,1'  # by number
     with pytest.raises(
         InputError, match=r"no class 'dag'; did you mean 'dog'\? There are cat, dog"
     ):
