@@ -34,12 +34,13 @@ esac
 need "NAME=digits IMAGE=eu.gcr.io/me/tarflow TPU=v6e TOPOLOGY=4x4 BUCKET=my-bucket $0 \
 --config=configs/digits.py --workdir=/data/digits" NAME IMAGE TPU TOPOLOGY
 [[ $NAME =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
-  fail "NAME must be a letter, then a-z, 0-9 and -; got '$NAME'."
+  fail "NAME must begin with a letter, have only a-z, 0-9 and -, and not end in -; got '$NAME'."
 [[ -n ${BUCKET-} || -n ${CLAIM-} ]] ||
   fail "BUCKET or CLAIM must be set: what pods write elsewhere is lost with them."
 [[ -z ${BUCKET-} || -z ${CLAIM-} ]] || fail "BUCKET and CLAIM are both set; one is mounted."
 MOUNT=${MOUNT:-/data}
 MOUNT=${MOUNT%/}
+[[ $MOUNT == /?* ]] || fail "MOUNT must be a folder below /, such as /data; got '$MOUNT'."
 for word in "$@" "$IMAGE" "$MOUNT" "${BUCKET-}" "${CLAIM-}" "${SERVICE_ACCOUNT-}"; do
   [[ $word != *[[:cntrl:]]* ]] || fail "a line break or tab cannot be passed on: $(quoted "$word")"
 done

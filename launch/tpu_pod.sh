@@ -166,7 +166,7 @@ need "NAME=tarflow ZONE=us-east5-b TYPE=v6e-64 $0 $1" NAME ZONE TYPE
 # shellcheck disable=SC2153
 name=$NAME slices=${NUM_SLICES:-1} before='' POLL=${POLL:-30} TRIES=${TRIES:-10}
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
-  fail "NAME must be a letter, then a-z, 0-9 and -; got '$name'."
+  fail "NAME must begin with a letter, have only a-z, 0-9 and -, and not end in -; got '$name'."
 whole_number NUM_SLICES "$slices" 1
 whole_number POLL "$POLL" 0
 whole_number TRIES "$TRIES" 1

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tarflow_jax import keys
-from tarflow_jax.errors import InputError
+from tarflow_jax.errors import InputError, RunError
 from tarflow_jax.flow import TarFlow, patches
 from tarflow_jax.flow.attention import SPLASH_BLOCKS
 from tarflow_jax.likelihood.noise import Noise
@@ -116,17 +116,26 @@ def build(config, devices: Sequence[jax.Device] | None = None) -> Experiment:
 
 
 def _find_devices() -> list[jax.Device]:
-    """All devices; InputError if there are none of the platform that was asked for."""
+    """All devices.
+
+    Raises:
+      InputError: JAX_PLATFORMS names a platform that JAX does not have here.
+      RunError: the devices, or those of another process, do not start.
+    """
     try:
         with quiet_without_tpu():
             return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # a bare assertion where a plugin is missing
-        asked = os.environ.get('JAX_PLATFORMS', '')
-        reason = str(error).partition('\n')[0] or 'its plugin is not installed'
-        raise InputError(
-            f'JAX finds no device (JAX_PLATFORMS={asked}): {reason}. Unset JAX_PLATFORMS to take '
-            "what there is, or install JAX for that hardware, such as pip install -e '.[cuda]'."
-        ) from error
+    except (RuntimeError, AssertionError) as error:
+        # JAX asserts without a word where it was asked for CUDA alone and sees no GPU.
+        reason = str(error).partition('\n')[0].rstrip('.') or 'there is no NVIDIA GPU'
+        asked = os.environ.get('JAX_PLATFORMS')
+        if asked and (isinstance(error, AssertionError) or 'known backends' in reason):
+            raise InputError(
+                f'JAX finds no device (JAX_PLATFORMS={asked}): {reason}. Unset JAX_PLATFORMS to '
+                'take what there is, or install JAX for that hardware, such as '
+                "pip install -e '.[cuda]'."
+            ) from error
+        raise RunError(f'JAX cannot start its devices: {reason}.') from error
 
 
 def make_model(settings, device: jax.Device | None = None) -> TarFlow:

@@ -82,7 +82,7 @@ def load(path, *, image_shape=None, patch_size=None) -> TrainedFlow:
     for name, given in ('image_shape', image_shape), ('patch_size', patch_size):
         if given not in (None, getattr(loaded.model, name)):
             raise InputError(f'{name} is {getattr(loaded.model, name)} in {path}; got {given}.')
-    return TrainedFlow(*loaded, path=Path(path).expanduser().absolute())
+    return TrainedFlow(*loaded, path=existing_path(path).absolute())
 
 
 def from_pretrained(folder_or_name, *, revision: str | None = None) -> TrainedFlow:

@@ -67,7 +67,7 @@ def run() -> int:
     if WORKDIR.value:
         check_no_checkpoint(workdir)
     if checkpoint:
-        existing_path(checkpoint)
+        checkpoint = str(existing_path(checkpoint))
     with quiet_without_tpu(), Stop() as stop:
         with stop.immediate():
             if MODE.value == 'convert':

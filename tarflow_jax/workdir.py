@@ -151,10 +151,10 @@ def read_evaluation(workdir) -> dict[str, Any]:
 
 
 def evaluated(evaluation: Mapping[str, Any]) -> str:
-    """What an evaluation is of, in words: the step of a checkpoint, and a file of samples."""
+    """What an evaluation is of, in words: the step of a checkpoint or its path, and samples."""
     step, file = evaluation.get('step'), evaluation.get('samples', {}).get('file')
-    parts = [f'step {step}'] if step is not None else []
-    parts += [f'the samples in {file}'] if file else []
+    model = evaluation.get('checkpoint') if step is None else f'step {step}'
+    parts = [part for part in (model, file and f'the samples in {file}') if part]
     return ' and '.join(parts) or 'this model'
 
 
@@ -274,7 +274,8 @@ def existing_path(path) -> Path:
     if not exists:
         raise InputError(f'{path} does not exist.{_other_steps(path)}')
     real = Path(os.path.realpath(path))  # a checkpoint may be named from its folder, or by a link
-    return real if is_checkpoint_path(real) and not is_checkpoint_path(path) else path
+    is_of_run = is_checkpoint_path(real) and (workdir_of(real) / CONFIG_FILE).is_file()
+    return real if is_of_run and not is_checkpoint_path(path) else path
 
 
 def _other_steps(path: Path) -> str:

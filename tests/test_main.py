@@ -339,12 +339,16 @@ def test_a_checkpoint_is_found_however_it_is_named(runs, whole, tmp_path):
     """From its own folder, and by a link."""
     folder, link = whole[0] / 'checkpoints', tmp_path / 'best'
     link.symlink_to(folder / '24')
-    for path, cwd in ('24', folder), ('.', folder / '24'), (link, tmp_path):
-        flags = (f'--checkpoint={path}', f'--workdir={tmp_path / "new"}', '--mode=info')
-        process = runs.start_python(*flags, cwd=cwd)
-        out, words = process.communicate()
-        assert process.returncode == 0, words
-        assert f'--checkpoint={path}' in out
+    for path, cwd, mode in (
+        *(('24', folder, 'sample'), ('.', folder / '24', 'info'), (link, tmp_path, 'info')),
+        (link, tmp_path, 'evaluate'),
+    ):
+        flags = (f'--checkpoint={path}', f'--workdir={tmp_path / "new"}', f'--mode={mode}')
+        settings = ('--config.evaluate.metrics=nats_per_dim', '--config.sample.num_samples=2')
+        process = runs.start_python(*flags, *settings, cwd=cwd)
+        _, words = process.communicate()
+        assert (process.returncode, words) == (0, ''), (path, mode)
+    assert tarflow_jax.load(link).step == 24
 
 
 def test_a_platform_that_is_not_there(runs, tmp_path):

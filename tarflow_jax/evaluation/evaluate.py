@@ -105,33 +105,30 @@ def evaluate(
     done = distributed.broadcast_from_main(
         _resume_scores(workdir, about) if distributed.is_main() else None
     )
-    scores: dict[str, float] = {}
+    scores = {key: math.nan if value is None else value for key, value in done.items()}
+    splits = evaluated_splits(config) if split_metrics else []
+    wanted = [f'{split}/{name}' for split in splits for name in split_metrics] + sample_metrics
 
-    def write(values: dict[str, float], details: Callable, unfinished: list[str]) -> None:
+    def write(values: dict[str, float], details: Callable) -> None:
         """Adds scores to the report, and what they are of; prints them."""
         if distributed.is_main():
             scores.update(values)
             about.update(details())
+            unfinished = [name for name in wanted if name not in scores]
             still = {_UNFINISHED: unfinished} if unfinished else {}
             write_json(workdir / EVALUATION_FILE, {**scores, **about, **still})
             for name, value in values.items():
                 print(f'{name:32} {value:.4f}', flush=True)
 
     with rules.activation_sharding(experiment.mesh):
-        remaining = [
-            f'{split}/{name}' for split in evaluated_splits(config) for name in split_metrics
-        ] + sample_metrics
-        for split in evaluated_splits(config) if split_metrics else ():
+        for split in splits:
             values = {
-                key: math.nan if value is None else value
-                for key, value in done.items()
-                if key.rpartition('/')[0] == split
+                key: value for key, value in scores.items() if key.rpartition('/')[0] == split
             } or split_scores.score(split, experiment, params, stop, split_metrics)
-            remaining = [name for name in remaining if name not in values]
             # Written before the other splits and the samples, which may take hours, and be stopped.
-            write(values, functools.partial(split_scores.details, experiment), remaining)
+            write(values, functools.partial(split_scores.details, experiment))
         if samples:
-            write(samples.scores(), samples.details, [])
+            write(samples.scores(), samples.details)
             samples.finish()
     if distributed.is_main():
         print(f'in {format_duration(time.perf_counter() - start)}: {workdir / EVALUATION_FILE}')

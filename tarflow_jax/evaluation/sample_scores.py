@@ -274,7 +274,7 @@ class SampleScores:
                 write(store.read(start, min(start + _COPY_BATCH_SIZE, total)))
 
     def finish(self) -> None:
-        """Removes what an interrupted evaluation would resume from, if none has drawn more."""
+        """Removes what an interrupted evaluation would resume from, unless a larger one drew it."""
         if self._sample_store and self._sample_store.count <= self._num_samples:
             self._sample_store.remove()
 

@@ -131,7 +131,7 @@ def _read_launcher(timeout: int) -> ProcessInfo:
     ]
     if missing:
         raise InputError(
-            'this should be one process of several (by --distributed=on, or by the environment of '
+            'this process is one of several (according to --distributed=on or the environment of '
             f'a launcher), but JAX cannot determine {", ".join(missing)}. Give '
             '--coordinator=HOST:PORT, --num_processes and --process_id (under Open MPI 5: '
             '--num_processes=$OMPI_COMM_WORLD_SIZE --process_id=$OMPI_COMM_WORLD_RANK), or start '

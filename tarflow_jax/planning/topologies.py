@@ -95,7 +95,7 @@ def _tpu(name: str, num_slices: int, chip: Chip, shape: tuple[int, ...]) -> Topo
     options: dict[str, Any] = {'num_slices': num_slices} if num_slices > 1 else {}
     options |= {'chip_config_name': chip.config} if chip.config else {}
     if math.prod(shape) < _CHIPS_OF_A_HOST:
-        options['chips_per_host_bounds'] = (*shape, 1, 1)[:3]
+        options['chips_per_host_bounds'] = (*shape, 1)[:3]
     try:
         with quiet_without_tpu():
             description = topologies.get_topology_desc(

@@ -76,7 +76,13 @@ def _grid(path: Path) -> str:
 
 
 def sampler(workdir: Path, calibrate: str, params_sha256: str | None) -> Section:
-    """The calibration, or the command that makes one; a hash tells whether it is out of date."""
+    """The calibration, or the command that makes one.
+
+    Args:
+      workdir: the folder of the run.
+      calibrate: the command that makes a calibration.
+      params_sha256: the hash of the page's parameters, or None; tells whether it is of others.
+    """
     path = workdir / calibration_file.FILE
     try:
         reports, identity = calibration_file.read_reports(path)
@@ -93,7 +99,7 @@ def sampler(workdir: Path, calibrate: str, params_sha256: str | None) -> Section
         f'{windows} tokens, from the first block to the last, take {np.mean(times):.0%} of the '
         'time of sampling token by token, in the mean over blocks.'
     )
-    if params_sha256 != identity['params_sha256']:
+    if params_sha256 not in (None, identity['params_sha256']):
         words += ' It was made for other parameters, and is not used for those of this page.'
     head = ('block', 'window', 'time', 'CRM', 'IGM')
     rows = [

@@ -36,15 +36,15 @@ _LEADING = (
 )
 
 
-def leading(workdir: Path, step: int | None) -> list[tuple[str, str]]:
+def leading(workdir: Path, params_sha256: str | None) -> list[tuple[str, str]]:
     """Names and values of the scores that a reader sees first, as far as there are any.
 
-    They are of the checkpoint of that step, of the first split that was scored, and of samples that
-    were drawn.
+    They are of the parameters with that hash, of the first split that was scored, and of samples
+    that were drawn.
     """
     with contextlib.suppress(InputError):
         report = read_evaluation(workdir)
-        if report.get('step') != step:
+        if params_sha256 is None or report.get('params_sha256') != params_sha256:
             return []
         values: dict[str, Any] = {}
         for name, value in report.items():

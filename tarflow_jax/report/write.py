@@ -99,7 +99,7 @@ def _page(
         _environment(),
     ]
     name = (workdir_of(Path(checkpoint)) if checkpoint else workdir).resolve().name
-    return page(name, _lead(experiment), _facts(experiment, workdir, step), sections)
+    return page(name, _lead(experiment), _facts(experiment, workdir, step, params_sha256), sections)
 
 
 def _lead(experiment: Experiment) -> str:
@@ -117,7 +117,9 @@ def _lead(experiment: Experiment) -> str:
     return f'{words}.'
 
 
-def _facts(experiment: Experiment, workdir: Path, step: int | None) -> str:
+def _facts(
+    experiment: Experiment, workdir: Path, step: int | None, params_sha256: str | None
+) -> str:
     model = experiment.model
     tokens = model.token_flow().num_tokens
     values = [
@@ -129,7 +131,7 @@ def _facts(experiment: Experiment, workdir: Path, step: int | None) -> str:
         values.append(('trained steps', f'{step:,}'))
     if best := newest_and_best(workdir)[1]:
         values.append(('best step', f'{best:,}'))
-    return facts([*values, *scores.leading(workdir, step)])
+    return facts([*values, *scores.leading(workdir, params_sha256)])
 
 
 def _environment() -> Section:

@@ -127,7 +127,8 @@ def find_calibration(
             reasons.append(reason)
     if reasons and warns and distributed.is_main():
         flags = f'--config.sample.num_samples={identity["batch_size"]}'
-        if mesh.size == 1:  # the program splits a batch over all devices, Python does not
+        device = mesh.devices.flat[0]
+        if mesh.size == 1 and device.platform == 'cpu':  # of which the program makes several
             flags += ' --config.mesh.data=1'
         logging.warning(
             'The calibration is not used: %s. Run --mode=calibrate with the same settings, and %s.',

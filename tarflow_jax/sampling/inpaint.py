@@ -34,8 +34,9 @@ TARGET_ACCEPTANCE = 0.574  # Langevin steps are then the most efficient (Roberts
 _CANDIDATES_AT_A_TIME = 100
 _MIN_SPREAD = 0.05  # of known pixels, where there is little noise or none
 _FIRST_STEP = 0.08  # of pixels; adapted in the first half of the chain
-_matmul = functools.partial(jnp.matmul, precision=PRECISION)
 _UNIFORM_LABEL_RATE = 0.1  # share of the labels that are proposed whatever the candidates have
+
+_matmul = functools.partial(jnp.matmul, precision=PRECISION)
 
 
 class Inpainting(NamedTuple):
@@ -99,7 +100,7 @@ def inpaint(
 
     Raises:
       InputError: the model cannot serve the shapes, the labels or the mask.
-      RunError: no sample of the model, or of a given label, is finite.
+      RunError: no sample of the model, or of a given label, is finite and of a sane size.
     """
     check_params(model, params)
     images = as_batch('images', images, model.image_shape)
@@ -155,10 +156,11 @@ def _keep_finite(candidates, of_class, labels):
     usable = np.asarray(jnp.isfinite(jnp.square(candidates).sum(axis=(1, 2, 3))))
     lacking = np.setdiff1d(labels[labels >= 0], of_class[usable]).tolist()
     if lacking or not usable.any():
-        of_labels = f' of the label {lacking[0]}' if lacking else ''
+        of_label = f' of the label {lacking[0]}' if lacking else ''
+        count = (of_class == lacking[0]).sum() if lacking else len(of_class)
         raise RunError(
-            f'none of the {len(of_class)} samples{of_labels} is finite: raise num_candidates, or '
-            'take an earlier checkpoint; the model may have diverged.'
+            f'none of the {count} samples{of_label} can be used (not finite, or far too large): '
+            'raise num_candidates, or take an earlier checkpoint; the model may have diverged.'
         )
     return candidates[usable], jnp.asarray(of_class[usable], jnp.int32)
 

@@ -114,7 +114,7 @@ def great_circle(start, end, share):
         sine, shares = jnp.sin(angle), jnp.stack([1 - share, share])
         on_arc = jnp.sin(angle * shares) / jnp.maximum(sine, _PARALLEL)
         weights = jnp.where(sine < _PARALLEL, shares, on_arc)
-        # Sums, not products, which accelerators would round.
+        # Elementwise: accelerators would round the factors of a matrix product.
         return (shares * lengths).sum() * (weights[:, None, None, None] * units).sum(axis=0)
 
     return jax.vmap(of_image)(start, end)

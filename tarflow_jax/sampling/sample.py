@@ -90,8 +90,6 @@ def sample(
     if labels is None:
         settings.check_labels(-1, model.num_classes)
     labels = as_labels(labels, len(noise), model.num_classes)
-    if not isinstance(labels, jax.core.Tracer):
-        settings.check_labels(labels, model.num_classes)
     sequence, residual, resolved = _sample(
         *(model, params, noise, labels, settings, prior_temperature, calibration, tolerance),
         return_residual,

@@ -149,6 +149,7 @@ def test_a_failure_of_kubectl_is_told(gke):
         ({}, ['--config=x'], '--workdir must be given, below /data, where b is mounted'),
         ({}, ['--workdir=/home/a'], '--workdir must be given, below /data'),
         ({'MOUNT': '/a'}, FLAGS, '--workdir must be given, below /a,'),
+        ({'MOUNT': '/'}, FLAGS, 'MOUNT must be a folder below /, such as /data'),
         ({'NAME': 'My_run'}, FLAGS, "got 'My_run'"),
         ({'TPU': 'v3'}, FLAGS, "TPU must be v4, v5e, v5p, v6e or tpu7x; got 'v3'"),
         ({'TOPOLOGY': '32'}, FLAGS, "TOPOLOGY of v6e must be of the form 4x8; got '32'"),

@@ -111,5 +111,5 @@ def test_a_launcher_that_jax_does_not_know(runs, tmp_path):
     process = runs.start_python(*flags, OMPI_COMM_WORLD_SIZE='2')
     _, words = process.communicate()
     assert process.returncode == 2
-    assert 'or by the environment of a launcher' in words
+    assert 'or the environment of a launcher' in words
     assert '--process_id=$OMPI_COMM_WORLD_RANK' in words

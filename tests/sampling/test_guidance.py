@@ -8,6 +8,7 @@ import pytest
 from tarflow_jax import sample
 from tarflow_jax.errors import InputError
 from tarflow_jax.flow import TarFlow
+from tarflow_jax.sampling.draw import draw
 from tarflow_jax.sampling.guidance import Guidance
 from tarflow_jax.trained_flow import TrainedFlow
 
@@ -69,10 +70,8 @@ def test_an_image_without_a_label_is_not_guided(random_params, random_batch):
     """At temperature 1 both passes are then the same."""
     params = random_params(CONDITIONAL)
     noise, _ = random_batch(CONDITIONAL)
-    labels = np.full(len(noise), -1)
-    labels[0] = 1  # guidance would be refused, were there no label
-    guided = sample(CONDITIONAL, params, noise, labels, guidance=2.0)
-    np.testing.assert_allclose(guided[1:], sample(CONDITIONAL, params, noise)[1:], atol=1e-5)
+    guided = sample(CONDITIONAL, params, noise, np.full(len(noise), -1), guidance=2.0)
+    np.testing.assert_allclose(guided, sample(CONDITIONAL, params, noise), atol=1e-5)
 
 
 def test_a_temperature_guides_a_model_without_classes(random_params, random_batch):
@@ -128,9 +127,8 @@ def test_guidance_of_samples_without_labels_is_refused(labels, random_params):
     with pytest.raises(InputError, match='no image has a label'):
         flow.sample(0, 2, labels=labels, guidance=1.0)
     flow.sample(0, 2, labels=[-1, 0], guidance=1.0, attention_temperature=1.0)
-    noise = np.zeros((2, *CONDITIONAL.image_shape), np.float32)
-    with pytest.raises(InputError, match='no image has a label'):
-        sample(*flow, noise, np.full(2, -1), guidance=1.0)
+    rows = draw(*flow, jax.random.key(0), np.array([-1, 0]), batch_size=1, guidance=1.0)
+    assert len(rows) == 2  # a batch without labels is no mistake
 
 
 def test_a_single_token_has_nothing_to_guide(random_params):

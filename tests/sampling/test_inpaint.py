@@ -138,7 +138,7 @@ def test_samples_that_are_not_finite_start_no_chain(params, known, monkeypatch):
 def test_a_label_without_finite_samples_is_told(params, known, monkeypatch):
     with_samples(monkeypatch, 'label 1')
     complete(params, known[:2], np.array([0, -1]), num_steps=2)
-    with pytest.raises(RunError, match='none of the 30 samples of the label 1 is finite: raise'):
+    with pytest.raises(RunError, match='none of the 15 samples of the label 1 can be used'):
         complete(params, known[:2], np.array([0, 1]), num_steps=2)
 
 
