@@ -156,7 +156,7 @@ _HINTS = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EFBIG: _FULL,
-    errno.EMFILE: 'of a bucket: gcsfuse has mounted it without --rename-dir-limit=200000',
+    errno.EMFILE: 'if it is in a bucket: mount that with --rename-dir-limit=200000',
     errno.EROFS: 'it is mounted to be read only',
     errno.EEXIST: _IN_THE_WAY,
     errno.ENOTDIR: _IN_THE_WAY,

@@ -145,7 +145,7 @@ def test_a_read_allocates_no_more_than_there_is(tmp_path):
     [
         (OSError(errno.ENOSPC, 'No space left'), 'is the disk full?'),
         (OSError(errno.EROFS, 'Read-only file system'), 'it is mounted to be read only'),
-        (OSError(errno.EMFILE, 'Too many open files'), 'without --rename-dir-limit=200000'),
+        (OSError(errno.EMFILE, 'Too many open files'), 'mount that with --rename-dir-limit=200000'),
         (
             NotADirectoryError(errno.ENOTDIR, 'Not a directory'),
             'another file or folder is in the way',

@@ -6,17 +6,18 @@ import re
 import shutil
 import signal
 import zipfile
-from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from runs import ROOT, TIMEOUT, files_in, metrics_in, steps_in, wait_until_held
 
 import tarflow_jax
-from tarflow_jax.errors import InputError
+from tarflow_jax.build import build
+from tarflow_jax.configfile import ConfigFile
+from tarflow_jax.errors import RunError
 from tarflow_jax.formats import torchfile
 from tarflow_jax.sampling import write
-from tarflow_jax.workdir import check_no_checkpoint
 
 UNCONDITIONAL = [
     '--config.model.patch_size=2',
@@ -360,15 +361,15 @@ def test_a_platform_that_is_not_there(runs, tmp_path):
     assert words.count('\n') == 1
 
 
-def test_a_checkpoint_of_nothing_may_be_a_workdir(tmp_path, monkeypatch):
-    """A folder that a scheduler numbers, say."""
-    folder = tmp_path / 'checkpoints' / '24'
-    folder.mkdir(parents=True)
-    check_no_checkpoint(folder)
-    (tmp_path / 'config.json').write_text('{}')
-    monkeypatch.chdir(folder)
-    with pytest.raises(InputError, match=f'Give --workdir={tmp_path} --checkpoint={folder}.'):
-        check_no_checkpoint(Path())
+def test_devices_that_do_not_start(monkeypatch):
+    """No mistake of the command, which a launcher would not try again."""
+
+    def fail():
+        raise RuntimeError('Unable to initialize backend.\nmore')
+
+    monkeypatch.setattr(jax, 'devices', fail)
+    with pytest.raises(RunError, match=r'JAX cannot start its devices: Unable to .* backend\.$'):
+        build(ConfigFile().parse('digits'))
 
 
 @pytest.mark.parametrize('mode', ['train', 'sample', 'evaluate'])

@@ -1,12 +1,13 @@
-"""A workdir has one holder, and none after a kill."""
+"""A workdir has one holder, none after a kill, and is no checkpoint."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tarflow_jax.errors import InputError
-from tarflow_jax.workdir import workdir_lock
+from tarflow_jax.workdir import check_no_checkpoint, workdir_lock
 
 HOLD_THE_LOCK = """
 import sys
@@ -63,3 +64,14 @@ def test_a_bucket_address_is_refused_rather_than_taken_for_a_folder(tmp_path, mo
     with pytest.raises(InputError, match='gs://bucket/run is a URL'):
         workdir_lock('gs://bucket/run').__enter__()
     assert names_in(tmp_path) == []
+
+
+def test_a_checkpoint_of_nothing_may_be_a_workdir(tmp_path, monkeypatch):
+    """A folder that a scheduler numbers, say."""
+    folder = tmp_path / 'checkpoints' / '24'
+    folder.mkdir(parents=True)
+    check_no_checkpoint(folder)
+    (tmp_path / 'config.json').write_text('{}')
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=f'Give --workdir={tmp_path} --checkpoint={folder}.'):
+        check_no_checkpoint(Path())

@@ -81,7 +81,8 @@ def sampler(workdir: Path, calibrate: str, params_sha256: str | None) -> Section
     Args:
       workdir: the folder of the run.
       calibrate: the command that makes a calibration.
-      params_sha256: the hash of the page's parameters, or None; tells whether it is of others.
+      params_sha256: the hash of the page's parameters, which tells whether the calibration is of
+        others; None if they could not be loaded.
     """
     path = workdir / calibration_file.FILE
     try:

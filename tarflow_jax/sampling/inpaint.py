@@ -105,7 +105,8 @@ def inpaint(
     check_params(model, params)
     images = as_batch('images', images, model.image_shape)
     known = as_mask(mask, images.shape)
-    labels = as_labels(labels, len(images), model.num_classes)
+    # A model without classes ignores labels: for it, all are unknown.
+    labels = as_labels(labels if model.num_classes else None, len(images), model.num_classes)
     noise_std = NOISE_STD.check('noise_std', noise_std)
     num_candidates = CANDIDATES.check('num_candidates', num_candidates)
     num_steps = STEPS.check('num_steps', num_steps)

@@ -11,13 +11,15 @@ from tarflow_jax.flow.tarflow import TarFlow, normal_log_prob
 @jax.named_scope('drop_labels')
 def drop_labels(key, labels, rate: float):
     """Replaces a share `rate` of labels [B] by -1, to learn the density without labels as well."""
-    return jnp.where(jax.random.bernoulli(key, jnp.float32(rate), labels.shape), -1, labels)
+    rate = jnp.float32(rate)  # or JAX may draw in 64 bits, and drop others
+    return jnp.where(jax.random.bernoulli(key, rate, labels.shape), -1, labels)
 
 
 @jax.named_scope('flip')
 def flip_half(key, images):
     """Mirrors images [B, H, W, C] left to right, each with probability one half."""
-    flip = jax.random.bernoulli(key, jnp.float32(0.5), (len(images), 1, 1, 1))
+    half = jnp.float32(0.5)  # or JAX may draw in 64 bits, and mirror others
+    flip = jax.random.bernoulli(key, half, (len(images), 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1], images)
 
 

@@ -152,3 +152,18 @@ def test_weights_of_candidates_are_not_rounded(known):
         )
     )
     assert text.count('dot_general') == text.count('precision=(Precision.HIGHEST') == 3
+
+
+def test_labels_of_a_model_without_classes_are_ignored(random_params, random_batch):
+    model = FLOWS['pixels']
+    images, _ = random_batch(model)
+    known = np.ones(model.image_shape[:2], bool)
+    known[0] = False
+    labels = np.resize([3, -1], len(images))
+    settings = dict(key=0, noise_std=0.0, num_candidates=8, num_steps=2)
+    given, without = (
+        tarflow_jax.inpaint(model, random_params(model), images, known, some, **settings)
+        for some in (labels, None)
+    )
+    assert np.isfinite(given.images).all()
+    jax.tree.map(np.testing.assert_array_equal, given, without)
