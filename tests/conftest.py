@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import signal
 
 # Before JAX starts, and for the processes that tests start.
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -19,6 +20,9 @@ os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 # Several processes of tests share the cores: threads of LAPACK would wait for one another.
 os.environ['OPENBLAS_NUM_THREADS'] = '1'
+
+# A script's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import numpy as np
