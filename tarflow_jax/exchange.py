@@ -63,12 +63,9 @@ def convert_to_workdir(
         CONVERTED_FROM: {'file': source.name, 'sha256': sha256_of(source)},
     }
     with _new_workdir(workdir) as unfinished:
-        checkpoints = Checkpoints(unfinished)
-        try:
+        with contextlib.closing(Checkpoints(unfinished)) as checkpoints:
             checkpoints.save(0, {'params': params})
             checkpoints.wait()
-        finally:
-            checkpoints.close()
         write_json(unfinished / CONFIG_FILE, config)
     return workdir
 

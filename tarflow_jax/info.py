@@ -16,7 +16,7 @@ from tarflow_jax.flow.patches import grid_shape
 from tarflow_jax.flow.tarflow import count_parameters
 from tarflow_jax.planning.flops import forward_flops, train_flops
 from tarflow_jax.quantities import format_bytes, format_count
-from tarflow_jax.sampling.calibration_file import read_reports
+from tarflow_jax.sampling import calibration_file
 from tarflow_jax.sharing.pretrained import WEIGHTS_FILE, is_pretrained
 from tarflow_jax.training.checkpoint import (
     BEST_METRIC,
@@ -93,17 +93,22 @@ def _memory(config, count: int) -> str:
 
 def describe_training(config) -> dict[str, str]:
     """What is learned, and for how long."""
-    noise = f'{config.noise.std:g}' if config.noise.type == 'gaussian' else 'dequantisation'
     average = f', moving average {config.train.ema_decay:g}' if config.train.ema_decay else ''
     return {
         'data': f'{config.data.name or "unnamed"}, {config.data.train_split} and '
         f'{config.data.test_split}, in {config.data.dir}',
-        'noise': f'{config.noise.type} {noise}',
+        'noise': describe_noise(config),
         'training': f'{config.train.num_epochs:g} epochs in batches of {config.train.batch_size}, '
         f'learning rate {config.optimizer.peak_learning_rate:g}{average}',
         'sampling': f'guidance {config.sample.guidance:g}, '
         f'{"with" if config.sample.denoise else "without"} denoising',
     }
+
+
+def describe_noise(config) -> str:
+    """The noise on the images that a model learns."""
+    size = f'{config.noise.std:g}' if config.noise.type == 'gaussian' else 'dequantisation'
+    return f'{config.noise.type} {size}'
 
 
 def describe_unrecorded(config, workdir: Path) -> dict[str, str]:
@@ -113,6 +118,8 @@ def describe_unrecorded(config, workdir: Path) -> dict[str, str]:
     recorded, facts = keys.flatten(read_config(workdir)), {}
     if 'data.train_split' not in recorded:
         facts['data'] = config.data.name or 'unnamed'
+    if 'noise.std' not in recorded:
+        facts['noise'] = f'not recorded; {describe_noise(config)} is taken'
     if 'train.num_epochs' not in recorded:
         file = converted_from(workdir)
         facts['training'] = f'that of {file}' if file else 'elsewhere, and not recorded'
@@ -165,7 +172,7 @@ def _evaluation(workdir: Path) -> str:
 
 def _calibration(path: Path) -> str:
     try:
-        reports, identity = read_reports(path)
+        _, reports, identity = calibration_file.read(path)
     except FileNotFoundError:
         return 'none (--mode=calibrate): samples are drawn token by token'
     except InputError as error:

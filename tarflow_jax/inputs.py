@@ -16,7 +16,7 @@ from tarflow_jax.values import raise_invalid
 FAR = 16.0  # beyond any noise and guidance: such pixels are levels that were not scaled
 
 
-def image_batch(images: Any, image_shape: tuple[int, int, int], name: str = 'images') -> jax.Array:
+def image_batch(images: Any, image_shape: tuple[int, int, int]) -> jax.Array:
     """Images as float32 [B, H, W, C], pixels in [-1, 1].
 
     Args:
@@ -25,17 +25,16 @@ def image_batch(images: Any, image_shape: tuple[int, int, int], name: str = 'ima
         batch of one, and grey images may lack the axis of the channel. Pictures of Pillow become
         grey or RGB, and those of another size are scaled and cropped as a prepared folder is.
       image_shape: (H, W, C) of the result.
-      name: the name of the images in messages.
 
     Raises:
       InputError: images of another shape or of other numbers.
     """
-    array = _add_missing_axes(_as_single_array(images, image_shape, name), image_shape)
+    array = _add_missing_axes(_as_single_array(images, image_shape, 'images'), image_shape)
     if array.dtype == np.uint8:
-        return as_batch(name, array.astype(np.float32) / 127.5 - 1, image_shape)
-    array = as_batch(name, array, image_shape)
+        return as_batch('images', array.astype(np.float32) / 127.5 - 1, image_shape)
+    array = as_batch('images', array, image_shape)
     if not isinstance(array, jax.core.Tracer) and not (largest := float(abs(array).max())) <= FAR:
-        logging.warning('%s reach %.3g; their pixels should lie in [-1, 1].', name, largest)
+        logging.warning('images reach %.3g; their pixels should lie in [-1, 1].', largest)
     return array
 
 
@@ -45,25 +44,23 @@ def latent_batch(latents: Any, image_shape: tuple[int, int, int]) -> jax.Array:
     return as_batch('latents', _add_missing_axes(array, image_shape), image_shape)
 
 
-def level_batch(
-    images: Any, image_shape: tuple[int, int, int], num_levels: int, name: str = 'images'
-) -> np.ndarray:
+def level_batch(images: Any, image_shape: tuple[int, int, int], num_levels: int) -> np.ndarray:
     """Images of whole levels as uint8 [B, H, W, C]; see `image_batch` for what they can be.
 
     Raises:
       InputError: they are not uint8, of another shape, or have a level of `num_levels` or above.
     """
-    array = _add_missing_axes(_as_single_array(images, image_shape, name), image_shape)
+    array = _add_missing_axes(_as_single_array(images, image_shape, 'images'), image_shape)
     if array.dtype != np.uint8:
         raise InputError(
-            f'{name} must be uint8 levels, because bits per dimension are defined for levels; '
+            'images must be uint8 levels, because bits per dimension are defined for levels; '
             f'got {array.dtype}.'
         )
-    as_batch(name, array.astype(np.float32), image_shape)  # checks the shape
+    as_batch('images', array.astype(np.float32), image_shape)  # checks the shape
     levels = np.asarray(array)
     if levels.size and levels.max() >= num_levels:
         raise InputError(
-            f'{name} have levels up to {levels.max()}; with num_levels={num_levels} they must lie '
+            f'images have levels up to {levels.max()}; with num_levels={num_levels} they must lie '
             f'in 0..{num_levels - 1}.'
         )
     return levels

@@ -175,10 +175,19 @@ def read_noise(path) -> TypeAndStd | None:
 
 
 def warn_of_noise_mismatch(config, path) -> None:
-    """Warns if the model at `path` learned images with other noise than a config has."""
+    """Warns if the model at `path` learned images with other noise than a config's, or unknown."""
     learned = read_noise(path)
     configured = type_and_std(config.noise.type, config.noise.std)
-    if learned is None or not is_main():
+    if not is_main():
+        return
+    if learned is None:
+        if Path(path).is_dir():  # a published file is given with a config of its own
+            logging.warning(
+                'The model in %s does not record the noise on the images that it learned. Scores '
+                'and denoising steps use the %s noise of %g of the config. Set config.noise '
+                'accordingly.',
+                *(path, *configured),
+            )
         return
     if not agree_rounded(learned, configured):
         logging.warning(

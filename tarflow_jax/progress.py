@@ -33,7 +33,7 @@ class Progress:
 
         with Progress(total_steps=2000) as progress:
             progress.update(100, {'loss': 0.5, 'images_per_second': 12345.0})
-            progress.evaluation(100, {'test/nats_per_dim': 0.123})
+            progress.print_line('test 0.1230 nats/dim')
 
     Args:
       total_steps: the step at which the run is over.
@@ -95,27 +95,10 @@ class Progress:
         """Shows a line of text, as it is, above the bar."""
         self._display.print_line(text)
 
-    def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """Says what an evaluation gave: `step 500  test 0.1230 nats/dim  3.4500 bits/dim`."""
-        self.print_line(format_evaluation(step, values))
-
 
 def count_progress(noun: str, total: int, first: int = 0, enabled: bool = True) -> Progress:
     """Returns a `Progress` that counts `total` items, for work that may take a while."""
     return Progress(total, first, noun=noun, delay=REPORT_DELAY, enabled=enabled)
-
-
-def format_evaluation(step: int, values: Mapping[str, Any]) -> str:
-    """One line for numbers by name: test/nats_per_dim becomes `test 0.1230 nats/dim`."""
-    parts, last_group = [f'step {step}'], ''
-    for name, value in values.items():
-        group, _, quantity = name.rpartition('/')
-        number = f'{float(value):.4f}'
-        words = quantity.replace('_per_', '/').replace('_', ' ')
-        text = f'{number} {words}' if '/' in words else f'{words} {number}'
-        parts.append(text if group == last_group else f'{group} {text}')
-        last_group = group
-    return (' ' * _GAP).join(parts)
 
 
 def _is_terminal(stream: TextIO) -> bool:

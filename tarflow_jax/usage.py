@@ -1,5 +1,7 @@
 """The first screen: what the program is, its modes, examples, and where the keys stand."""
 
+import textwrap
+
 from tarflow_jax import configfile
 from tarflow_jax.commands import command
 
@@ -38,18 +40,9 @@ def help_text() -> str:
             *(f'  {line}' for line in examples),
             '',
             'EXPERIMENT is a name or a Python file. A trained workdir needs no --config.',
-            *_wrapped(configfile.names()),
+            textwrap.fill(f'Names: {" ".join(configfile.names())}', 80, subsequent_indent=7 * ' '),
             configfile.every_key(),
             'Data: python -m tarflow_jax.data.prepare --help',
             f'Several hosts, and all flags: {command("--helpfull")}',
         ]
     )
-
-
-def _wrapped(names: list[str], width: int = 80) -> list[str]:
-    lines = ['Names:']
-    for name in names:
-        if len(lines[-1]) + 2 + len(name) > width:
-            lines.append('      ')
-        lines[-1] += f' {name}'
-    return lines

@@ -21,9 +21,6 @@ os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 # Several processes of tests share the cores: threads of LAPACK would wait for one another.
 os.environ['OPENBLAS_NUM_THREADS'] = '1'
 
-# A script's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 import jax
 import numpy as np
 import pytest
@@ -33,6 +30,8 @@ from jax.sharding import Mesh
 from tarflow_jax.parallel.mesh import AXES
 from tarflow_jax.training.checkpoint import quiet_orbax
 
+# A script's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.set_threshold(100_000, 20, 20)  # tracing makes objects that live
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -14,7 +14,7 @@ import termios
 
 import pytest
 
-from tarflow_jax.progress import Progress, format_evaluation
+from tarflow_jax.progress import Progress
 
 TRAIN = """
 import logging
@@ -26,7 +26,7 @@ with Progress(total_steps=2000) as progress:
     for step in range(100, 2001, 100):
         progress.update(step, {'loss': -0.25, 'images_per_second': 12345.6, 'skipped_steps': 0})
         if step == 500:
-            progress.evaluation(step, {'test/nats_per_dim': 0.123, 'test/bits_per_dim': 3.45})
+            progress.print_line('step 500  test 0.1230 nats/dim  3.4500 bits/dim')
         if step == 1000:
             logging.warning('logged')
             print('printed')
@@ -267,19 +267,11 @@ def test_nothing_is_said_of_a_run_without_steps():
     assert stream.getvalue() == ''
 
 
-def test_an_evaluation_is_one_line():
-    values = {'test/nats_per_dim': 0.123, 'test/bits_per_dim': 3.45, 'train/class_accuracy': 0.97}
-    assert format_evaluation(500, values) == (
-        'step 500  test 0.1230 nats/dim  3.4500 bits/dim  train class accuracy 0.9700'
-    )
-
-
 def test_the_other_processes_show_nothing():
     stream = io.StringIO()
     with Progress(100, stream=stream, enabled=False) as progress:
         progress.print_line('a line')
         progress.update(100, {'loss': 0.5})
-        progress.evaluation(100, {'test/nats_per_dim': 0.1})
     assert stream.getvalue() == ''
 
 

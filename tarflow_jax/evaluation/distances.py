@@ -111,37 +111,27 @@ def precision_recall(
       reference that the samples cover; both in [0, 1].
     """
     real, drawn = jnp.asarray(reference), jnp.asarray(samples)
-    real_radii = _by_rows(functools.partial(_radii, k=k), real, real)
-    drawn_radii = _by_rows(functools.partial(_radii, k=k), drawn, drawn)
-    precision = _by_rows(_covered, drawn, real, real_radii)
-    recall = _by_rows(_covered, real, drawn, drawn_radii)
-    return float(precision.mean()), float(recall.mean())
-
-
-def _by_rows(function, rows, *rest) -> np.ndarray:
-    """function(rows, *rest) for some rows at a time, the last ones filled up with the first."""
-    size = min(_ROWS, len(rows))
-    parts = []
-    for start in range(0, len(rows), size):
-        part = rows[jnp.arange(start, start + size) % len(rows)]
-        parts.append(np.asarray(function(part, *rest)))
-    return np.concatenate(parts)[: len(rows)]
+    precision, recall = _covered(drawn, real, k), _covered(real, drawn, k)
+    return float(np.mean(np.asarray(precision))), float(np.mean(np.asarray(recall)))
 
 
 @functools.partial(jax.jit, static_argnames='k')
-def _radii(points, members, k):
-    """The squared distance from each point, itself a member, to its k-th nearest other member."""
-    nearest = jax.lax.top_k(-_squared_distances(points, members), k + 1)[0]  # itself is the first
-    return -nearest[:, k]
+def _covered(points, members, k):
+    """Whether the members [N, D] cover each of the points [M, D]."""
+
+    def radius(member):  # squared
+        return -jax.lax.top_k(-_squared_distances(member, members), k + 1)[0][k]  # 0 is itself
+
+    radii = jax.lax.map(radius, members, batch_size=_ROWS)
+    return jax.lax.map(
+        lambda point: (_squared_distances(point, members) <= radii).any(),
+        points,
+        batch_size=_ROWS,
+    )
 
 
-@jax.jit
-def _covered(points, members, radii):
-    return (_squared_distances(points, members) <= radii[None]).any(axis=1)
-
-
-def _squared_distances(a, b):
-    """Between rows of a [M, D] and b [N, D]: [M, N], at least 0."""
-    products = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1)[None]
+def _squared_distances(point, members):
+    """From a point [D] to each of the members [N, D]: [N], at least 0."""
+    products = jnp.matmul(members, point, precision=jax.lax.Precision.HIGHEST)
+    squares = jnp.sum(point**2) + jnp.sum(members**2, axis=1)
     return jnp.maximum(squares - 2 * products, 0)

@@ -1,9 +1,8 @@
 """All metrics, by name."""
 
-import difflib
 from collections.abc import Iterable
 
-from tarflow_jax.errors import InputError
+from tarflow_jax.errors import InputError, did_you_mean
 from tarflow_jax.evaluation.distances import NEIGHBOURS
 from tarflow_jax.likelihood import classify
 from tarflow_jax.likelihood.scores import score_split
@@ -47,11 +46,10 @@ def metric_names(config) -> list[str]:
     names = split_names(config.evaluate.metrics)
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
-        nearest = difflib.get_close_matches(unknown[0], METRICS, n=1) if unknown else []
-        hint = f" (did you mean '{nearest[0]}'?)" if nearest else ''
+        hint = did_you_mean(unknown[0], METRICS) if unknown else '.'
         raise InputError(
             f'evaluate.metrics must name some of {", ".join(METRICS)}; got '
-            f'{", ".join(unknown) or "none"}{hint}.'
+            f'{", ".join(unknown) or "none"}{hint}'
         )
     return names
 

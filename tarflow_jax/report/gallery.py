@@ -83,9 +83,6 @@ def journey(samples: Samples, patch_size: int) -> Section:
 def latents(experiment: Experiment, params) -> Section:
     """Test images on their way to noise."""
     title = 'Latents'
-    if 'test_split' not in (experiment.config.get('data') or {}):
-        text = 'The config does not specify which images to map to latents.'
-        return Section(title, [missing(text)])
     try:
         stages, labels = models.latents(experiment, params)
     except InputError as error:

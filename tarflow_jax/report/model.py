@@ -1,7 +1,6 @@
 """What a trained model does now: its samples, and the latents of images that it has not seen."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.planning.flops import forward_flops
 from tarflow_jax.sampling.batches import draw_noise
 from tarflow_jax.sampling.denoise import denoise
+from tarflow_jax.sampling.guidance import GUIDANCE_KEYS
 from tarflow_jax.sampling.sample import sample
 
 MAX_IMAGES = 100  # images that are drawn or mapped
@@ -60,23 +60,21 @@ def open_experiment(config: ConfigDict) -> Experiment:
 def draw(experiment: Experiment, params) -> Samples:
     """Draws a batch of samples with and without guidance and the denoising step."""
     config, model = experiment.config, experiment.model
-    settings: dict[str, Any] = dict(config.get('sample') or {})
+    settings = config.sample
     count = count_images(model)
     labels = spread_labels(count, model.num_classes)
-    key = jax.random.key(settings.get('seed', SEED))
+    key = jax.random.key(settings.seed)
     noise = draw_noise(model.image_shape, key, np.arange(count), np.zeros(count, np.int32))
-    prior = {'prior_temperature': settings.get('prior_temperature', 1.0)}
+    prior = {'prior_temperature': settings.prior_temperature}
     stages = sample(model, params, noise, labels, return_sequence=True, **prior)
-    std = config.noise.std if 'noise' in config and config.noise.type == 'gaussian' else 0.0
+    std = config.noise.std if config.noise.type == 'gaussian' else 0.0
 
     def without_noise(images):
         return denoise(model, params, images, labels, noise_std=std) if std else images
 
-    weight, guided = settings.get('guidance', 0.0) or DEFAULT_GUIDANCE, None
-    temperature = settings.get('attention_temperature', 1.0)
-    if model.num_classes > 1 or temperature != 1:
-        how = {key: settings[key] for key in ('guide', 'anneal_guidance') if key in settings}
-        how |= {'guidance': weight, 'attention_temperature': temperature, **prior}
+    weight, guided = settings.guidance or DEFAULT_GUIDANCE, None
+    if model.num_classes > 1 or settings.attention_temperature != 1:
+        how = {key: settings[key] for key in GUIDANCE_KEYS} | {'guidance': weight, **prior}
         guided = without_noise(sample(model, params, noise, labels, **how))
     return Samples(
         labels,
@@ -84,7 +82,7 @@ def draw(experiment: Experiment, params) -> Samples:
         np.asarray(without_noise(stages[-1])) if std else None,
         None if guided is None else np.asarray(guided),
         weight,
-        bool(settings.get('guidance', 0.0)),
+        bool(settings.guidance),
     )
 
 

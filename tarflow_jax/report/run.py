@@ -86,7 +86,7 @@ def sampler(workdir: Path, calibrate: str, params_sha256: str | None) -> Section
     """
     path = workdir / calibration_file.FILE
     try:
-        reports, identity = calibration_file.read_reports(path)
+        _, reports, identity = calibration_file.read(path)
     except FileNotFoundError:
         words = 'The sampler was not calibrated: samples are drawn token by token.'
         return Section('Sampler', [missing(words, calibrate)])

@@ -109,11 +109,10 @@ def _lead(experiment: Experiment) -> str:
     kind = {1: 'grey images', 3: 'colour images'}.get(channels, f'images of {channels} channels')
     classes = f' of {model.num_classes} classes' if model.num_classes else ''
     words = f'A normalizing flow between noise and {height}×{width} {kind}{classes}'
-    if 'data' in config:
-        words += f', learned from {config.data.name}'
-    if 'noise' in config:
+    if config.data.name:  # otherwise it is from elsewhere, and its noise may not be recorded either
         gaussian = f'Gaussian noise of deviation {config.noise.std:g}'
-        words += f' under {gaussian if config.noise.type == "gaussian" else "uniform noise"}'
+        noise = gaussian if config.noise.type == 'gaussian' else 'uniform noise'
+        words += f', learned from {config.data.name} under {noise}'
     return f'{words}.'
 
 

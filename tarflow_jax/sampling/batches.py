@@ -1,7 +1,7 @@
 """Many samples, batch by batch."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 
 from tarflow_jax.errors import RunError
 from tarflow_jax.flow.tarflow import TarFlow
-from tarflow_jax.parallel import arrays, distributed
+from tarflow_jax.parallel import arrays
 from tarflow_jax.parallel.mesh import padded_batch_size
 from tarflow_jax.sampling.denoise import denoise
 from tarflow_jax.sampling.labels import spread_labels
@@ -44,14 +44,9 @@ class SampleBatch(NamedTuple):
     resolved: np.ndarray | None = None
 
 
-def host_images(batches: Iterable[SampleBatch]) -> Iterator[np.ndarray]:
-    """Fetches the samples of each batch, float32 [n, H, W, C], to the main process.
-
-    Every process must consume all batches; all but the main one get empty arrays.
-    """
-    for batch in batches:
-        images = arrays.fetch(batch.images)[batch.mask]
-        yield images[: len(images) if distributed.is_main() else 0]
+def host_images(batch: SampleBatch) -> np.ndarray:
+    """Fetches the samples of a batch, float32 [n, H, W, C]; collective."""
+    return arrays.fetch(batch.images)[batch.mask]
 
 
 def sample_batches(

@@ -19,7 +19,6 @@ from tarflow_jax.formats.npz import NpzArrays
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.parallel.mesh import padded_batch_size
-from tarflow_jax.sampling.block_samples import GAIN_LAGS, LAGS
 from tarflow_jax.sampling.calibrate import BlockReport, calibrate, may_pay
 from tarflow_jax.sampling.guidance import GUIDANCE_KEYS
 from tarflow_jax.sampling.parallel import Calibration
@@ -120,7 +119,7 @@ def find_calibration(
         return None
     identity, reasons = calibration_identity(model, params, mesh, sampling), []
     for folder in dict.fromkeys(folders):
-        calibration, reason = read(folder / FILE, identity)
+        calibration, reason = _read_matching(folder / FILE, identity)
         if distributed.all_true(calibration is not None):
             return calibration
         if reason:
@@ -137,20 +136,14 @@ def find_calibration(
     return None
 
 
-def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]:
+def _read_matching(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]:
     """A calibration, or None and why: it is of something else or damaged; '' if there is none."""
     try:
-        with NpzArrays(path) as arrays:
-            values = {name: arrays[name] for name in arrays.headers}
-        made_for = json.loads(str(values.pop('about')))['identity']
-        windows = tuple(int(window) for window in values.pop('windows'))
-        values = {name: value.astype(np.float32) for name, value in values.items()}
-        calibration = Calibration(windows, **values)
-        _check_shapes(calibration)
+        calibration, _, made_for = read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None, ''
-    except Exception as error:  # of a file that is anything
-        return None, f'{path} is damaged ({error})'
+    except InputError as damage:
+        return None, str(damage).removesuffix('.')
     others = {'params_sha256': 'it was made for other parameters'}  # a hash tells nobody more
     differences = [
         others.get(key, f'{key} was {made_for.get(key)}, is {value}')
@@ -160,8 +153,10 @@ def read(path: Path, identity: dict[str, Any]) -> tuple[Calibration | None, str]
     return (None, f'{"; ".join(differences)} ({path})') if differences else (calibration, '')
 
 
-def read_reports(path: Path) -> tuple[list[BlockReport], dict[str, Any]]:
-    """What was measured of each block, and what it is of, see `calibration_identity`.
+def read(path: Path) -> tuple[Calibration, list[BlockReport], dict[str, Any]]:
+    """A calibration, what was measured of each block, and what it is of.
+
+    For the last see `calibration_identity`.
 
     Raises:
       FileNotFoundError: there is no calibration.
@@ -169,31 +164,19 @@ def read_reports(path: Path) -> tuple[list[BlockReport], dict[str, Any]]:
     """
     try:
         with NpzArrays(path) as arrays:
-            about = json.loads(str(arrays['about']))
+            values = {name: arrays[name] for name in arrays.headers}
+        about = json.loads(str(values.pop('about')))
+        windows = tuple(int(window) for window in values.pop('windows'))
         reports = [BlockReport(**block) for block in about['blocks']]
         for report in reports:  # JSON has texts for keys
             for name in ('times', 'sweeps', 'evaluations'):
                 by_window = getattr(report, name)
                 setattr(report, name, {int(window): x for window, x in by_window.items()})
-        return reports, about['identity']
-    except FileNotFoundError:
+        return Calibration(windows, **values), reports, about['identity']
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except Exception as error:  # of a file that is anything
         raise InputError(f'{path} is damaged ({error}).') from error
-
-
-def _check_shapes(calibration: Calibration) -> None:
-    blocks, dim = calibration.offset.shape
-    expected = dict(
-        response=(blocks, len(LAGS) * dim, dim),
-        gain=(blocks, GAIN_LAGS * dim, dim),
-        amplification=(blocks,),
-    )
-    for name, shape in expected.items():
-        if getattr(calibration, name).shape != shape:
-            raise ValueError(f'{name} has another shape than {shape}')
-    if len(calibration.windows) != blocks or min(calibration.windows) < 1:
-        raise ValueError(f'windows are {calibration.windows}, for {blocks} blocks')
 
 
 def batch_size_of(mesh, sampling) -> int:

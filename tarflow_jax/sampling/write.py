@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from tarflow_jax.progress import count_progress
 from tarflow_jax.sampling.batches import (
     MAX_DRAWS,
     REMEDIES,
-    SampleBatch,
     host_images,
     sample_batches,
 )
@@ -79,9 +78,14 @@ def write_samples(
             before_batch=progress.before_batch(batch_size, lambda: stop.check(RESTARTS)),
             **sampling,
         )
-        for batch in host_images(_noting(certificates, batches)):
-            images.append(imagefiles.to_uint8(batch))
-            is_finite.append(np.isfinite(batch).all(axis=(1, 2, 3)))
+        for batch in batches:
+            pixels = host_images(batch)
+            if not distributed.is_main():
+                continue
+            images.append(imagefiles.to_uint8(pixels))
+            is_finite.append(np.isfinite(pixels).all(axis=(1, 2, 3)))
+            if batch.residual is not None and batch.resolved is not None:
+                certificates.append((batch.residual[batch.mask], batch.resolved[batch.mask]))
     if not distributed.is_main():
         return
     check_finite(np.concatenate(is_finite))
@@ -95,14 +99,6 @@ def write_samples(
     imagefiles.write_png(folder / 'samples.png', grid(images, sampling, model, class_names))
     for suffix in ('npz', 'png') if name else ():
         link_atomically(folder / f'samples.{suffix}', folder / f'samples_{name}.{suffix}')
-
-
-def _noting(certificates: list, batches: Iterable[SampleBatch]) -> Iterator[SampleBatch]:
-    """The same batches; appends residual and resolved of the samples of each to a list."""
-    for batch in batches:
-        if batch.residual is not None and batch.resolved is not None:
-            certificates.append((batch.residual[batch.mask], batch.resolved[batch.mask]))
-        yield batch
 
 
 def certificate(residual: np.ndarray, resolved: np.ndarray, tolerance: float) -> str:

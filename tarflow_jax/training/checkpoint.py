@@ -161,13 +161,12 @@ class Checkpoints:
                 write_json(self._at(step) / 'metrics' / 'metrics', scores)
         distributed.all_true(True)  # the others see it done
 
-    def restore(self, step: int, items: dict[str, Any], optional=()) -> dict[str, Any]:
+    def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         """Named trees of arrays like the abstract ones in `items`, checked.
 
         Args:
           step: the step of the checkpoint.
           items: abstract trees by name.
-          optional: names of items that are left out where they were not saved.
 
         Raises:
           RemovedCheckpoint: another process has removed the checkpoint meanwhile.
@@ -175,20 +174,19 @@ class Checkpoints:
           RunError: the checkpoint could not be read, again and again; it may be sound.
         """
         try:
-            return self._restore(step, items, optional)
+            return self._restore(step, items)
         except DamagedCheckpoint as reason:
             if self._read_only and distributed.broadcast_from_main(self._is_vanishing(step)):
                 raise RemovedCheckpoint('another process removed it') from reason
             raise
 
-    def _restore(self, step, items, optional) -> dict[str, Any]:
+    def _restore(self, step, items) -> dict[str, Any]:
         error: Exception | None = None
         prints: dict[str, Any] = {}
         restored: dict[str, Any] = {}
         try:
             prints = self._read_patiently(lambda: self._read_prints(step))
-            names = [name for name in items if name in prints or name not in optional]
-            restored = self._read_patiently(lambda: self._read(step, names, items))
+            restored = self._read_patiently(lambda: self._read(step, items))
         except (DamagedCheckpoint, RunError) as reason:
             error = reason
         failures = distributed.all_gather(error and [isinstance(error, RunError), str(error)])
@@ -237,12 +235,10 @@ class Checkpoints:
             raise ValueError(f'its {FINGERPRINTS} are not a dictionary')
         return prints
 
-    def _read(self, step, names, items) -> dict[str, Any]:
+    def _read(self, step, items) -> dict[str, Any]:
         return {
-            name: self._reader.restore(
-                self._at(step) / name, args=ocp.args.StandardRestore(items[name])
-            )
-            for name in names
+            name: self._reader.restore(self._at(step) / name, args=ocp.args.StandardRestore(item))
+            for name, item in items.items()
         }
 
     def _is_vanishing(self, step: int) -> bool:
@@ -256,7 +252,7 @@ class Checkpoints:
         return sorted(os.path.join(folder, name) for folder, _, names in walk for name in names)
 
     def restore_newest(
-        self, items: dict[str, Any], optional=(), older_than: float = math.inf
+        self, items: dict[str, Any], older_than: float = math.inf
     ) -> tuple[int, dict[str, Any]] | None:
         """The newest sound checkpoint and its step; None if there is no checkpoint at all.
 
@@ -264,7 +260,6 @@ class Checkpoints:
 
         Args:
           items: abstract trees by name.
-          optional: names of items that are left out where they were not saved.
           older_than: the step before which to look.
 
         Raises:
@@ -279,7 +274,7 @@ class Checkpoints:
             if not steps:
                 break
             try:
-                return steps[0], self.restore(steps[0], items, optional)
+                return steps[0], self.restore(steps[0], items)
             except DamagedCheckpoint as reason:
                 # A concurrent run that saves and removes checkpoints leaves none damaged.
                 if isinstance(reason, RemovedCheckpoint) or (

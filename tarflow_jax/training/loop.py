@@ -32,6 +32,7 @@ from tarflow_jax.training.throughput import Throughput
 from tarflow_jax.workdir import (
     check_same_model,
     check_same_run,
+    differences_in,
     read_config,
     record_config,
     workdir_lock,
@@ -180,13 +181,11 @@ class Run:
 
     def has_other_data(self) -> bool:
         """Whether the workdir's losses were those of other data or noise."""
-        if not self.checkpoints.steps():
-            return False
-        before, now = (
-            json_text([c.data.get('name'), c.data.get('train_split'), c.noise.to_dict()])
-            for c in (read_config(self.workdir), self.config)
+        names = ('data.name', 'data.train_split', 'noise.type', 'noise.std')
+        return bool(
+            self.checkpoints.steps()
+            and differences_in(self.config, read_config(self.workdir), names)
         )
-        return before != now
 
     def check_folders(self):
         """Raises InputError if a folder that the run writes to later is not writable."""

@@ -96,7 +96,10 @@ class Milestones:
         metrics = {f'{SCORES}{name}': scores[name] for name in ('nats_per_dim', 'bits_per_dim')}
         writer.scalars(step, metrics)
         self._checkpoints.attach(step, metrics)  # last: it says that this part is done
-        progress.evaluation(step, metrics)
+        progress.print_line(
+            f'step {step}  test {scores["nats_per_dim"]:.4f} nats/dim  '
+            f'{scores["bits_per_dim"]:.4f} bits/dim'
+        )
 
     def _sample(self, step, state: TrainState, writer) -> None:
         experiment = self._experiment
@@ -106,7 +109,7 @@ class Milestones:
         batches = sample_batches(
             experiment.model, state.sampling_params, experiment.mesh, **sampling
         )
-        images = np.concatenate([imagefiles.to_uint8(batch) for batch in host_images(batches)])
+        images = np.concatenate([imagefiles.to_uint8(host_images(batch)) for batch in batches])
         if not distributed.is_main():
             return
         grid = write.grid(images, sampling, experiment.model, experiment.class_names)

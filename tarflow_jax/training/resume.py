@@ -13,7 +13,7 @@ from tarflow_jax.parallel import arrays, memory, rules
 from tarflow_jax.training import health
 from tarflow_jax.training.checkpoint import Checkpoints
 from tarflow_jax.training.program import TrainProgram
-from tarflow_jax.training.state import HEALTH, TrainState
+from tarflow_jax.training.state import TrainState
 
 
 def first_state(
@@ -44,36 +44,17 @@ def first_state(
             'moving average': abstract.ema_params,
         }
     )
-    restored = checkpoints.restore_newest(
-        abstract.to_items(),
-        optional=(HEALTH,),
-        older_than=older_than,
-    )
-    if restored:
+    if restored := checkpoints.restore_newest(abstract.to_items(), older_than=older_than):
         step, items = restored
         if older_than == math.inf:
             checkpoints.set_aside(newer_than=step)
-        return TrainState.from_items(_with_missing_items(items, mesh))
+        return TrainState.from_items(items)
     state = program.init(jax.random.key(seed))
     if load_params is None:
         return state
     params = load_params()
     ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, ema_params=ema_params)
-
-
-def _with_missing_items(items, mesh):
-    """The items of a checkpoint, and those that were introduced after it was saved."""
-    if HEALTH in items:
-        return items
-    # A run that gave up has saved how many steps it had skipped, and would give up again.
-    counters = {**items['counters'], 'skipped_in_a_row': _replicated(mesh, 0)}
-    added = {**_new_health(mesh), 'restarts': _replicated(mesh, 0)}
-    return {**items, 'counters': counters, HEALTH: added}
-
-
-def _new_health(mesh):
-    return {name: _replicated(mesh, value) for name, value in health.init().items()}
 
 
 def _replicated(mesh, value):
@@ -84,7 +65,8 @@ def _replicated(mesh, value):
 
 def reset_health(state: TrainState, mesh) -> TrainState:
     """Returns a state whose later losses are not compared with earlier ones, of other data."""
-    return dataclasses.replace(state, health=_new_health(mesh))
+    new = {name: _replicated(mesh, value) for name, value in health.init().items()}
+    return dataclasses.replace(state, health=new)
 
 
 def with_restart_count(state: TrainState, restarts: int, mesh) -> TrainState:

@@ -10,7 +10,6 @@ from tarflow_jax.flow.tarflow import TarFlow
 from tarflow_jax.training import health
 
 COUNTERS = ('step', 'window', 'skipped', 'skipped_in_a_row')
-HEALTH = 'health'  # an item that older checkpoints lack
 
 
 @flax.struct.dataclass
@@ -52,14 +51,14 @@ class TrainState:
             'params': self.params,
             'opt_state': self.opt_state,
             'counters': counters,
-            HEALTH: {**self.health, 'restarts': self.restarts},
+            'health': {**self.health, 'restarts': self.restarts},
         }
         return items if self.ema_params is None else {**items, 'ema_params': self.ema_params}
 
     @classmethod
     def from_items(cls, items) -> 'TrainState':
         """Inverts `to_items`."""
-        health = dict(items[HEALTH])
+        health = dict(items['health'])
         return cls(
             params=items['params'],
             ema_params=items.get('ema_params'),

@@ -257,7 +257,7 @@ REFUSED = {
     '--config.evaluate.num_samples=3': 'evaluate.num_samples must be at least 4 for haar_frechet',
     '--config.evaluate.samples=none.npz': 'none.npz',
     '--config.evaluate.samples=digits': 'evaluate.samples=digits must be a file .npz of images',
-    '--config.evaluate.metrics=recal': "got recal (did you mean 'recall'?)",
+    '--config.evaluate.metrics=recal': "got recal; did you mean 'recall'?",
     '--config.evaluate.metrics=iw_bits_per_dim': "needs noise.type='uniform'",
     '--config.evaluate.splits=valid': "no split 'valid' (evaluate.splits); it has test",
     '--config.data.test_split=valid': "no split 'valid' (data.test_split); it has test",

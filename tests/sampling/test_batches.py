@@ -18,7 +18,7 @@ EVEN_LABELS = np.arange(NUM_SAMPLES, dtype=np.int32) % 3
 
 def sample_to_host(*args, **settings):
     """Batches of samples as NumPy arrays, whether finite or not."""
-    return host_images(sample_batches(*args, max_draws=1, **settings))
+    return map(host_images, sample_batches(*args, max_draws=1, **settings))
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,5 @@
 """A run that was stopped, however that happened, ends as if nothing had happened."""
 
-import json
 import shutil
 import signal
 
@@ -114,24 +113,6 @@ def test_nothing_but_damaged_checkpoints(runs, whole, tmp_path, mode):
         f'error: all checkpoints in {workdir}/checkpoints are damaged: [8, 16, 24]. To start '
         'again, give another --workdir (or move that folder away).'
     )
-
-
-def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(runs, whole, tmp_path):
-    """It knows of no health, and how many steps were skipped when its run gave up."""
-    workdir = shutil.copytree(whole[0], tmp_path / 'run')
-    for step in 16, 24:
-        shutil.rmtree(workdir / 'checkpoints' / str(step))
-    shutil.rmtree(workdir / 'checkpoints' / '8' / 'health')
-    path = workdir / 'checkpoints' / '8' / 'fingerprints' / 'metadata'
-    prints = json.loads(path.read_text())
-    del prints['health']
-    path.write_text(json.dumps(prints))
-    result = runs.run(workdir)
-    assert result.err == ''
-    assert metrics_in(workdir) == metrics_in(whole[0])
-    arrays, expected = (arrays_in(runs, folder, 24) for folder in (workdir, whole[0]))
-    for name in arrays.keys() - {"['health']['best']", "['health']['recent']"}:
-        assert arrays[name].tobytes() == expected[name].tobytes(), name
 
 
 def test_a_full_disk_during_a_save(runs, whole, tmp_path):
