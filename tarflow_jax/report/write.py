@@ -112,7 +112,7 @@ def _lead(experiment: Experiment) -> str:
     if 'data' in config:
         words += f', learned from {config.data.name}'
     if 'noise' in config:
-        gaussian = f'Gaussian noise of deviation {config.noise.std:g}'
+        gaussian = f'Gaussian noise of standard deviation {config.noise.std:g}'
         words += f' under {gaussian if config.noise.type == "gaussian" else "uniform noise"}'
     return f'{words}.'
 
