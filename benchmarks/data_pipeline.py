@@ -1,10 +1,10 @@
-"""How many images a second a host reads for training, from disk and without a model.
+"""How many images per second a host reads for training, from disk and without a model.
 
     python -m benchmarks.data_pipeline photos/64 photos/256 --workers=0,1,2
 
 Each line is the median over a few windows of time, each of which reads whole batches in a random
-order, as training does; the files are likely to be in the operating system's cache. What a planned
-training needs of each host is told by `--mode=plan` ("data").
+order, as training does; the files are likely to be in the operating system's cache. `--mode=plan`
+("data") says how many a planned training run needs from each host.
 """
 
 import argparse

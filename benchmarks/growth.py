@@ -1,11 +1,11 @@
-"""How a training step's time grows with tokens, batch, depth and devices.
+"""How the time of a training step scales with tokens, batch, depth and devices.
 
     python -m benchmarks.growth tokens batch depth devices
 
-Along each axis a small model grows alone. An exponent is the slope of a straight line through the
-logarithms: 1 where twice as much takes twice as long. Beside that of the time stands that of the
-FLOPs, which is the floor, and the attention's own share of them at both ends. Devices share one
-batch, and a CPU's cores.
+A small model grows along one axis at a time. An exponent is the slope of a straight line through
+the logarithms: 1 means that twice as much takes twice as long. Next to the exponent of the time are
+that of the FLOPs, which is the floor, and attention's share of the FLOPs at both ends. Devices
+share one batch, and a CPU's cores.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=5)
     options = parser.parse_args()
     print(machine())
-    print('| axis | values | seconds of a step | exponent | of the FLOPs | attention |')
+    print('| axis | values | seconds per step | exponent | exponent of the FLOPs | attention |')
     print('|---|---|---|---|---|---|')
     for axis in options.axes:
         points = {}

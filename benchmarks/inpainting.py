@@ -1,10 +1,10 @@
-"""In-painting and exact likelihoods of a trained flow over digits, each beside what bounds it.
+"""In-painting and exact likelihoods of a trained flow over digits, with bounds and baselines.
 
     python -m benchmarks.inpainting --workdir=runs/digits [--candidates=1000,4000]
 
-Half of each real test digit is given, its label is not. A support vector machine that has learned
-the real training digits reads the completed ones. Beside that stand the mean of the training digits
-in place of the unknown half, the half of the nearest training digit, a machine that has learned to
+Half of each real test digit is given, its label is not. A support vector machine trained on
+the real training digits reads the completed ones. It is compared with the mean of the training
+digits in place of the unknown half, the half of the nearest training digit, a machine trained to
 read halves (which no sample of a posterior can beat, on average, as it names the likeliest class),
 and whole digits. Likelihoods then tell the test digits from crops of photographs with 8x8 pixels:
 the area under the ROC curve, of crops as they are and of crops whose levels span the whole range.
@@ -25,7 +25,7 @@ HALVES = {'top': np.s_[:4], 'left': np.s_[:, :4]}
 
 
 def main(workdir, candidates):
-    """Prints shares of digits that are read as their class, and areas under ROC curves."""
+    """Prints the fractions of digits read as the right class, and areas under ROC curves."""
     flow = tarflow_jax.load(workdir)
     levels, labels = datasets.load_digits(return_X_y=True)
     is_test = np.arange(len(levels)) % 6 == 5
@@ -34,7 +34,7 @@ def main(workdir, candidates):
     for half, place in HALVES.items():
         mask = np.zeros((8, 8), bool)
         mask[place] = True
-        print(f'{half} half given, share read as the right class:')
+        print(f'{half} half given, fraction read as the right class:')
         for number in candidates:
             complete(flow, *test, mask, whole, number)
         baselines(real, *test, mask.ravel(), whole)
@@ -59,7 +59,7 @@ def complete(flow, levels, labels, mask, whole, number):
 
 
 def baselines(real, levels, labels, mask, whole):
-    """Prints how digits are read that are completed without a model, and halves alone."""
+    """Prints how digits completed without a model are read, and halves alone."""
     distance = ((levels[:, None, mask] - real[0][None][..., mask]) ** 2).sum(axis=-1)
     fillings = {
         'mean of training digits': real[0].mean(axis=0),
@@ -69,7 +69,7 @@ def baselines(real, levels, labels, mask, whole):
         share = whole.score(np.where(mask, levels, filling), labels)
         print(f'  {name:28} {share:.3f}')
     of_halves = svm.SVC().fit(real[0][:, mask], real[1])
-    print(f'  {"a machine for halves":28} {of_halves.score(levels[:, mask], labels):.3f}')
+    print(f'  {"machine trained on halves":28} {of_halves.score(levels[:, mask], labels):.3f}')
 
 
 def separate(flow, levels):

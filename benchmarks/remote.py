@@ -24,7 +24,7 @@ class Timed(NamedTuple):
 class Remote:
     """An object that is made in a new process; an error there ends the benchmark.
 
-    Its method `peak_device_bytes` tells the most memory it held on an accelerator, 0 without any.
+    Its method `peak_device_bytes` returns the most memory it held on an accelerator, 0 without one.
     """
 
     def __init__(self, make, *args):
@@ -35,7 +35,7 @@ class Remote:
         far.close()
 
     def call(self, method: str, *args, min_seconds: float = 0.0) -> Timed:
-        """Calls a method, over and over for `min_seconds`, and takes the mean of their seconds."""
+        """Calls a method repeatedly for `min_seconds`, and returns the mean of their seconds."""
         self._end.send((method, args, min_seconds))
         try:
             return Timed(*self._end.recv())

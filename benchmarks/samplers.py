@@ -35,7 +35,7 @@ GUIDED = dict(guidance=1.0, attention_temperature=0.7)
 
 
 class Sampler:
-    """A model that draws samples of given numbers, by any calibration."""
+    """A trained model that draws given samples, with any calibration."""
 
     def __init__(self, workdir: str):
         self.model, self.params = tarflow_jax.load(workdir)
@@ -101,7 +101,7 @@ class GsJacobi:
 
     Its strategy for models of this shape: the block next to the prior in 8 segments of at most 32
     sweeps, the others whole, from the latents. The bound that ends the sweeps is the largest whose
-    images are as near to the sequential ones as is asked.
+    images are as near to the sequential ones as required.
     """
 
     BOUNDS = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
@@ -257,7 +257,7 @@ def main():
 
     if not options.windows:
         return
-    print('\n| window | calibrated | sweeps, first block to last | in all | evaluations a token |')
+    print('\n| window | calibrated | sweeps, first block to last | total | evaluations per token |')
     print('|---|---|---|---|---|', flush=True)
     fitted = sampler.calibrated(1, (1,) * num_blocks)
     for window in [*options.windows, num_tokens - 1]:

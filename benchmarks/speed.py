@@ -4,8 +4,8 @@
 
 Each task runs in a process of its own. Its share of the ceiling is its FLOP/s divided by those of
 the two products of an MLP of the model's width, with as many rows as the task has on a device,
-measured in turn with it. The first call compiles, unless the program is kept from an earlier run;
-JAX_ENABLE_COMPILATION_CACHE=false makes all compile.
+measured alternately with it. The first call compiles, unless the program is kept from an earlier
+run; JAX_ENABLE_COMPILATION_CACHE=false makes every program compile.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Training, likelihood and sampling beside the published PyTorch code, on the same weights.
+"""Training, likelihood and sampling compared with the published PyTorch code, on the same weights.
 
     git clone https://github.com/apple/ml-tarflow
     pip install torch
     python -m benchmarks.versus --ml_tarflow=ml-tarflow mnist photos64
 
-Each side runs in a process of its own and both take turns, round by round, so that a machine's
-moods meet both. In a round, short calls are repeated for half a second. Before they are timed, both
-compute the same latents, log-determinants and samples, or the benchmark ends. A ratio is how many
-times as fast we are; its range is that of the rounds.
+Each side runs in a process of its own and both take turns, round by round, so that fluctuations of
+the machine affect both. In a round, short calls are repeated for half a second. Before they are
+timed, both compute the same latents, log-determinants and samples, or the benchmark ends. A ratio
+is how many times as fast we are; its range is that of the rounds.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from benchmarks.workloads import (
     tasks_of,
 )
 
-# Between the answers of both, relative to the largest number. Samples in bfloat16 are not compared
-# with it: what rounding does to a token grows from there to the last.
+# Between the results of both, relative to the largest number. Samples in bfloat16 are not compared
+# with it: the rounding error of a token grows from there to the last.
 TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.1}
 HEAD = """\
 | workload | task | ours, images/s | published | ratio | of the ceiling | memory | difference |

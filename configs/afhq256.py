@@ -3,8 +3,9 @@
     python -m tarflow_jax.main --config=configs/afhq256.py --workdir=runs/afhq256
 
 463.5 million parameters; batch, epochs and noise as in table 7 of the paper and in the published
-commands alike. The paper shows samples and no figure. Guidance 3.4 is what the authors of GS-Jacobi
-found best. Before, with the folders train/ and val/ of the data set's first version in afhq/:
+commands alike. The paper shows samples but reports no score. Guidance 3.4 is what the authors of
+GS-Jacobi found best. First prepare the data, with the folders train/ and val/ of the data set's
+first version in afhq/:
 
     python -m tarflow_jax.data.prepare afhq --folder=afhq --size=256
 """

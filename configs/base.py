@@ -24,8 +24,8 @@ def get_config() -> ConfigDict:
     config.model.volume_preserving = False  # shifts only, with a tracked prior variance
     config.model.dtype = 'bfloat16'  # of the transformer layers: 'bfloat16' or 'float32'
     config.model.attention = 'xla'  # or 'cudnn' (NVIDIA, bfloat16), 'splash' (TPUs), 'auto'
-    config.model.remat = 'none'  # what gradients compute again: 'none', all but 'dots', or 'full'
-    config.model.unroll = 'none'  # or 'blocks', 'all' (with layers): written out, no loops
+    config.model.remat = 'none'  # what the backward pass recomputes: 'none', 'dots' (most), 'full'
+    config.model.unroll = 'none'  # loops to unroll: 'none', 'blocks', or 'all' (layers, too)
 
     config.data = ConfigDict()
     config.data.name = ''  # 'digits', 'photos/64', a prepared data set, or a file .npz
@@ -47,25 +47,25 @@ def get_config() -> ConfigDict:
     config.optimizer.b1 = 0.9  # AdamW's decay of the first moment
     config.optimizer.b2 = 0.95  # and of the second
     config.optimizer.weight_decay = 1e-4  # of kernels only, times the learning rate
-    config.optimizer.clip_norm = 0.0  # largest global norm of the gradients, 0 for any
+    config.optimizer.clip_norm = 0.0  # largest global norm of the gradients, 0 for no clipping
     config.optimizer.first_moment_dtype = 'float32'  # or 'bfloat16', for less memory
 
     config.train = ConfigDict()
     config.train.num_epochs = 200.0  # passes over the training split
-    config.train.batch_size = 256  # images a step, over all devices
+    config.train.batch_size = 256  # images per step, over all devices
     config.train.microbatches = 0  # parts of a batch, one after the other; 0: chosen by the program
-    config.train.gather = 'layer'  # collect split parameters by 'layer', or once a 'step'
-    config.train.drop_label = 0.1  # share of labels hidden from a conditional model
+    config.train.gather = 'layer'  # gather sharded parameters by 'layer', or once per 'step'
+    config.train.drop_label = 0.1  # fraction of labels hidden from a conditional model
     config.train.ema_decay = 0.0  # of the parameters' moving average, 0 for none
     config.train.log_every = 100  # steps between two lines of metrics
-    config.train.profile_steps = 0  # steps of which tensorboard/ gets a profile, from the eleventh
+    config.train.profile_steps = 0  # steps to profile, from the eleventh on, into tensorboard/
     config.train.evaluate_every = 5000  # steps between two scores of the test split
     config.train.evaluate_draws = 1  # draws of the noise for each image of that score
     config.train.sample_every = 5000  # steps between two grids of samples
     config.train.checkpoint_every = 1000  # steps between two checkpoints
     config.train.keep_checkpoints = 2  # newest ones to keep, besides the best
-    config.train.max_restarts = 3  # from the last sound checkpoint, after which it gives up
-    config.train.restart_factor = 1.0  # on the learning rate, at each restart
+    config.train.max_restarts = 3  # from the last sound checkpoint, before it gives up
+    config.train.restart_factor = 1.0  # multiplies the learning rate at each restart
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that share a batch; -1 for all that are left
@@ -74,13 +74,13 @@ def get_config() -> ConfigDict:
 
     config.sample = ConfigDict()
     config.sample.num_samples = 64  # in samples/samples.npz, and in a grid during training
-    config.sample.labels = 'even'  # run through all classes, or '3,3,-1' (-1: none); or 'uniform'
+    config.sample.labels = 'even'  # all classes in turn; or '3,3,-1' (-1: none); or 'uniform'
     config.sample.batch_size = 64  # samples at a time
     config.sample.guidance = 0.0  # weight of the guidance, 0 for none
     config.sample.guide = 'both'  # what is guided: 'both', 'scale' or 'shift'
     config.sample.anneal_guidance = False  # let the weight grow from token to token
     config.sample.attention_temperature = 1.0  # of the unguided pass; guides without classes
-    config.sample.prior_temperature = 1.0  # standard deviation of the prior, relative
+    config.sample.prior_temperature = 1.0  # standard deviation of the prior, relative to training
     config.sample.denoise = True  # remove gaussian training noise by a score step
     config.sample.method = 'auto'  # as calibrated, else 'sequential'; or 'parallel'
     config.sample.tolerance = 1e-3  # of an image, by the parallel method; pixels span 2
@@ -93,14 +93,14 @@ def get_config() -> ConfigDict:
     config.evaluate.batch_size = 256  # images at a time
     config.evaluate.num_draws = 1  # draws of the noise for each image
     config.evaluate.seed = 0  # of that noise
-    config.evaluate.num_samples = 50_000  # drawn for fid and its like, as config.sample says
+    config.evaluate.num_samples = 50_000  # drawn for fid and related metrics, as config.sample says
     config.evaluate.labels = 'uniform'  # of those samples: drawn 'uniform'ly, or 'even'
     config.evaluate.quantization = 'truncate'  # to 8 bits, as published; or 'round'
     config.evaluate.samples = ''  # a .npz of samples to measure, instead of drawing some
     config.evaluate.save_samples = True  # keep those drawn in samples/evaluated.npz, as ADM does
     config.evaluate.preprocessing = 'torch-fidelity'  # or 'pytorch-fid', 'clean-fid'
-    config.evaluate.inception_weights = ''  # a file of the 2015 network's; '' fetches it once
-    config.evaluate.reference = ''  # a file of statistics; '' makes those of the training split
-    config.evaluate.reference_flip = False  # let those count each image mirrored, too
+    config.evaluate.inception_weights = ''  # a file of the 2015 network's weights; '' downloads it
+    config.evaluate.reference = ''  # a file of statistics; '' for those of the training split
+    config.evaluate.reference_flip = False  # whether those include each image mirrored, too
 
     return config.lock()

@@ -21,7 +21,7 @@ def get_config():
 
     config.noise.std = 0.1
 
-    # High to the end: the moving average does what the end of a cosine does, and overfits later.
+    # High to the end: the moving average acts like the end of a cosine, and overfits later.
     config.optimizer.peak_learning_rate = 4e-3
     config.optimizer.final_learning_rate = 1e-3
     config.optimizer.warmup_steps = 50

@@ -3,8 +3,9 @@
     python -m tarflow_jax.main --config=configs/imagenet128.py --workdir=runs/imagenet128
 
 823.9 million parameters; batch, epochs and noise as in table 7 of the paper and in the published
-commands alike. Paper: FID 5.03. Guidance 1.5 is what the authors of GS-Jacobi found best. Before,
-with the folders train/ and val/ of ILSVRC2012, each with its class folders, in ilsvrc2012/:
+commands alike. Paper: FID 5.03. Guidance 1.5 is what the authors of GS-Jacobi found best. First
+prepare the data, with the folders train/ and val/ of ILSVRC2012, each with its class folders, in
+ilsvrc2012/:
 
     python -m tarflow_jax.data.prepare imagenet128 --folder=ilsvrc2012 --size=128 --upscale
 """

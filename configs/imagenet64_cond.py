@@ -4,11 +4,11 @@
 
 823.0 million parameters, as in table 7 of the paper: width 1024, batch 768, 320 epochs; FID 2.66.
 The published command, of an earlier version of the paper (FID 2.90), differs: width 768, batch 256,
-200 epochs. It samples with guidance 2.3, which stands here too.
+200 epochs. It samples with guidance 2.3, which is used here too.
 
 As in the published code the images are those of ILSVRC2012, scaled and cropped to 64 pixels, with
-the classes in the order of their folders' names. Before, with its folders train/ and val/, each
-with class folders, in ilsvrc2012/:
+the classes in the order of their folders' names. First prepare the data, with its folders train/
+and val/, each with class folders, in ilsvrc2012/:
 
     python -m tarflow_jax.data.prepare imagenet64 --folder=ilsvrc2012 --size=64 --upscale
 """

@@ -1,4 +1,4 @@
-"""Your own images: a model and a training for the time that you have.
+"""Your own images: a model and a training run for the time you have.
 
     tarflow --config=images:NAME --workdir=runs/NAME
     tarflow --config=images:NAME,minutes=60 --workdir=runs/NAME
@@ -6,12 +6,12 @@
 
 NAME is a data set that was prepared, or an .npz file. Shape, classes and number of images are read
 from it; NAME,dir=FOLDER finds it in another folder of data sets. Minutes are those of two CPU
-cores, ten without a word. Hours are those of one GPU, taken to do 100 TFLOP/s: a guess, where the
-AFHQ model does 260 on an H100. More time is a larger model that sees more images, each at most a
-thousand times: a training on few images ends sooner.
+cores, ten by default. Hours are those of one GPU, assumed to reach 100 TFLOP/s: a guess, where the
+AFHQ model reaches 260 on an H100. More time means a larger model that sees more images, each at
+most a thousand times: training on few images ends sooner.
 
-A set without a split for tests has a twentieth of its training images kept for them. Images are
-learned mirrored, too; where left and right differ, --config.data.random_flip=False.
+A data set without a test split has a twentieth of its training images held out as one. Images are
+flipped left to right at random; where left and right matter, --config.data.random_flip=False.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ MAX_AMOUNT = 10_000  # minutes, or hours
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What trains, for a number of minutes or hours."""
+    """The hardware to train on, for a number of minutes or hours, and settings that suit it."""
 
     seconds: int  # in that unit of time
-    flops: float  # of training a second, over the whole run
-    num_tokens: int  # of an image, about
+    flops: float  # of training per second, over the whole run
+    num_tokens: int  # of an image, approximately
     batch_size: int
     noise_std: float
     prior_temperature: float  # of samples
@@ -64,7 +64,7 @@ class Size:
     layers_per_block: int
 
     def num_parameters(self, num_features: int) -> int:
-        """Returns about how many there are, for tokens of `num_features` numbers."""
+        """Returns the approximate number of parameters, for tokens of `num_features` numbers."""
         layer, ends = 12 * self.width**2, 3 * self.width * num_features
         return self.num_blocks * (self.layers_per_block * layer + ends)
 
@@ -128,7 +128,7 @@ def get_config(settings=''):
 
 
 def set_pace(config, num_steps: int) -> None:
-    """Sets what happens every so many steps of a training."""
+    """Sets the warm-up, the moving average and the intervals, by the length of the training."""
     config.optimizer.warmup_steps = min(num_steps // 20, 1000)
     config.train.ema_decay = 1 - 10 / num_steps
     config.train.log_every = num_steps // 100

@@ -2,9 +2,9 @@
 
 An experiment's variant stands after its file's name: `--config=configs/afhq256.py:one_gpu`.
 
-  pod      (without a name) all devices there are, from one to a TPU pod slice, with parameters and
-           optimizer state split over all of them, and collected once a step in bfloat16. On several
-           slices, joined by a slower network, set --config.mesh.data to their number.
+  pod      (the default) all available devices, from one to a TPU pod slice, with parameters and
+           optimizer state sharded over all of them, and gathered once a step in bfloat16. On
+           several slices, joined by a slower network, set --config.mesh.data to their number.
   one_gpu  one GPU of 24 GB or more, of 32 GB for imagenet64_cond and imagenet128: four images at a
            time, as many times as the batch needs.
 """
@@ -23,7 +23,7 @@ def get_config():
 
 
 def published_protocol(config):
-    """Samples, and what they are compared with, as the published figures have them.
+    """Samples, and what they are compared with, as for the published scores.
 
     50,000 samples of labels drawn uniformly, with annealed guidance and a denoising step, drawn
     again where they are not finite, clipped, and truncated to 8 bits; against all training images

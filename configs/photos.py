@@ -7,9 +7,9 @@
 
 At 64 pixels, the shape of ImageNet-64, or at 256, that of AFHQ; learned in minutes on two CPU
 cores, by a model that is far too small for good pictures. With patches of 4 pixels and eight
-blocks (64p4) it takes longer, and has the shape of the published models: what samplers are
-compared on. With layers twice as wide and twice as many (64p4w256), blocks do not fit the cache of
-a core. The photographs of the test split are others than those of the training split.
+blocks (64p4) it takes longer, and has the shape of the published models: samplers are compared
+on it. With layers twice as wide and twice as many (64p4w256), blocks do not fit the cache of
+a core. The photographs of the test split are not those of the training split.
 """
 
 from configs import base

@@ -1,9 +1,9 @@
-"""Makes notebooks with their outputs of the scripts beside this file.
+"""Builds notebooks, with their outputs, from the scripts beside this file.
 
     python demos/build.py                  # all of them, one after the other
     python demos/build.py digits           # one
 
-Needs the extra: pip install -e '.[demos]'. A notebook runs in this folder, as where it is opened.
+Needs the extra: pip install -e '.[demos]'. A notebook runs in this folder, as if opened there.
 """
 
 import sys
@@ -48,7 +48,7 @@ def build(name: str) -> None:
 
 
 def _of_no_machine(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """An output that names files by where they are from here."""
+    """An output with file names relative to this folder."""
     if output.output_type == 'stream':
         output.text = output.text.replace(f'{FOLDER.resolve()}/', '')
     return output

@@ -7,7 +7,7 @@
 # Nothing is downloaded but packages. It takes a few minutes on two CPU cores.
 
 # %%
-# Settings. Fewer epochs are a shorter training and worse digits.
+# Settings. Fewer epochs mean shorter training and worse digits.
 EPOCHS = 68
 BLOCKS = 4
 SAMPLES_A_CLASS = 10
@@ -41,7 +41,7 @@ from tarflow_jax.training.metrics_writer import read_metrics
 # ## Train
 #
 # An experiment is a config: `tarflow --config=digits --workdir=runs/digits` trains this one from
-# the command line. Here it is opened, perhaps changed, and trained by a call.
+# the command line. Here it is loaded, optionally changed, and trained by a function call.
 
 # %%
 config = ConfigFile().parse('digits')
@@ -100,8 +100,8 @@ pictures.grid(samples, classes)
 # ## Denoise and guide
 #
 # One step along the gradient of the log-likelihood removes the noise. Guidance moves each patch
-# further the way in which its prediction with the label differs from that without: digits become
-# more typical of their class, and less varied. All three rows begin with the same noise.
+# further in the direction in which its prediction with the label differs from that without: digits
+# become more typical of their class, and less varied. All three rows begin with the same noise.
 
 # %%
 GUIDANCE = 1.0
@@ -117,7 +117,7 @@ pictures.comparison(
 # %% [markdown]
 # ## From noise to digits
 #
-# The way of ten samples through the blocks. Each block is inverted exactly.
+# The path of ten samples through the blocks. Each block is inverted exactly.
 
 # %%
 noise = np.random.default_rng(0).standard_normal((10, *flow.model.image_shape), np.float32)
@@ -126,8 +126,8 @@ pictures.journey(flow.journey(noise, range(10)), captions=list(map(str, range(10
 # %% [markdown]
 # ## Classify
 #
-# The model knows how likely an image is as each of the ten digits, so Bayes' rule makes it a
-# classifier, which nobody trained. These are the digits of the test split.
+# The model gives the likelihood of an image under each of the ten labels, so Bayes' rule makes it a
+# classifier that was never trained as one. These are the digits of the test split.
 
 # %%
 test_images, test_labels = real_digits('test')

@@ -8,14 +8,14 @@
 # Nothing is downloaded but packages. It takes a few minutes on two CPU cores.
 
 # %%
-# Settings. More epochs and blocks are a better model and a longer training.
+# Settings. More epochs and blocks mean a better model and longer training.
 EPOCHS = 6
 BLOCKS = 4
 SIZE = 16  # pixels of a side
 IMAGES = 256  # that are scored
 WORKDIR = 'runs/likelihood'
 COMPLETED = 50  # digits
-CANDIDATES = 2000  # samples, among which each completed digit begins
+CANDIDATES = 2000  # samples, one of which each completed digit starts from
 DIGITS = 'runs/digits'  # of the notebook digits; trained here if it is not there
 PROJECT = '..'  # this project's folder or wheel, which is installed if it is not yet
 
@@ -45,9 +45,9 @@ from tarflow_jax.training.loop import train
 # %% [markdown]
 # ## A model with a true code length
 #
-# Levels of pixels are whole numbers, and have no density. With noise that is uniform over each
-# level's own bin, they have one, and its negative logarithm bounds the bits that a code for the
-# images needs. So `noise.type` is uniform here, where models for sampling have Gaussian noise.
+# Pixel levels are integers, and have no density. With noise that is uniform over each level's bin
+# they have one, and its negative logarithm bounds the bits that a code for the images needs. So
+# `noise.type` is uniform here, whereas models for sampling have Gaussian noise.
 
 # %%
 config = ConfigFile().parse('photos')
@@ -84,9 +84,9 @@ ends = {'the eight most likely': order[:8], 'the eight least likely': order[-8:]
 pictures.rows({name: photographs[index] for name, index in ends.items()})
 
 # %% [markdown]
-# ## Odd images
+# ## Unusual images
 #
-# The same question for images that are no photographs, or are no longer what they were.
+# The same question for images that are not photographs, or have been altered.
 
 # %%
 draws = np.random.default_rng(0)
@@ -118,14 +118,14 @@ for name, score in scores.items():
 # %% [markdown]
 # Noise takes far more bits than any photograph, and shuffled pixels nearly always do. But a
 # photograph upside down or a negative is as likely as before, and so is a single colour: this
-# density is mostly about how well pixels follow from their neighbours, and hardly about what is
+# density depends mostly on how predictable pixels are from their neighbours, and hardly on what is
 # shown. An image with a high density need not be one that the model would draw.
 
 # %% [markdown]
 # ## Between two photographs
 #
-# Latents of photographs are like noise, and so is what lies between two of them on a great circle.
-# Back in images, both ends are the photographs themselves.
+# Latents of photographs look like noise, and so do points between two of them on a great circle.
+# Mapped back to images, both ends are the photographs themselves.
 
 # %%
 first, last = photographs[:4], photographs[5:9]
@@ -136,9 +136,9 @@ pictures.rows({f'pair {i + 1}': between[:, i] for i in range(4)})
 # %% [markdown]
 # ## In-painting
 #
-# The upper half of each digit is given; its class is not. A Markov chain draws the lower
+# The upper half of each digit is given; its class is not. A Markov chain samples the lower
 # half and the class together, from the density of whole digits. Each of its steps is accepted or
-# refused by that density, so it is the model's belief that is drawn.
+# rejected by that density, so its samples are those of the model's posterior.
 
 # %%
 if not Path(DIGITS).exists():

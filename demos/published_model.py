@@ -1,12 +1,13 @@
 # %% [markdown]
-# # A published model: the samples of somebody else's training
+# # A published model: samples from a checkpoint that others trained
 #
-# This notebook opens a checkpoint of the published code, as those of AFHQ and ImageNet are, and
-# tries what changes samples: guidance, temperature, the denoising step, and how they are computed.
+# This notebook loads a checkpoint of the published code, such as those for AFHQ and ImageNet, and
+# shows what affects samples: guidance, temperature, the denoising step, and how they are computed.
 #
-# Put the file beside the notebook, and its name into the settings. AFHQ's model has 463 million
-# parameters and wants a GPU. Where there is no such file, a stand-in is written in the same format:
-# the small model of the notebook *digits*, or if that was not run, one that was hardly trained.
+# Put the file beside the notebook, and its name into the settings. The AFHQ model has 463 million
+# parameters and is best run on a GPU. Where there is no such file, a stand-in is written in the
+# same format: the small model of the notebook *digits*, or if that was not run, one that was
+# trained only briefly.
 
 # %%
 # Settings.
@@ -67,7 +68,7 @@ print(flow)
 # ## Guidance
 #
 # Each row begins with the same noise. With more guidance, images are more like their class and less
-# like one another; with much too much, they are overdone.
+# like one another; with far too much, they are oversaturated.
 
 # %%
 num_classes = flow.model.num_classes
@@ -105,8 +106,8 @@ pictures.comparison(
 # %% [markdown]
 # ## Sequential and parallel
 #
-# Sampling solves each block token by token. The same images are a fixed point, which can be sought
-# for windows of tokens at once, up to a tolerance. The residual says how far an image is from
+# Sampling solves each block token by token. The same images are a fixed point, which can be found
+# for windows of tokens in parallel, up to a tolerance. The residual says how far an image is from
 # solving its blocks; the difference is that to the sequential image, where pixels span 2.
 
 # %%
@@ -135,14 +136,14 @@ for tolerance in 1e-1, 1e-2, 1e-3:
     print(f'parallel    {tolerance:9g}  {seconds:7.3f}   {residual:.1e}     {difference:.1e}')
 
 # %% [markdown]
-# Which is faster depends on the model, the batch and the machine: parallel windows gain where a
-# device has more arithmetic than one token fills. `--mode=calibrate` measures that for every block,
-# and `method='auto'` then goes by it.
+# Which is faster depends on the model, the batch and the machine: parallel windows are faster where
+# a single token does not keep the device busy. `--mode=calibrate` measures that for every block,
+# and `method='auto'` then uses the result.
 
 # %% [markdown]
 # ## From noise to images
 #
-# The way through the blocks, and the sampler at work on it, token by token.
+# The path through the blocks, and the sampler at work, token by token.
 
 # %%
 stages = np.asarray(tarflow_jax.sample(model, params, noise, labels, return_sequence=True))

@@ -2,8 +2,8 @@
 # # Scale: the same training on eight devices, and a plan for a pod
 #
 # One program trains on one device or on many: a mesh says how many devices share the batch, and how
-# many share the parameters. This notebook trains one flow on one device and on eight that a CPU
-# pretends to have, compares the numbers, and plans a large training on hardware that is not here.
+# many share the parameters. This notebook trains one flow on one device and on eight simulated
+# CPU devices, compares the numbers, and plans a large training on hardware that is not here.
 #
 # It takes a few minutes on two CPU cores, on which eight devices are no faster than one.
 
@@ -47,9 +47,9 @@ from tarflow_jax.training.metrics_writer import read_metrics
 # %% [markdown]
 # ## One device, and eight
 #
-# Data order, noise and first parameters are functions of the seed and the step, not of the devices.
+# Data order, noise and initial parameters depend on the seed and the step, not on the devices.
 # In the second and the third run each device has an eighth of the batch. In the third it also keeps
-# but a quarter of the parameters, and borrows the rest when it needs them.
+# only a quarter of the parameters, and gathers the rest when it needs them.
 
 # %%
 MESHES = {
@@ -76,7 +76,7 @@ def trained(number, mesh):
 workdirs = {name: trained(*mesh) for name, mesh in MESHES.items()}
 
 # %% [markdown]
-# Sums are taken in another order, so the numbers agree up to rounding, which training amplifies
+# Sums are computed in another order, so the numbers agree up to rounding, which training amplifies
 # step by step.
 
 # %%
@@ -99,8 +99,8 @@ pictures.rows(samples)
 # %% [markdown]
 # ## A plan for a pod
 #
-# The compiler for TPUs, the package libtpu, needs no TPU. With it, a training is compiled for any
-# topology, which says what memory it takes and about how long. The same from the command line:
+# The compiler for TPUs, the package libtpu, needs no TPU. It compiles a training run for any
+# topology, which shows how much memory it takes and about how long. The same from the command line:
 # `tarflow --config=photos --workdir=plans --mode=plan --topology=v5e:2x4`.
 
 # %%

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Your images: from a folder of pictures to samples
 #
-# This notebook prepares a folder of pictures, trains a model for the minutes that you give it, and
+# This notebook prepares a folder of pictures, trains a model for as many minutes as you choose, and
 # draws new ones. Name your own folder in the settings; where it is not there, crops of photographs
 # that scikit-image carries stand in for your pictures.
 #
@@ -68,7 +68,7 @@ print(f'{len(files):,} files in {FOLDER}.')
 # %% [markdown]
 # ## Three lines
 #
-# Prepare the folder, choose a model and a training for the time that there is, and train. On the
+# Prepare the folder, choose a model and a training run for the available time, and train. On the
 # command line these are `python -m tarflow_jax.data.prepare mine --folder=FOLDER --size=32`
 # and `tarflow --config=images:mine --workdir=runs/mine`.
 
@@ -89,7 +89,7 @@ pictures.training_curves(read_metrics(WORKDIR))
 # ## Real pictures, and samples
 #
 # After minutes on a CPU, samples show colours and rough shapes at best. More minutes, or hours
-# on a GPU, are a larger model that learns for longer.
+# on a GPU, mean a larger model and longer training.
 
 # %%
 flow = tarflow_jax.load(WORKDIR)

@@ -126,7 +126,7 @@ def _find_devices() -> list[jax.Device]:
         with quiet_without_tpu():
             return jax.devices()
     except (RuntimeError, AssertionError) as error:
-        # JAX asserts without a word where it was asked for CUDA alone and sees no GPU.
+        # JAX raises a bare AssertionError where only CUDA was requested and there is no GPU.
         reason = str(error).partition('\n')[0].rstrip('.') or 'there is no NVIDIA GPU'
         asked = os.environ.get('JAX_PLATFORMS')
         if asked and (isinstance(error, AssertionError) or 'known backends' in reason):

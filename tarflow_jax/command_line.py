@@ -31,7 +31,7 @@ SEARCH_BATCH = flags.DEFINE_bool(
     'search_batch', True, 'whether a plan finds the largest batch that fits, in a few compilations'
 )
 QUICK = flags.DEFINE_bool(
-    'quick', False, 'whether a plan compiles with little care: minutes become seconds'
+    'quick', False, 'whether a plan compiles with fewer optimisations: minutes become seconds'
 )
 ALLOW_CHANGES = flags.DEFINE_bool(
     'allow_changes', False, 'whether a run may resume with another data set, noise or seed'
@@ -139,7 +139,7 @@ def overrides() -> dict[str, Any]:
 
 
 def override_flags_given() -> list[str]:
-    """The flags that set these keys, as one types them."""
+    """The flags that set these keys, as typed on a command line."""
     texts = {
         name: ','.join(map(str, value)) if isinstance(value, tuple) else value
         for name, value in overrides().items()
@@ -197,9 +197,9 @@ def _trained_workdir() -> Path | None:
     if MODE.value not in _MODES_WITH_MODEL or source is None:
         return None
     if checkpoint and not source.is_dir():
-        torchfile.read_state_dict(source)  # says so if it is no checkpoint at all
+        torchfile.read_state_dict(source)  # raises if it is not a checkpoint at all
         raise InputError(
-            f'--config is required: {source} does not contain all settings. Alternatively convert '
+            f'--config is required: {source} does not contain all settings. Alternatively, convert '
             'it to a workdir, which needs no --config: '
             f'{command("--mode=convert", f"--checkpoint={source}")} --workdir=DIR'
         )
@@ -215,7 +215,7 @@ def _check_given(has_config: bool) -> None:
         missing.append('--workdir')
     if missing:
         example = command('--config=digits', '--workdir=runs/digits')
-        untrained = f' ({WORKDIR.value} has no {CONFIG_FILE} of a run)' if WORKDIR.value else ''
+        untrained = f' ({WORKDIR.value} has no {CONFIG_FILE})' if WORKDIR.value else ''
         raise InputError(
             f'{" and ".join(missing)} must be given{untrained}, for example: {example}'
         )

@@ -1,4 +1,4 @@
-"""Builds the commands that the program suggests, in the form in which it was started itself."""
+"""Builds the commands that the program suggests, in the form in which it was itself started."""
 
 import shlex
 import sys
@@ -16,7 +16,7 @@ def command(*flags: str) -> str:
 
 
 def next_commands(*commands: str) -> str:
-    """Returns lines that name commands to go on with."""
+    """Returns lines that suggest the next commands."""
     return '\n'.join(['Next:', *(f'  {line}' for line in commands)])
 
 

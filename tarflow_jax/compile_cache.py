@@ -14,7 +14,7 @@ from tarflow_jax.downloads import cache_folder
 from tarflow_jax.parallel.cores import describe_cpu
 from tarflow_jax.parallel.host_memory import runs_on_cpu
 
-_CPU_FIELDS = ('model name', 'flags', 'Features')  # of all that Linux tells about it
+_CPU_FIELDS = ('model name', 'flags', 'Features')  # of all that Linux says about it
 MAX_BYTES = 2**30  # of all programs of a machine; the oldest are deleted first
 
 

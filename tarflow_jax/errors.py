@@ -1,4 +1,4 @@
-"""The errors that are written for a person; the command line shows them without a traceback."""
+"""Errors whose messages are written for the user; the command line prints no traceback for them."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,19 +7,19 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """The input cannot be used as given.
 
-    The message is written for its reader: what was given, what is allowed, and the way out. The
-    command line prints it without a traceback and leaves with status 2.
+    The message is written for the user: what was given, what is allowed, and what to do. The
+    command line prints it without a traceback and exits with status 2.
     """
 
 
 class RunError(Exception):
     """A run that cannot continue; the message says why, what is safe, and what to do.
 
-    The command line prints it without a traceback and leaves with status 1.
+    The command line prints it without a traceback and exits with status 1.
     """
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence that says that there is no such name: the most similar one, if any."""
+    """The end of a message about an unknown name: the most similar known name, if there is one."""
     nearest = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{nearest[0]}'?" if nearest else '.'

@@ -49,7 +49,7 @@ def convert_to_workdir(
 
     Raises:
       InputError: the file cannot be read, the noise is unknown or contradicted, or the workdir
-        holds something.
+        is not empty.
       RunError: the disk is full, say.
     """
     source, workdir = Path(source).expanduser(), Path(workdir).expanduser()
@@ -79,14 +79,14 @@ def convert_to_published(
 ) -> Path:
     """Writes a trained model to `folder` as the published code stores and names it.
 
-    The name is such as `afhq_model_8_768_8_8_0.07.pth`; `torch.load` reads the file, and the
+    The name looks like `afhq_model_8_768_8_8_0.07.pth`; `torch.load` reads the file, and the
     published model takes what is in it with a strict `load_state_dict`. Where a moving average of
     the parameters was kept, that is written. The file appears complete or not at all.
 
     Args:
       source: whatever `tarflow_jax.load` reads without further arguments.
       folder: the folder for the file, made if it is missing.
-      dataset: the data set in its name, if that of our config will not do.
+      dataset: the data set in its name, if not that of our config.
       noise: type and standard deviation of the noise, if the source does not say.
 
     Returns:
@@ -125,7 +125,7 @@ def _choose_noise(source: Path, given: tuple[str, float] | None) -> tuple[str, f
     noise = given or recorded
     if noise is None:
         if source.is_file():
-            torchfile.read_state_dict(source)  # says so if it is no checkpoint at all
+            torchfile.read_state_dict(source)  # raises if it is not a checkpoint at all
         raise InputError(
             f"{source} does not record its training noise: pass it as noise=('gaussian', 0.05) or "
             "('uniform', 0), or by the --config of its model."

@@ -1,4 +1,4 @@
-"""`--mode=info`: what an experiment or a workdir is, in words. Reads, and computes nothing."""
+"""`--mode=info`: describes an experiment or a workdir. It only reads, and computes nothing."""
 
 import contextlib
 import math
@@ -74,7 +74,7 @@ def describe_model(config) -> dict[str, str]:
         f'{model.dtype}',
         'parameters': f'{count:,}, {format_bytes(FLOAT32 * count)}',
         'memory': _memory(config, count),
-        'FLOPs': f'{forward_flops(model):.3g} an image forward, {train_flops(model):.3g} in a '
+        'FLOPs': f'{forward_flops(model):.3g} per image forward, {train_flops(model):.3g} in a '
         'training step',
     }
 
@@ -86,8 +86,8 @@ def _memory(config, count: int) -> str:
     state = count * (FLOAT32 + first_moment + FLOAT32 + average)
     parts = 'parameters, two moments' + (', a moving average' if average else '')
     return (
-        f'{format_bytes(state)} in training ({parts}),\nbesides gradients and activations: '
-        '--mode=plan has them'
+        f'{format_bytes(state)} in training ({parts}),\nbesides gradients and activations '
+        '(see --mode=plan)'
     )
 
 
@@ -132,7 +132,7 @@ def has_model(workdir: Path) -> bool:
 
 
 def describe_workdir(workdir: Path) -> dict[str, str]:
-    """How far a run is, and what is known of it."""
+    """The progress of a run, and what is known about it."""
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         steps = checkpoints.steps()
         best = checkpoints.best_step()

@@ -20,10 +20,10 @@ def image_batch(images: Any, image_shape: tuple[int, int, int]) -> jax.Array:
     """Images as float32 [B, H, W, C], pixels in [-1, 1].
 
     Args:
-      images: an array or a picture of Pillow, or a list of them: floats in [-1, 1], which stay as
+      images: an array or a Pillow image, or a list of them: floats in [-1, 1], which stay as
         they are, or uint8, whose levels 0 to 255 are spread over [-1, 1]. A single image becomes a
-        batch of one, and grey images may lack the axis of the channel. Pictures of Pillow become
-        grey or RGB, and those of another size are scaled and cropped as a prepared folder is.
+        batch of one, and grey images may lack the axis of the channel. Pillow images become
+        grey or RGB, and those of another size are scaled and cropped like a prepared folder.
       image_shape: (H, W, C) of the result.
 
     Raises:
@@ -139,7 +139,7 @@ def _add_missing_axes(array, image_shape: tuple[int, int, int]):
 
 
 def _is_picture(image) -> bool:
-    """Whether it is an image of Pillow, which need not be imported to tell."""
+    """Whether it is a Pillow image, for which Pillow need not be imported."""
     return any(base.__module__ == 'PIL.Image' for base in type(image).__mro__)
 
 

@@ -139,7 +139,7 @@ _NEEDED = {
 _REQUIRED_IF_PRESENT = {'noise': ('type', 'std'), 'data': ('name',)}
 
 
-CLASS_NAMES = 'class_names'  # in the config.json of a model that was handed on
+CLASS_NAMES = 'class_names'  # in the config.json of a shared model
 CONVERTED_FROM = 'converted_from'  # in that of a converted one: the file, and its SHA-256
 
 

@@ -51,7 +51,7 @@ def load(path, *, image_shape=None, patch_size=None) -> TrainedFlow:
 
     Args:
       path: a workdir (its newest checkpoint is taken), a folder `workdir/checkpoints/<step>`, a
-        state dict of apple/ml-tarflow (`.pth`), or what `from_pretrained` takes. Where a moving
+        state dict of apple/ml-tarflow (`.pth`), or whatever `from_pretrained` takes. Where a moving
         average was kept, that is loaded.
       patch_size: needed for a state dict only, and only if its name is not one that the published
         code gives (`afhq_model_8_768_8_8_0.07.pth`), which contains it.
@@ -62,7 +62,7 @@ def load(path, *, image_shape=None, patch_size=None) -> TrainedFlow:
       The model, a `TarFlow`, with its float32 parameters on the default device and its config.
 
     Raises:
-      InputError: there is no such thing at `path`, or it is damaged, or no TarFlow, or does not
+      InputError: there is nothing to load at `path`, or it is damaged, not a TarFlow, or does not
         fit the shapes given.
     """
     if image_shape is not None:
@@ -89,7 +89,7 @@ def from_pretrained(folder_or_name, *, revision: str | None = None) -> TrainedFl
     """Loads a model that `TrainedFlow.save_pretrained` wrote.
 
     Args:
-      folder_or_name: a folder, or the name of a repository on Hugging Face's Hub, `owner/name`,
+      folder_or_name: a folder, or the name of a repository on the Hugging Face Hub, `owner/name`,
         which is looked for in the cache of its library first, and downloaded if it is not there.
       revision: a branch, a tag or a commit of the repository.
 
@@ -117,7 +117,7 @@ def load_params(experiment: Experiment, path):
       (params, step): the step is that of the checkpoint, None for a published file.
 
     Raises:
-      InputError: there is no such thing at `path`, or it is damaged, or another model.
+      InputError: there is nothing to load at `path`, or it is damaged, or another model.
     """
     expected = experiment.model
     loaded = _load(
@@ -140,7 +140,7 @@ def load_params(experiment: Experiment, path):
 
 
 def _load(path, shardings, *, image_shape, patch_size) -> LoadedModel:
-    """What is at `path`, its parameters laid out as `shardings(params)` says."""
+    """What is at `path`, its parameters sharded as `shardings(params)` says."""
     path = existing_path(path)
     if path.is_dir():
         load = _load_pretrained if pretrained.is_pretrained(path) else _load_folder

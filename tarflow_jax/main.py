@@ -39,7 +39,7 @@ from tarflow_jax import terminal
 
 
 def main() -> None:
-    """Runs the program of a process of its own."""
+    """Runs the program in a process of its own."""
     terminal.prepare()  # before the imports, which take seconds
     arguments = sys.argv[1:]
     if text := _immediate_output(arguments):
@@ -67,13 +67,13 @@ def _immediate_output(arguments: list[str]) -> str:
 def run() -> None:
     """Does what the flags ask for; an error that its user can correct comes without a traceback."""
     gc.freeze()
-    gc.set_threshold(50_000)  # tracing makes objects that live: the default takes 1/8 of a start
+    gc.set_threshold(50_000)  # tracing makes long-lived objects: the default costs 1/8 of a start
     terminal.plain_warnings()
     try:
         status = _run()
     except BaseException as error:
         _exit_with_error(error)
-    gc.freeze()  # or Python would look through all objects as it ends, for half a second
+    gc.freeze()  # or Python would scan all objects at exit, for half a second
     sys.exit(status)
 
 
@@ -132,7 +132,7 @@ def _exit_with_error(error: BaseException) -> NoReturn:
             and command_line.MODE.value not in of_one_process
         ):
             cluster.abort_before_connecting(status, message, *command_line.process_flags())
-    os._exit(status)  # of a save that failed, Orbax leaves threads that wait for one another
+    os._exit(status)  # after a failed save, threads of Orbax wait for one another
 
 
 def _print_error(stack: str, message: object) -> None:

@@ -102,7 +102,7 @@ def run() -> int:
 
 
 def plan(config, workdir: Path) -> int:
-    """Plans for hardware that need not be there, into `workdir/plan.json`."""
+    """Plans for hardware that need not be present, into `workdir/plan.json`."""
     distributed.print_on_main(config_notice())
     options = dict(search_batch=SEARCH_BATCH.value, quick=QUICK.value)
     planning.plan(config, workdir, TOPOLOGY.value, **options)
@@ -138,7 +138,7 @@ def train(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: S
 
 
 def next_train_commands(workdir: Path) -> list[str]:
-    """Commands to go on with after training: the best checkpoint's samples, too, if it is older."""
+    """Suggests commands to follow training; one samples from the best checkpoint if it is older."""
     newest, best = newest_and_best(workdir)
     commands = [
         command(f'--workdir={workdir}', f'--mode={mode}') for mode in ('sample', 'evaluate')
@@ -195,7 +195,7 @@ def override_suffix(source: str | Path) -> str:
 def next_sample_commands(
     experiment: Experiment, workdir: Path, checkpoint: str | None
 ) -> list[str]:
-    """Commands to go on with after samples: guided ones, if these are not, and scores, if any."""
+    """Suggests commands to follow sampling: guided samples, if these are not, and an evaluation."""
     of_model, commands = flags_of_model(workdir, checkpoint), []
     if not experiment.sampling['guidance']:
         with contextlib.suppress(InputError):  # it would change nothing
@@ -208,7 +208,7 @@ def next_sample_commands(
 
 
 def prepare_references(experiment: Experiment, workdir: Path | None, stop: Stop) -> None:
-    """Makes the statistics that FID compares with; a trained workdir can then be evaluated."""
+    """Computes the reference statistics for FID; a trained workdir can then be evaluated."""
     prepare_fid(experiment, stop)
     if not (workdir and (workdir / CONFIG_FILE).is_file()):
         return
@@ -227,7 +227,7 @@ def score(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: S
 
 
 def calibrate(experiment: Experiment, workdir: Path, checkpoint: str | None, stop: Stop) -> None:
-    """Measures how samples are drawn fastest, and keeps that in the workdir."""
+    """Measures how samples are drawn fastest, and stores the result in the workdir."""
     start = time.perf_counter()
     check_guidance(experiment)
     source = checkpoint_or_workdir(workdir, checkpoint)
@@ -256,7 +256,7 @@ def convert(config, workdir: Path, checkpoint: str | None) -> int:
         )
     if config:
         keys.check(config)
-    # What the checkpoint does not say, a config does.
+    # The config supplies what the checkpoint does not record.
     settings: dict[str, Any] = {}
     if config and not loading.read_dataset_name(checkpoint):
         settings['dataset'] = config.data.name or None

@@ -1,4 +1,4 @@
-"""What a person sees while something takes long: a bar on a terminal, lines anywhere else."""
+"""Shows the progress of long operations: a bar on a terminal, lines anywhere else."""
 
 import contextlib
 import io
@@ -27,8 +27,8 @@ _OPTIONAL_PARTS = ('elapsed', 'images_per_second', 'skipped_steps', 'left')  # o
 class Progress:
     """Shows how far a run is. A context manager, outside of which nothing is shown.
 
-    On a terminal, a bar stays on the last line, and what is said, printed or logged meanwhile
-    stands above it; the terminal is as it was after an exception or Ctrl-C too. Elsewhere, and with
+    On a terminal, a bar stays on the last line, and what is printed or logged meanwhile appears
+    above it; the terminal is as it was after an exception or Ctrl-C too. Elsewhere, and with
     TERM=dumb, plain lines come every few seconds, later every minute. NO_COLOR is honoured.
 
         with Progress(total_steps=2000) as progress:

@@ -1,4 +1,4 @@
-"""Quantities as a person says them."""
+"""Quantities in human-readable form."""
 
 
 def format_duration(seconds: float) -> str:
@@ -20,7 +20,7 @@ def format_count(number: int, noun: str) -> str:
 
 
 def format_bytes(num_bytes: float) -> str:
-    """A size as a person says it: '512 bytes', '12.3 MB', '1.2 TB'."""
+    """A human-readable size: '512 bytes', '12.3 MB', '1.2 TB'."""
     if num_bytes < 1000:
         return f'{num_bytes:.0f} bytes'
     for unit in ('kB', 'MB', 'GB'):

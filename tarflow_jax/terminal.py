@@ -1,4 +1,4 @@
-"""Prepares standard streams and early signal handling, and words the last line of a failure.
+"""Prepares standard streams and early signal handling, and formats the message of a failure.
 
 Imports nothing that takes time, so that all of it holds before anything else does.
 """

@@ -53,7 +53,7 @@ class TrainedFlow:
       config: the config it was trained with; of any other model, what is known of it.
       noise: `type` ('gaussian' or 'uniform') and `std` of the noise on the images that it learned;
         None if that is unknown.
-      step: the training step of its checkpoint; None of a published one.
+      step: the training step of its checkpoint; None for a published one.
       path: where it was loaded from; None if it was not.
     """
 
@@ -110,7 +110,7 @@ class TrainedFlow:
         """Draws images.
 
         Args:
-          key: a key, or a seed; of the same seed, `--mode=sample` draws these very images.
+          key: a key, or a seed; for the same seed, `--mode=sample` draws the same images.
           num: the number of images; by default that of the labels, or 16.
           labels: by default all classes in turn; -1 for images without a label.
           guidance: weight of the guidance, from 0; above 0, sampling costs twice as much.
@@ -118,13 +118,13 @@ class TrainedFlow:
           anneal_guidance: whether the weight grows over the tokens of each block.
           attention_temperature: guides without classes.
           temperature: standard deviation of the prior relative to the trained one.
-          method: 'sequential', 'parallel', or 'auto', which goes by the workdir's calibration if
-            there is one of these settings on this device (`--mode=calibrate`).
+          method: 'sequential', 'parallel', or 'auto', which uses the workdir's calibration if
+            there is one for these settings on this device (`--mode=calibrate`).
           tolerance: how exact images of the parallel method must be.
-          return_residual: whether to return, too, how exact each image is.
-          return_resolved: whether to return, too, which images were solved again.
-          denoise: whether to remove the noise that the model has learned along; see `denoise`.
-          progress: whether to show a bar.
+          return_residual: whether to also return how exact each image is.
+          return_resolved: whether to also return which images were solved again.
+          denoise: whether to remove the noise that the model was trained with; see `denoise`.
+          progress: whether to show a progress bar.
 
         Returns:
           images [num, H, W, C], float32; with return_residual, (images, residual [num]); with both,
@@ -166,17 +166,17 @@ class TrainedFlow:
         return self.journey(latents, labels)[-1]
 
     def journey(self, latents, labels=None) -> jax.Array:
-        """The way from latents to images, [num_blocks + 1, B, H, W, C]; see `paths.journey`.
+        """The path from latents to images, [num_blocks + 1, B, H, W, C]; see `paths.journey`.
 
-        Of latents from `forward`, or of noise: standard normal, times the deviation of the prior
-        where the model is volume-preserving.
+        Latents are those of `forward`, or noise: standard normal, times the standard deviation of
+        the prior where the model is volume-preserving.
         """
         latents = inputs.latent_batch(latents, self.model.image_shape)
         labels = self._labels(labels, len(latents))
         return paths.journey(self.model, self.params, latents, labels)
 
     def reconstruct(self, images, labels=None) -> jax.Array:
-        """Images to latents and back [B, H, W, C]: the same images but for rounding."""
+        """Images to latents and back [B, H, W, C]: the same images up to rounding."""
         return paths.reconstruct(self.model, self.params, *self._images_and_labels(images, labels))
 
     def interpolate(self, first, last, steps: int = 8, labels=None) -> jax.Array:
@@ -208,13 +208,13 @@ class TrainedFlow:
         Args:
           images: the unknown pixels may be anything.
           mask: bool [H, W], [H, W, C] or [B, H, W, C], True where a pixel is known.
-          labels: None or -1 where they are unknown; they are then found, too.
+          labels: None or -1 where they are unknown; they are then sampled, too.
           key: a key, or a seed.
           **settings: `num_candidates` (4000), `num_steps` (100), and `noise_std`.
 
         Returns:
-          images [B, H, W, C], labels [B], and the share of the chain's steps that were accepted
-          [B], which is about 0.57 where all is well.
+          images [B, H, W, C], labels [B], and the fraction of the chain's steps that were
+          accepted [B], of which about 0.57 is ideal.
         """
         images, labels = self._images_and_labels(images, labels)
         settings.setdefault('noise_std', self.noise.std if self.noise else 0.0)
@@ -230,13 +230,13 @@ class TrainedFlow:
     ) -> np.ndarray:
         """Bits per dimension [B] of uint8 images, exactly as `--mode=evaluate` scores them.
 
-        A code length of models that were trained with uniform noise only; see
+        A code length only for models that were trained with uniform noise; see
         `densities.bits_per_dim`.
 
         Args:
-          images: uint8, levels in 0 to num_levels - 1, or pictures of Pillow.
+          images: uint8, levels in 0 to num_levels - 1, or Pillow images.
           labels: see the class.
-          num_levels: levels of a pixel; 17 of the digits, 256 of nearly everything else.
+          num_levels: levels of a pixel; 17 for the digits, 256 for nearly everything else.
           num_draws: draws of the noise for each image.
           seed: seed of the noise.
         """
@@ -260,7 +260,7 @@ class TrainedFlow:
     def class_names(self) -> Sequence[str]:
         """Names of the classes in the order of their numbers; () if they are not known.
 
-        They stand with the data set that the model learned, if that is prepared on this machine.
+        They are read from the data set that the model learned, if it is prepared on this machine.
         """
         if CLASS_NAMES in self.config:
             return tuple(self.config[CLASS_NAMES])
@@ -271,11 +271,11 @@ class TrainedFlow:
         return class_names(self.config.data.name, self.config.data.dir)
 
     def save_pretrained(self, folder, *, title: str = '') -> Path:
-        """Writes the model as a folder to hand on, which `load` and `from_pretrained` take.
+        """Writes the model as a folder to share, which `load` and `from_pretrained` take.
 
-        It holds `model.safetensors`, `config.json`, and a card, `README.md`, with the scores of the
-        workdir's evaluation, if that is of these parameters. Each file appears complete or not at
-        all. To publish it: `hf upload OWNER/NAME FOLDER`.
+        It holds `model.safetensors`, `config.json`, and a model card, `README.md`, with the scores
+        of the workdir's evaluation, if that is of these parameters. Each file appears complete or
+        not at all. To publish it: `hf upload OWNER/NAME FOLDER`.
 
         Args:
           folder: is made if it is missing; the three files are replaced if they are there.
@@ -325,7 +325,7 @@ class TrainedFlow:
         return self.noise.std
 
     def _calibration(self, settings, num: int, batch_size: int):
-        """The calibration of the workdir, if it is of these settings on this device."""
+        """The calibration of the workdir, if it is for these settings on this device."""
         if settings['method'] != 'auto' or self.path is None:
             return None
         workdir = workdir_of(self.path)

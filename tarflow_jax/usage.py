@@ -1,4 +1,4 @@
-"""The first screen: what the program is, its modes, examples, and where the keys stand."""
+"""The text of --help: what the program is, its modes, examples, and where the keys are listed."""
 
 import textwrap
 
@@ -6,15 +6,15 @@ from tarflow_jax import configfile
 from tarflow_jax.commands import command
 
 MODES = {
-    'train': 'learn a data set; the same command resumes (the default)',
+    'train': 'train on a data set; the same command resumes (the default)',
     'sample': 'draw images into samples/',
     'evaluate': 'bits per dimension, classification, FID, into evaluation.json',
     'calibrate': 'measure how samples are drawn fastest on this machine',
     'prepare_fid': 'statistics of the training images, which FID needs',
     'convert': 'a published checkpoint into a workdir, or back',
     'plan': 'memory and time on other hardware (--topology=h100)',
-    'report': 'all that is known of a workdir, as one page',
-    'info': 'what a workdir or an experiment is; changes nothing',
+    'report': 'all that is known about a workdir, on one page',
+    'info': 'describe a workdir or an experiment; changes nothing',
 }
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, the config it was made with, and which checkpoint is meant."""
+"""The folder of a run: its lock, the config it was made with, and paths of its checkpoints."""
 
 import contextlib
 import dataclasses
@@ -297,7 +297,7 @@ def workdir_of(path: Path) -> Path:
 
 
 def check_no_checkpoint(workdir: Path) -> None:
-    """Raises InputError if a workdir is the folder of a checkpoint, in which nothing stays."""
+    """Raises InputError if a workdir is the folder of a checkpoint, where nothing is safe."""
     place = workdir.absolute()
     run = workdir_of(place)
     if is_checkpoint_path(place) and (run / CONFIG_FILE).is_file():

@@ -1,4 +1,4 @@
-"""The table of the house: which rooms there are, and that imports lead downwards only."""
+"""The table of modules in docs/code.md is complete, and imports lead downwards only."""
 
 import ast
 import graphlib
@@ -14,7 +14,7 @@ FILES += sorted(file.relative_to(ROOT) for file in ROOT.glob('tarflow_jax/[a-z]*
 
 def table():
     """The rows of the table: the rooms of each, and the words about them."""
-    _, _, section = (ROOT / 'docs' / 'code.md').read_text().partition('## The house')
+    _, _, section = (ROOT / 'docs' / 'code.md').read_text().partition('## The modules')
     rows = re.findall(r'^\| (`.*?) \| (.*) \|$', section.partition('\n## ')[0], re.MULTILINE)
     return [(re.findall(r'`(\w+)/?`', rooms), words) for rooms, words in rows]
 

@@ -137,7 +137,7 @@ def test_scores_come_with_what_they_were_measured_on(reported):
     assert '299 images of digits, test split' in page.of('th')
     assert 'All settings of the evaluation' in page.of('summary')
     assert f'step {TOTAL_STEPS}' in text
-    assert 'no code length' in text
+    assert 'not a code length' in text
 
 
 def test_an_evaluation_has_its_command_and_what_was_warned_of(tmp_path):
@@ -150,7 +150,7 @@ def test_an_evaluation_has_its_command_and_what_was_warned_of(tmp_path):
     (tmp_path / 'evaluation.json').write_text(json.dumps(scores))
     section = ''.join(scores_section(tmp_path, 'tarflow --mode=evaluate').parts)
     assert 'fid of 4 samples: &lt;few&gt;' in section
-    assert 'Still to come: recall. The same command resumes.' in section
+    assert 'Not yet computed: recall. The same command resumes.' in section
     assert f'<code>{scores["command"]}</code>' in section
     assert 'stopped before recall' in info.describe_workdir(tmp_path)['evaluation']
 

@@ -60,9 +60,7 @@ def test_a_training_resumes(runs, whole, tmp_path):
 
 def test_nothing_is_known_of_an_empty_workdir(runs, whole, golden_dir, tmp_path):
     line = runs.refused(tmp_path, NO_CONFIG, '--config.seed=3')
-    assert line.startswith(
-        f'error: --config must be given ({tmp_path} has no config.json of a run)'
-    )
+    assert line.startswith(f'error: --config must be given ({tmp_path} has no config.json)')
     line = runs.refused(tmp_path, NO_CONFIG, '--mode=sample')
     assert f'{tmp_path} is not a workdir of a training run: it has no config.json' in line
     flags = [NO_CONFIG, '--mode=sample', f'--checkpoint={golden_dir}/cond.pth']

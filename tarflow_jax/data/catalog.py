@@ -78,7 +78,7 @@ def prepare(
     try:
         with exclusive_lock(folder.parent):
             builder.download_and_prepare(file_format='array_record', download_config=config)
-    except Exception as error:  # builders and downloads raise everything there is
+    except Exception as error:  # builders and downloads raise errors of any kind
         raise InputError(_failure(error, name, builder, root, manual)) from error
     return folder
 

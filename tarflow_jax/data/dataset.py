@@ -13,7 +13,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Split(Protocol):
-    """Random access to a split's examples; processes hand it to one another by pickle."""
+    """Random access to a split's examples; it can be pickled, to be passed between processes."""
 
     in_memory: bool
 

@@ -51,7 +51,7 @@ def decode(source: bytes | str | os.PathLike[str]) -> Image.Image:
     """Decodes a whole image file to 8-bit RGB, standing upright as viewers show it.
 
     The EXIF orientation is applied, 16-bit pixels are scaled down to 8 bits, transparent pixels
-    are laid over white, and of an animation the first frame is taken.
+    are composited onto white, and of an animation the first frame is taken.
 
     Args:
         source: the content of an image file, or its path.

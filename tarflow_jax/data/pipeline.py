@@ -39,7 +39,7 @@ def train_batches(
     """Reads endless batches: every example once an epoch, each epoch in an order of its own.
 
     The batch of a step depends on (seed, step) alone, however many processes share it: each reads
-    some of its rows. Batches run across the edges of epochs.
+    some of its rows. A batch may span two epochs.
 
     Args:
         split: the examples.
@@ -104,7 +104,7 @@ def _checked_rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
 def _read(
     batches: grain.MapDataset, read: Callable[..., Batch], split: Split, workers: int = 0
 ) -> Batches:
-    """Calls `read` once a batch, never once an example, some batches ahead of the reader."""
+    """Calls `read` once per batch, never once per example, some batches ahead of the reader."""
     if split.in_memory:
         return iter(batches.map(read).to_iter_dataset(_MEMORY_READS))
     if not workers:
@@ -120,7 +120,7 @@ def _worker_batches(batches: grain.DatasetIterator[Batch]) -> Generator[Batch, N
     Ctrl-C reaches all processes of a terminal; this one saves, and ends its workers when it closes
     the iterator. Grain starts them with the first batch.
     """
-    if not flags.FLAGS.is_parsed():  # as outside of `absl.app.run`; Grain's workers want it
+    if not flags.FLAGS.is_parsed():  # as outside of `absl.app.run`; Grain's workers require it
         flags.FLAGS.mark_as_parsed()
     with contextlib.closing(batches):
         yield _first(batches)  # a name here would keep its shared memory for good

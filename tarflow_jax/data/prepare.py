@@ -102,14 +102,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add('name', metavar='NAME', help='config.data.name afterwards')
     add('--folder', metavar='DIR', help='images as FILE, CLASS/FILE or SPLIT/CLASS/FILE')
     add('--size', type=_whole_number, metavar='N', help='side of the images in pixels')
-    add('--upscale', action='store_true', help='enlarge images that are smaller')
+    add('--upscale', action='store_true', help='enlarge smaller images')
     num_cores = len(os.sched_getaffinity(0))
     add(
         '--workers',
         type=_whole_number,
         default=num_cores,
         metavar='N',
-        help='processes; one a core',
+        help='processes; by default one per core',
     )
     add('--data_dir', metavar='DIR', default=_default_data_dir(), help='as config.data.dir')
     add('--manual_dir', metavar='DIR', help="files you downloaded for one of TFDS's data sets")

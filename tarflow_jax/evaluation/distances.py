@@ -58,7 +58,7 @@ class InceptionScore:
     Args:
       num_samples: how many samples there are in all parts.
       num_classes: how many classes the classifier has.
-      num_parts: how many consecutive parts are scored apart; their mean and spread is the result.
+      num_parts: how many consecutive parts are scored, for the mean and the spread of the score.
     """
 
     def __init__(self, num_samples: int, num_classes: int, num_parts: int = 10):
@@ -96,7 +96,7 @@ class InceptionScore:
 def precision_recall(
     reference: np.ndarray, samples: np.ndarray, k: int = NEIGHBOURS
 ) -> tuple[float, float]:
-    """Shares of samples that look real, and of the reference that samples cover.
+    """Fractions of samples that look real, and of the reference that samples cover.
 
     A point is covered by a set if it lies within the distance from any of its members to that
     member's k-th nearest neighbour in the set.
@@ -107,7 +107,7 @@ def precision_recall(
       k: the neighbour whose distance is a member's radius.
 
     Returns:
-      precision, the share of samples that the reference covers, and recall, the share of the
+      precision, the fraction of samples that the reference covers, and recall, the fraction of the
       reference that the samples cover; both in [0, 1].
     """
     real, drawn = jnp.asarray(reference), jnp.asarray(samples)

@@ -38,7 +38,7 @@ from tarflow_jax.workdir import (
     workdir_of,
 )
 
-HISTORY_FILE = 'evaluations.jsonl'  # those before
+HISTORY_FILE = 'evaluations.jsonl'  # earlier evaluations
 _UNFINISHED = 'unfinished'  # a key of the report: metrics still to come
 _IDENTITY_KEYS = ('version', 'config_sha256', 'params_sha256')  # keys of what the scores depend on
 
@@ -110,7 +110,7 @@ def evaluate(
     wanted = [f'{split}/{name}' for split in splits for name in split_metrics] + sample_metrics
 
     def write(values: dict[str, float], details: Callable) -> None:
-        """Adds scores to the report, and what they are of; prints them."""
+        """Adds scores to the report, with what was scored; prints them."""
         if distributed.is_main():
             scores.update(values)
             about.update(details())
@@ -153,7 +153,7 @@ def prepare_workdir(workdir: Path) -> None:
 
 
 def _resume_scores(workdir: Path, about: dict[str, Any]) -> dict[str, float]:
-    """The scores of the same evaluation, interrupted; any other goes into the history."""
+    """The scores of this evaluation if it was interrupted; any other goes into the history."""
     if not (last := read_evaluation(workdir)):
         return {}
     if last.get(_UNFINISHED):

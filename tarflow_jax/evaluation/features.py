@@ -23,7 +23,7 @@ class Features:
         no weights (see `haar.features`).
       mesh: the devices, of all processes.
       preprocessing: how images are prepared for Inception, a key of `PREPROCESSINGS`.
-      weights: the file of Inception's weights; '' for one that is fetched, see
+      weights: the file of Inception's weights; '' to download it, see
         `inception_weights`.
 
     Attributes:

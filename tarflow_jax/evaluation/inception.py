@@ -4,7 +4,7 @@ It is the network of TensorFlow's `classify_image_graph_def.pb` (1,008 classes),
 and the Inception score are defined; torchvision's network of that name is another. Layers have the
 names that published state dicts give them, so the parameters are a tree of these names.
 
-The network only reads images, it is not trained: a batch norm is folded into the convolution
+The network is only applied, not trained: a batch norm is folded into the convolution
 before it (`inception_weights`), and every layer is a convolution with a bias, then a ReLU.
 """
 
@@ -32,7 +32,7 @@ class Conv(NamedTuple):
 
 
 def average_pool(x):
-    """The mean over 3 x 3 pixels, of those that are inside of the image."""
+    """The mean over 3 x 3 pixels, without those outside of the image."""
     return nn.avg_pool(x, (3, 3), padding='SAME', count_include_pad=False)
 
 
@@ -42,12 +42,12 @@ def max_pool(x):
 
 
 def shrink(x):
-    """The maximum over 3 x 3 pixels at every second one that has all its neighbours."""
+    """The maximum over 3 x 3 pixels, with stride 2 and without padding."""
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding='VALID')
 
 
-# A branch is a chain of steps; a tuple of convolutions as a step stands side by side. A block is
-# branches side by side, whose features are joined in this order.
+# A branch is a chain of steps; the convolutions of a step that is a tuple run in parallel. A block
+# is parallel branches, whose features are concatenated in this order.
 Step = Conv | Callable[[jax.Array], jax.Array] | tuple[Conv, ...]
 Block = tuple[tuple[Step, ...], ...]
 
@@ -151,7 +151,7 @@ BLOCKS: dict[str, Block] = {
     'Mixed_6e': block_17(width=192),
     'Mixed_7a': SHRINK_TO_8,
     'Mixed_7b': block_8(average_pool),
-    'Mixed_7c': block_8(max_pool),  # not the mean: so the network was trained and published
+    'Mixed_7c': block_8(max_pool),  # not the mean: the network was trained and published so
 }
 
 # sFID is of the first channels of TensorFlow's `mixed_6/conv`, after its ReLU. Counted from 0,

@@ -55,7 +55,7 @@ def metric_names(config) -> list[str]:
 
 
 def evaluated_splits(config) -> list[str]:
-    """The splits that `config.evaluate` asks for, by default the one of `config.data` for tests."""
+    """The splits that `config.evaluate` asks for, by default the test split of `config.data`."""
     return split_names(config.evaluate.splits) or [config.data.test_split]
 
 

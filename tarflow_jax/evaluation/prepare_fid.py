@@ -1,4 +1,4 @@
-"""Reference statistics of a config's training images, made once and kept beside the data."""
+"""Reference statistics of a config's training images, computed once and stored with the data."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from tarflow_jax.stopping import RESTARTS, Stop
 
 
 def prepare_fid(experiment: Experiment, stop: Stop) -> None:
-    """Makes the statistics that evaluating an experiment takes, and says where they are.
+    """Computes the statistics that evaluating an experiment needs, and says where they are.
 
     Args:
       experiment: see `build.Experiment`.
@@ -129,7 +129,7 @@ class DataReference:
         if distributed.is_main():
             make_writable(self.path.parent, 'another config.data.dir, or evaluate.reference')
             remove_unfinished(self.path.parent)
-            print(f'Making reference statistics of {images}, this once.', flush=True)
+            print(f'Computing reference statistics of {images}, only once.', flush=True)
         size = padded_batch_size(self._batch_size, len(self._split), self._mesh)
         with count_progress('images', len(self._split), enabled=distributed.is_main()) as progress:
             reference = quality.measure_split(

@@ -52,7 +52,7 @@ class SampleScores:
       experiment: the experiment to evaluate.
       params: the parameters of its model; None if samples are given.
       params_sha256: a hash of the parameters.
-      calibration: how samples are drawn, see `sampling.calibrate`; None for sequentially.
+      calibration: how samples are drawn, see `sampling.calibrate`; None for token by token.
       workdir: the folder whose samples/ gets the samples.
       stop: receives the signals.
       names: the metrics to compute, keys of `metrics.SAMPLE_METRICS`.
@@ -104,7 +104,7 @@ class SampleScores:
         self._check_reference()
         self._sample_store = None if self._loaded_samples else self._open_sample_store()
         self._references: dict[str, Reference] = {}
-        self._warnings: list[str] = []  # that a reader of the scores must know, too
+        self._warnings: list[str] = []  # that belong with the scores
 
     @property
     def _windows(self) -> tuple[int, ...] | None:

@@ -22,8 +22,8 @@ MIN_QUERIES = 128  # queries of a part; smaller products are slower
 def attend(q_BTNK, k_BNSK, v_BNSK, position_T, temperature):
     """Attention of the tokens at positions [T] to all S tokens at or before them, in plain XLA.
 
-    Works on a sequence and on a KV cache. Queries attend in parts, so that few weights are computed
-    of tokens that come later.
+    Works on a sequence and on a KV cache. Queries attend in parts, so that few weights of later
+    tokens are computed.
 
     Args:
       q_BTNK: queries of successive tokens, the last of which is one of the S.
@@ -133,7 +133,7 @@ SPLASH_BLOCKS = (512, 256, 128)  # sides of square tiles; the first that divides
 
 
 def _splash_kernel(length, num_heads, interpret):
-    from jax.experimental.pallas.ops.tpu.splash_attention import (  # takes a tenth of jax's time
+    from jax.experimental.pallas.ops.tpu.splash_attention import (  # a tenth of jax's import time
         splash_attention_kernel as splash_kernel,
     )
     from jax.experimental.pallas.ops.tpu.splash_attention import (

@@ -11,7 +11,7 @@ from tarflow_jax.flow.conditioner import KVCache, Linear, TransformerLayer, name
 
 embed_init = nn.initializers.normal(1e-2, jnp.float32)
 
-# The intermediate results of a layer that are kept for its gradient; all others are recomputed.
+# The activations of a layer that are saved for the backward pass; all others are recomputed.
 # 'dots' keeps queries, keys, values and the MLP's input to GELU, results of norms, and those of an
 # attention kernel.
 _SAVEABLE = jax.checkpoint_policies

@@ -1,4 +1,4 @@
-"""Arrays that callers give to a flow: their types, shapes and values are checked."""
+"""Checks the types, shapes and values of the arrays that callers give to a flow."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def as_batch(name: str, array, row_shape: tuple[int, ...]) -> jax.Array:
       row_shape: the shape of one row.
 
     Raises:
-      InputError: the array has another shape, or integers, which are hardly in [-1, 1].
+      InputError: the array has another shape, or integers, which cannot be pixels in [-1, 1].
     """
     array = as_array(name, array)
     if array.ndim == 0 or array.shape[1:] != row_shape or not len(array):

@@ -24,7 +24,7 @@ def normalize(x, dtype):
 
         dy = r (dx - mean(dx) - y mean(y dx)).
 
-    For that, y and r are kept, named for `block.REMAT_POLICIES`. The product after a norm without
+    For that, y and r are saved, named for `block.REMAT_POLICIES`. The product after a norm without
     scale and shift keeps y anyway; automatic differentiation would keep more, all in float32.
     """
     return _standardize(x)[0].astype(dtype)
@@ -45,7 +45,7 @@ def _normalize_jvp(dtype, primals, tangents):
     return y, _tangent(y, rate, dx)
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)  # else gradients keep y in float32
+@functools.partial(jax.checkpoint, prevent_cse=False)  # else the backward pass saves y in float32
 def _tangent(y, rate, dx):
     along = (y * dx).mean(axis=-1, keepdims=True)
     return (rate * (dx - dx.mean(axis=-1, keepdims=True) - y * along)).astype(y.dtype)

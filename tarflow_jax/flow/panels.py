@@ -3,7 +3,7 @@
 A product of few rows reads its kernel once, and from memory if the cache has no room for it. XLA's
 CPU backend computes some columns at a time, for which it reads a cache line out of every row of the
 kernel, and a CPU does not prefetch lines that lie so far apart. In panels of as many columns, the
-kernel is read from front to end.
+kernel is read sequentially.
 
 A kernel is a matrix [I, F] here, whatever its axes; its panels are [F / 16, I, 16].
 """

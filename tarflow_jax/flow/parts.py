@@ -2,7 +2,7 @@
 
 Programs for a CPU then wait less for memory, above all those that compute gradients. If the model
 has few layers, its loops are unrolled as well, because the gradient of a loop copies the
-activations that it stores. On other devices parts are larger, and spare memory.
+activations that it stores. On other devices parts are larger, and save memory.
 """
 
 import functools
@@ -27,7 +27,7 @@ def count_parts(
     mesh: AbstractMesh | None = None,
     accelerator_bytes: float = math.inf,
 ) -> int:
-    """Returns into how many equal parts a batch is divided.
+    """Returns the number of equal parts into which a batch is divided.
 
     This is the smallest number for which the hidden features of a device's share of a part fit into
     a CPU's cache, and on other devices into `accelerator_bytes`.
@@ -52,7 +52,7 @@ def _limit(mesh: AbstractMesh, accelerator_bytes: float) -> float:
 
 
 def unroll_for_gradients(model, mesh: AbstractMesh | None = None):
-    """The model with its loops written out, where that makes its gradients faster."""
+    """The model with its loops unrolled, where that makes its gradients faster."""
     is_small = model.num_blocks * model.layers_per_block <= MAX_UNROLLED
     mesh = mesh or jax.sharding.get_abstract_mesh()
     return model.clone(unroll='all') if is_small and is_of_cpu(mesh) else model
@@ -74,8 +74,8 @@ def split(rows, num_parts: int):
 def map_parts(function, model, *batch):
     """`function(*batch)`, each array [B, ...], whose results [B, ...] are computed row by row.
 
-    The parts are those of `count_parts`. On a single device, a batch is filled up for them by
-    repeating its last row, because one of 1,021 images, say, has no parts but single images.
+    The parts are those of `count_parts`. On a single device, a batch is padded for them by
+    repeating its last row, because 1,021 images, say, have no equal parts but single images.
     """
     num_images = len(batch[0])
     size, mesh = num_images, jax.sharding.get_abstract_mesh()

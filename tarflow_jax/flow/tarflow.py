@@ -23,7 +23,7 @@ class TarFlow(nn.Module):
     """An invertible map between images and latents of the same shape, with an exact log-density.
 
     Images are cut into patches, the tokens of a `TokenFlow`, whose parameters are this model's.
-    Latents are put together from their tokens in the same way.
+    Latents are assembled from their tokens in the same way.
 
     Attributes:
       image_shape: (H, W, C) of the images.
@@ -70,7 +70,7 @@ class TarFlow(nn.Module):
         )
 
     def init_params(self, key):
-        """Parameters of a new model, which is the identity map; loops compile them sooner."""
+        """Parameters of a new model, which is the identity map; rolled loops compile faster."""
         with nn.logical_axis_rules(()):  # a batch of one cannot be split over devices
             return self.clone(unroll='none').init(key, jnp.zeros((1, *self.image_shape)))['params']
 
@@ -142,12 +142,12 @@ def check_params(model, params) -> None:
 
 
 def count_parameters(params) -> int:
-    """The numbers in a tree of parameters, or of their shapes."""
+    """The number of scalars in a tree of parameters, or of their shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def shape_differences(given: Mapping[str, tuple], needed: Mapping[str, tuple]) -> str:
-    """What is unlike the shapes that are needed, by name: the first three differences."""
+    """The first three differences from the expected shapes, by name."""
     differences = [
         f'{name} is {given.get(name, "missing")}, not {needed[name]}'
         if name in needed

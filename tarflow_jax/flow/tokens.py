@@ -30,7 +30,7 @@ class DtypeName(Choice):
 
 
 class Unroll(Choice):
-    """Which loops are written out; earlier configs have True for all of them, False for none."""
+    """Which loops are unrolled; earlier configs have True for all of them, False for none."""
 
     def check(self, name: str, value) -> str:
         if isinstance(value, bool):
@@ -38,7 +38,7 @@ class Unroll(Choice):
         return super().check(name, value)
 
 
-# The values that the attributes may have, but for `num_tokens` and `token_dim`.
+# The values that the attributes may have, except `num_tokens` and `token_dim`.
 SETTINGS = {
     'width': SIZE,
     'num_blocks': SIZE,
@@ -68,12 +68,12 @@ class TokenFlow(nn.Module):
         latents, log_det = flow.apply({'params': params}, tokens)
         log_prob = jax.scipy.stats.norm.logpdf(latents).sum(axis=(1, 2)) + log_det
 
-    and would sample by `sampling.inverse.inverse` and the same reshape. One for the latents of
+    and would sample with `sampling.inverse.inverse` and the same reshape. One for the latents of
     an autoencoder would add the log-determinant of their normalisation to its tokens. Any bijection
-    between data and real-valued tokens serves; its own log-determinant is added to this one.
-    Training, scores of splits, sampling in batches and data sets are written for images: beside the
-    front end, `likelihood/noise`, `training/objective`, `sampling/batches` and `data/dataset` would
-    have to change.
+    between data and real-valued tokens will do; its own log-determinant is added to this one.
+    Training, scores of splits, sampling in batches and data sets are written for images: besides
+    the front end, `likelihood/noise`, `training/objective`, `sampling/batches` and `data/dataset`
+    would have to change.
 
     Attributes:
       num_tokens: T, tokens of a sequence.
@@ -88,7 +88,7 @@ class TokenFlow(nn.Module):
         transformer layers compute in. Parameters, the residual stream, shifts, scales and
         log-determinants are always float32.
       attention: 'xla' on any device, 'cudnn' for bfloat16 on NVIDIA GPUs, 'splash' on TPUs; the
-        implementation for whole sequences. The inverse always attends by XLA.
+        implementation for whole sequences. The inverse always uses XLA.
       remat: which activations of a layer the backward pass recomputes instead of storing: 'none',
         'dots' (all except queries, keys, values, the MLP's input to GELU, and norms), or 'full'
         (all). Trades time for memory.
@@ -137,7 +137,7 @@ class TokenFlow(nn.Module):
         self.blocks = self.block()
 
     def init_params(self, key):
-        """Parameters of a new flow, which is the identity map; loops compile them sooner."""
+        """Parameters of a new flow, which is the identity map; rolled loops compile faster."""
         with nn.logical_axis_rules(()):  # a batch of one cannot be split over devices
             tokens = jnp.zeros((1, self.num_tokens, self.token_dim))
             return self.clone(unroll='none').init(key, tokens)['params']

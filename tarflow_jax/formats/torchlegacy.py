@@ -1,8 +1,8 @@
 """The files of PyTorch before 1.6, in which the weights of Inception are published.
 
 Such a file is five pickles one after the other (a number that marks the format, its version, facts
-about the machine, the object, the names of its storages), then the storages: of each the count of
-its elements, 8 bytes, and the elements.
+about the machine, the object, the names of its storages), then the storages: for each, the number
+of its elements, in 8 bytes, and the elements.
 """
 
 import mmap

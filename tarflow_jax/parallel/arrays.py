@@ -11,7 +11,7 @@ _WORDS_AT_ONCE = 2**20
 
 
 def fetch(tree):
-    """Arrays as NumPy, whole, in every process, however they are laid out over the devices."""
+    """Arrays as NumPy, complete, in every process, however they are sharded over the devices."""
 
     def fetch_array(x):
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
@@ -25,7 +25,7 @@ def fetch_rows(tree):
     """The rows of batches that the devices of this process hold, as NumPy, as `local_rows` orders.
 
     Args:
-      tree: arrays [B, ...] laid out as `put_rows` does; of one process, all rows.
+      tree: arrays [B, ...] sharded as by `put_rows`; of one process, all rows.
     """
 
     def fetch_array(x):
@@ -72,7 +72,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def put_rows(tree, mesh: Mesh, batch_size: int):
-    """Lays a batch over the mesh, of which this process has some rows.
+    """Shards a batch over the mesh; this process supplies some of its rows.
 
     Args:
       tree: NumPy arrays [n, ...], the rows that `local_rows` names.
@@ -92,7 +92,7 @@ def put_rows(tree, mesh: Mesh, batch_size: int):
 
 
 def put(tree, shardings):
-    """Lays arrays, which every process has whole on its host, over the devices."""
+    """Puts arrays, which every process has complete on its host, onto the devices."""
 
     def put_array(x, sharding: Sharding):
         return jax.make_array_from_process_local_data(sharding, x, x.shape)

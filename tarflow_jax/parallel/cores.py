@@ -1,7 +1,7 @@
 """A device for each core of a CPU.
 
-Left to itself, JAX takes all cores for one device and divides each operation among them. Those of
-a small flow are too small for that: a stream of operations for each core is faster.
+By default, JAX treats all cores as one device and divides each operation among them. The operations
+of a small flow are too small for that: a separate stream of operations for each core is faster.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def count_cores() -> int:
 
 
 def describe_cpu() -> set[str]:
-    """The lines in which Linux tells the model and the instructions of the CPU; empty elsewhere."""
+    """The lines in which Linux describes the model and instructions of the CPU; empty elsewhere."""
     with contextlib.suppress(OSError):
         return set(Path('/proc/cpuinfo').read_text().splitlines())
     return set()

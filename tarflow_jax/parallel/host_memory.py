@@ -1,4 +1,4 @@
-"""How the C library hands out memory on the host."""
+"""How the C library allocates memory on the host."""
 
 import contextlib
 import ctypes
@@ -28,8 +28,9 @@ def keep_freed_memory() -> None:
 
     XLA's CPU backend takes its scratch memory from malloc at every call. glibc maps blocks above
     32 MB afresh each time, and then the kernel clears every page again: without this, a training
-    step of the digits takes 1.7 times as long. What compiling took is given back, because it lies
-    where programs, which run in other threads, cannot reuse it: 0.3 to 0.4 GiB for a training step.
+    step of the digits takes 1.7 times as long. Memory used for compiling is released, because it
+    lies where programs, which run in other threads, cannot reuse it: 0.3 to 0.4 GiB for a training
+    step.
 
     Does nothing where there is no glibc, nor where JAX computes on an accelerator: there, memory
     that was freed would only be lost to others.

@@ -18,7 +18,7 @@ from tarflow_jax.errors import InputError
 
 BATCH_AXES = ('data', 'fsdp')
 BATCH = P(BATCH_AXES)  # the first axis of images, labels, masks
-KEPT_AXIS = 'tensor'  # along which parameters stay split while they are used
+KEPT_AXIS = 'tensor'  # along which parameters stay sharded while they are used
 REPLICATED = P()
 
 # Parameters, their moving average and optimizer state, by the end of their path.
@@ -62,8 +62,8 @@ def split_over_data(shapes, shardings):
     """The shardings of arrays that the rules split over fsdp, split over data instead.
 
     For arrays that no device needs whole, such as the moments of an optimizer where every device
-    has all parameters: each then updates its share of them (Xu et al. 2020, 2004.13336). Split is
-    the first axis that can be: XLA transposes what it collects along any other.
+    has all parameters: each then updates its share of them (Xu et al. 2020, 2004.13336). The
+    first axis that can be split is: XLA transposes what it gathers along any other.
     """
 
     def split(x, sharding: NamedSharding) -> NamedSharding:
@@ -128,7 +128,7 @@ def activation_sharding(mesh: Mesh) -> Iterator[None]:
 def gathered(params, *, of_block: bool = False):
     """Gathers parameters in every device's memory, except along the tensor axis.
 
-    Saves messages where parameters are read many times. Outside of `activation_sharding`, it
+    Saves communication where parameters are read many times. Outside of `activation_sharding`, it
     changes nothing.
 
     Args:
@@ -140,7 +140,7 @@ def gathered(params, *, of_block: bool = False):
 
     def gather(path, x):
         split = _spec(path)[1:] if of_block else _spec(path)
-        # Split first: otherwise a cast of `x` would come after the messages and lengthen them.
+        # Split first: otherwise a cast of `x` would follow the communication and enlarge it.
         x = jax.lax.with_sharding_constraint(x, P(*split))
         whole = (KEPT_AXIS if KEPT_AXIS in _axes(entry) else None for entry in split)
         return jax.lax.with_sharding_constraint(x, P(*whole))
@@ -154,5 +154,5 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of arrays that every device holds whole."""
+    """The sharding of arrays that every device holds in full."""
     return NamedSharding(mesh, REPLICATED)

@@ -1,11 +1,11 @@
-"""Pictures of models, samples and trainings, with one look.
+"""Pictures of models, samples and training runs, in one style.
 
     from tarflow_jax import pictures
-    pictures.grid(images, labels)                      # shows itself in a notebook
+    pictures.grid(images, labels)                      # is displayed in a notebook
     pictures.training_curves(records).write('curves.svg')
 
-Every function takes arrays and numbers and returns a `Picture`, a figure of Matplotlib's that
-writes itself as SVG or PNG. They need the extra: pip install 'tarflow_jax[pictures]'.
+Every function takes arrays and numbers and returns a `Picture`, a Matplotlib figure that can
+be written as SVG or PNG. They need the extra: pip install 'tarflow_jax[pictures]'.
 """
 
 from tarflow_jax.errors import InputError
@@ -14,7 +14,7 @@ try:
     import matplotlib  # noqa: F401 (which all of them need)
 except ImportError as error:
     raise InputError(
-        "Matplotlib, which draws pictures, is not installed: pip install 'tarflow_jax[pictures]'"
+        "Matplotlib, which pictures need, is not installed: pip install 'tarflow_jax[pictures]'"
     ) from error
 
 from tarflow_jax.pictures.architecture import architecture

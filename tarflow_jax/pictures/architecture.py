@@ -10,7 +10,7 @@ from tarflow_jax.flow.tarflow import count_parameters
 from tarflow_jax.pictures.picture import BLUE, FAINT, VERMILION, WIDTH, Picture, blank, house_style
 from tarflow_jax.quantities import format_count, shorten
 
-MAX_BLOCKS = 8  # that are drawn; of more, those in the middle are counted
+MAX_BLOCKS = 8  # that are drawn; if there are more, those in the middle are only counted
 _ENDS = 3  # blocks that are drawn at either end then
 _LINE, _BLOCK, _CELL = 0.3, 0.62, 0.2  # inches
 _TOKENS = 16  # that are drawn of a sequence, at most

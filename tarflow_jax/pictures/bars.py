@@ -1,4 +1,4 @@
-"""Shares of a whole, a bar each."""
+"""Fractions of a whole as bars."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from tarflow_jax.pictures.picture import Picture, house_style, panels
 def shares(
     names: Sequence[str], values: Sequence[float], notes: Sequence[str], title: str, of: str
 ) -> Picture:
-    """Bars from 0 to 1, from the first at the top to the last, with a note behind each.
+    """Bars from 0 to 1, from the first at the top to the last, with a note after each.
 
-    `of` says what the bars are shares of.
+    `of` says what the bars are fractions of.
     """
     picture, (panel,) = panels(0.7 + 0.27 * len(names))
     bars = panel.barh(names, values, height=0.72)

@@ -12,7 +12,7 @@ def calibration(reports: Sequence[Any], tolerance: float) -> Picture:
 
     Args:
       reports: a `sampling.calibrate.BlockReport` of each block, the one next to the data first.
-      tolerance: what an image may differ by from the sequential one.
+      tolerance: largest allowed difference of an image from the sequential one.
     """
     picture, (errors, settled, times, metrics) = panels(2.3, 2.0, 2.0, 2.0)
     colors = ordered_colors(len(reports))
@@ -27,10 +27,10 @@ def calibration(reports: Sequence[Any], tolerance: float) -> Picture:
     errors.legend(loc='best', ncols=2 if len(reports) > 4 else 1, fontsize=9)
     sweeps = 'Jacobi sweeps from the first guess'
     errors.set(title='root mean square error of the tokens', xlabel=sweeps)
-    settled.set(title='settled tokens, from the first on', xlabel=sweeps)
+    settled.set(title='settled tokens, counted from the first', xlabel=sweeps)
     times.axhline(1, color=FAINT, linestyle=':')
-    times.set(title='time relative to token by token', xlabel='tokens of a window')
+    times.set(title='time relative to token by token', xlabel='tokens per window')
     metrics.set(
-        title='factor of the error in a sweep', xlabel='convergence ranking metric (2505.12849)'
+        title='error reduction factor per sweep', xlabel='convergence ranking metric (2505.12849)'
     )
     return picture

@@ -1,4 +1,4 @@
-"""A training by its metrics."""
+"""The metrics of a training run as curves."""
 
 from collections.abc import Mapping, Sequence
 

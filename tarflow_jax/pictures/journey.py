@@ -1,4 +1,4 @@
-"""The way from a latent to an image, block by block: as rows, and as an animation."""
+"""The path from a latent to an image, block by block: as rows, and as an animation."""
 
 import io
 import itertools
@@ -20,7 +20,7 @@ from tarflow_jax.pictures.tiles import as_levels, as_stages, rows, scale_for_dis
 
 FORMATS = {'.png': 'PNG', '.gif': 'GIF'}
 _FRAMES_PER_BLOCK = 16  # at most
-_FIRST, _NEXT, _SOLVED, _LAST = 900, 70, 350, 3000  # milliseconds that frames stay
+_FIRST, _NEXT, _SOLVED, _LAST = 900, 70, 350, 3000  # milliseconds for which frames are shown
 
 
 def journey(stages, captions: Sequence[str] = ()) -> Picture:
@@ -29,7 +29,7 @@ def journey(stages, captions: Sequence[str] = ()) -> Picture:
     Args:
       stages: float [num_blocks + 1, B, H, W, C] as `sample(..., return_sequence=True)` gives them:
         the noise, then what each block is solved for, from the last block to the first.
-      captions: what the columns are called.
+      captions: column headings.
     """
     stages = as_stages(stages)
     last = len(stages) - 1
@@ -39,7 +39,7 @@ def journey(stages, captions: Sequence[str] = ()) -> Picture:
 
 
 def animation(stages, patch_size: int, suffix: str = '.png') -> bytes:
-    """The file of an animation of sampling, an APNG or GIF without end.
+    """The file of an animation of sampling, an APNG or GIF that repeats forever.
 
     It shows what the sampler does: in each block, tokens are solved one after the other, in the
     direction of the block.
@@ -70,12 +70,12 @@ def write_animation(path: str | os.PathLike, stages, patch_size: int) -> None:
 
 
 def last_frame(stages) -> np.ndarray:
-    """The frame at which the animation ends, for those who want no motion; uint8."""
+    """The last frame of the animation, for those who prefer no motion; uint8."""
     return _side_by_side(as_levels(stages[-1]))
 
 
 def _frames(stages, patch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Frames with the milliseconds that they stay."""
+    """Frames with the milliseconds for which they are shown."""
     *latents, images = stages
     levels = [*(as_levels(scale_for_display(stage)) for stage in latents), as_levels(images)]
     yield _side_by_side(levels[0]), _FIRST

@@ -22,7 +22,7 @@ def latents(stages, captions: Sequence[str] = (), seed: int = 0) -> Picture:
 
     Args:
       stages: float [num_blocks + 1, B, H, W, C]: the images, then the latents after each block.
-      captions: what the columns are called.
+      captions: column headings.
       seed: of the noise in the last row.
     """
     stages = as_stages(stages)
@@ -33,7 +33,7 @@ def latents(stages, captions: Sequence[str] = (), seed: int = 0) -> Picture:
         f'after block {block} of {last}': scale_for_display(stages[block])
         for block in range(1, last + 1)
     }
-    return rows({**named, 'noise, to compare': scale_for_display(noise)}, captions)
+    return rows({**named, 'noise, for comparison': scale_for_display(noise)}, captions)
 
 
 @house_style

@@ -62,11 +62,11 @@ house_style = matplotlib.rc_context(
 
 
 class Picture(Figure):
-    """A figure of Matplotlib's that shows itself in notebooks and writes itself to files."""
+    """A Matplotlib figure that is displayed in notebooks and can be written to files."""
 
     @house_style
     def svg(self) -> str:
-        """The picture as SVG of the same bytes every time, on no ground, in the page's own ink."""
+        """The picture as reproducible SVG, without a background, in the text colour of the page."""
         file = io.StringIO()
         metadata: dict[str, Any] = {'Date': None, 'Creator': None}
         self.savefig(file, format='svg', dpi=DPI, transparent=True, metadata=metadata)
@@ -106,7 +106,7 @@ def blank(height: float) -> tuple[Picture, Any]:
 
 
 def panels(*heights: float, share_x: bool = False) -> tuple[Picture, list[Any]]:
-    """A picture, and its panels from top to bottom with their heights in inches."""
+    """A picture, and its panels from top to bottom, with these heights in inches."""
     picture = Picture(figsize=(WIDTH, sum(heights)), layout='constrained')
     axes = picture.subplots(len(heights), sharex=share_x, squeeze=False, height_ratios=heights)
     return picture, list(axes[:, 0])

@@ -23,9 +23,9 @@ def grid(images, labels=None, names: Sequence[str] | None = None) -> Picture:
 
     Args:
       images: uint8, or float in [-1, 1]: [B, H, W, C] with C of 1 or 3.
-      labels: int [B], -1 for none. Up to 16 classes have columns of their own, each as many; of
-        more, every image has its own caption. None for a grid without captions.
-      names: what the classes are called; by default by their numbers.
+      labels: int [B], -1 for none. Up to 16 classes have columns of their own, equally many
+        each; with more classes, every image has its own caption. None for a grid without captions.
+      names: the names of the classes; by default their numbers.
 
     Returns:
       The picture; rows that a class does not fill stay empty.
@@ -60,9 +60,9 @@ def rows(images: Mapping[str, Any], captions: Sequence[str] = ()) -> Picture:
     """Rows of images, each under a caption of its own.
 
     Args:
-      images: for each caption uint8 or float [B, H, W, C]. Rows may differ in their images'
-        numbers and sizes; about ten in a row are still seen on a phone.
-      captions: what the columns are called.
+      images: for each caption uint8 or float [B, H, W, C]. Rows may differ in the number and
+        the size of their images; about ten in a row are still seen on a phone.
+      captions: column headings.
     """
     if not images:
         raise InputError('there are no rows of images to show.')
@@ -79,7 +79,7 @@ def comparison(
       sampled: float [B, H, W, C], as `sample` returns them without guidance.
       denoised: the same after `denoise`; None for a model without Gaussian noise.
       guided: from the same noise with guidance; None leaves the row out.
-      captions: what the columns are called.
+      captions: column headings.
       weight: of the guidance, for its caption.
     """
     of = '' if weight is None else f', weight {weight:g}'
@@ -141,7 +141,7 @@ def scale_for_display(latents) -> np.ndarray:
 
 
 def _filled(images: np.ndarray, start: int, width: int) -> list[np.ndarray | None]:
-    """`width` images from `start` on, None for those that there are not."""
+    """`width` images from `start` on, None where there are no more."""
     present: list[np.ndarray | None] = list(images[start : start + width])
     return present + [None] * (width - len(present))
 
@@ -162,7 +162,7 @@ def _draw(images, titles: Sequence[str] = (), above: Sequence[Sequence[str]] = (
     """The picture of some rows of images, with a title over each and captions over each image.
 
     Captions `above` are for the rows from the first on, each over as many images. None is an empty
-    place.
+    cell.
     """
     picture, panel = blank(1.0)
     top = 0.0

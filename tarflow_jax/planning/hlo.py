@@ -29,7 +29,7 @@ _BITS = {'pred': 8, 'token': 0, 'opaque': 0}  # of types whose names have no num
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array in a memory space; in `stored_bytes` are those that fill up its layout's tiles."""
+    """An array in a memory space; `stored_bytes` includes the padding of its layout's tiles."""
 
     dtype: str
     dims: tuple[int, ...]

@@ -6,7 +6,7 @@ MAX_MESSAGES = 6  # rows of a table
 
 
 def table(plan: dict) -> str:
-    """One topology of a plan, a line for each thing worth knowing."""
+    """One topology of a plan, a line for each quantity."""
     settings = ', '.join(f'{k} {v}' for k, v in (plan['mesh'] | plan['model']).items())
     rows = [f'  {name:18} {text}' for name, text in _rows(plan)]
     return '\n'.join(
@@ -15,8 +15,8 @@ def table(plan: dict) -> str:
 
 
 def _rows(plan: dict):
-    sampler, per_device = plan['sampler'], f'{plan["batch_per_device"]:g} a device'
-    state = f'state {_size(plan["state_bytes_per_device"])} a device'
+    sampler, per_device = plan['sampler'], f'{plan["batch_per_device"]:g} per device'
+    state = f'state {_size(plan["state_bytes_per_device"])} per device'
     yield 'parameters', f'{plan["parameters"]:,}, {state}'
     yield 'batch', f'{plan["global_batch"]} images, {per_device}, in {plan["microbatches"]} part(s)'
     yield 'memory', _memory(plan, plan)
@@ -31,14 +31,14 @@ def _rows(plan: dict):
     yield 'sampler', f'{sampler["batch_size"]} at a time, {_memory(sampler, plan)}'
     if sampler['batch_seconds']:
         total = f'{format_duration(sampler["seconds_of_50000"])} for 50,000'
-        yield '', f'{sampler["batch_seconds"]:.3g} s a batch as compiled, {total}'
+        yield '', f'{sampler["batch_seconds"]:.3g} s per batch as compiled, {total}'
     yield 'compiled in', f'{plan["compile_seconds"]:.0f} s'
 
 
 def _memory(program: dict, plan: dict) -> str:
     verdict = 'fits' if program['fits'] else 'DOES NOT FIT'
     used, limit = program['peak_hbm_bytes_per_device'], plan['hbm_bytes_per_device']
-    return f'{_size(used)} of {_size(limit)} a device: {verdict}'
+    return f'{_size(used)} of {_size(limit)} per device: {verdict}'
 
 
 def _largest(plan: dict) -> str:
@@ -56,9 +56,9 @@ def _speed(plan: dict):
         yield name, f'{_ms(plan[whole])}: {parts}'
     peak = f'{plan["peak_flops_per_device"] / 1e12:.3g} TFLOP/s'
     yield 'MFU', f'{plan["mfu"]:.1%} as compiled, {plan["roofline_mfu"]:.1%} at best, of {peak}'
-    yield 'model FLOPs', f'{plan["flops_per_step"]:.3e} a step'
-    traffic = f'{plan["compiled_hbm_traffic_bytes_per_device"] / 1e9:.3g} GB a step and device'
-    yield 'HBM traffic', traffic + (', quickly compiled' if plan['is_quick'] else ', as compiled')
+    yield 'model FLOPs', f'{plan["flops_per_step"]:.3e} per step'
+    traffic = f'{plan["compiled_hbm_traffic_bytes_per_device"] / 1e9:.3g} GB per step and device'
+    yield 'HBM traffic', traffic + (', with --quick' if plan['is_quick'] else ', as compiled')
     share = plan['step_terms_seconds'][plan['bound_by']] / plan['step_seconds']
     yield 'bound by', f'{plan["bound_by"]}, {share:.0%} of the step as compiled'
     pace = plan['images_per_second_per_host']
@@ -84,7 +84,7 @@ def misfit(plan: dict) -> str:
         helps = f'{split}, {helps}, more devices'
     return (
         f'The {program} does not fit on {plan["topology"]}: it takes {_size(peak)} of '
-        f'{_size(limit)} a device. What would help: {helps}.'
+        f'{_size(limit)} per device. What would help: {helps}.'
     )
 
 

@@ -171,7 +171,8 @@ def check_tensors(tensors: Mapping[str, np.ndarray], model: TarFlow, source):
             raise InputError(f'{source} belongs to a different network: its {name} is not causal.')
         if not is_mask and not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise InputError(
-                f'{source} cannot be converted: {name} is of type {tensor.dtype}, not floating.'
+                f'{source} cannot be converted: {name} is of type {tensor.dtype}, not floating '
+                'point.'
             )
         if not is_mask and not _is_finite(tensor):
             raise InputError(

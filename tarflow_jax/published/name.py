@@ -51,7 +51,7 @@ class CheckpointName:
 
     @classmethod
     def of(cls, model, dataset: str, noise_type: str, noise_std: float) -> 'CheckpointName':
-        """Returns the name for a `TarFlow`; signs of `dataset` unfit for a file become `_`."""
+        """Returns the name for a `TarFlow`; characters of `dataset` unfit for a file become `_`."""
         return cls(
             re.sub(r'[^\w.-]', '_', dataset),
             model.patch_size,

@@ -24,8 +24,8 @@ from tarflow_jax.report.page import (
 COLUMNS = 10  # of the rows of images, at most
 FILM_PIXELS = 2**17  # of all images of an animation
 _DENOISED = (
-    'The model has learned images with Gaussian noise, and so draws some. The denoising step takes '
-    'the noise away. '
+    'The model has learned images with Gaussian noise, and so draws noisy images. The denoising '
+    'step removes the noise. '
 )
 _GUIDED = 'Guidance draws images that are more like their class, and less like one another.'
 
@@ -75,7 +75,7 @@ def journey(samples: Samples, patch_size: int) -> Section:
     )
     strip = figure(
         pictures.journey(samples.stages[:, :COLUMNS], names),
-        'Before and after each block; latents are scaled to be seen.',
+        'Before and after each block; latents are rescaled for display.',
     )
     return Section('From noise to images', [columns(strip, paragraph(words) + animation)])
 
@@ -91,7 +91,7 @@ def latents(experiment: Experiment, params) -> Section:
     words = (
         f'Do images become noise? {stages.shape[1]} images of the test split, with the noise of '
         'the training run, after each block. If the model is right, the result of the last block '
-        'has the density, the deviation and the correlations of noise.'
+        'has the density, the standard deviation and the correlations of noise.'
     )
     images = pictures.latents(stages[:, :COLUMNS], names)
     return Section(
@@ -99,7 +99,7 @@ def latents(experiment: Experiment, params) -> Section:
         [
             paragraph(words),
             columns(
-                figure(images, 'Images on their way to noise; latents are scaled to be seen.'),
+                figure(images, 'Images on their way to noise; latents are rescaled for display.'),
                 figure(pictures.latent_statistics(stages), 'What they have in common with noise.'),
             ),
         ],
@@ -122,12 +122,12 @@ def architecture(experiment: Experiment) -> Section:
         ('tokens', f'{model.token_flow().num_tokens:,}'),
         ('features of a token', str(model.token_flow().token_dim)),
         ('blocks', str(model.num_blocks)),
-        ('layers in a block', str(model.layers_per_block)),
+        ('layers per block', str(model.layers_per_block)),
         ('width', str(model.width)),
         ('heads', f'{heads} of {model.head_dim}'),
         ('classes', str(model.num_classes or 'none')),
         ('parameters', f'{count_parameters(model.param_shapes()):,}'),
-        ('FLOPs of a forward pass', f'{shorten(forward_flops(model))} an image'),
+        ('FLOPs of a forward pass', f'{shorten(forward_flops(model))} per image'),
         ('type of the layers', model.dtype),
     ]
     beside = paragraph(words) + table(sizes)

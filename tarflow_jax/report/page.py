@@ -63,12 +63,12 @@ def missing(words: str, command: str = '') -> str:
 
 
 def command(flags: Sequence[str], mode: str) -> str:
-    """What a person types to get what is missing; '' without flags that name a model."""
+    """The command that creates what is missing; '' without flags that name a model."""
     return commands.command(*flags, f'--mode={mode}') if flags else ''
 
 
 def facts(values: Iterable[tuple[str, str]]) -> str:
-    """Figures that a reader sees first, each with what it is."""
+    """Headline figures, each with its description."""
     items = (
         f'<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>'
         for name, value in values
@@ -90,7 +90,7 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
 
 
 def details(summary: str, *parts: str) -> str:
-    """Parts that a reader unfolds."""
+    """Collapsible parts."""
     return f'<details><summary>{html.escape(summary)}</summary>{"".join(parts)}</details>\n'
 
 

@@ -18,7 +18,7 @@ METRICS = {
     'accuracy': 'accuracy of Bayes’ classifier p(label given image)',
     'cross_entropy': 'cross-entropy of Bayes’ classifier, nats',
     'fid': 'Fréchet Inception distance',
-    'sfid': 'its variant of spatial features',
+    'sfid': 'its variant with spatial features',
     'inception_score': 'Inception score',
     'precision': 'precision of Inception’s features',
     'recall': 'recall of Inception’s features',
@@ -28,7 +28,7 @@ METRICS = {
 }
 
 
-# Those that a reader sees first: the metric, its short name, and how it is written.
+# Those at the top of the page: the metric, its short name, and its format.
 _LEADING = (
     ('nats_per_dim', 'nats per dimension', '.3f'),
     ('fid', 'FID', '.2f'),
@@ -37,7 +37,7 @@ _LEADING = (
 
 
 def leading(workdir: Path, params_sha256: str | None) -> list[tuple[str, str]]:
-    """Names and values of the scores that a reader sees first, as far as there are any.
+    """Names and values of the scores at the top of the page, as far as there are any.
 
     They are of the parameters with that hash, of the first split that was scored, and of samples
     that were drawn.
@@ -84,13 +84,13 @@ def scores(workdir: Path, evaluate: str, why_not: str = '') -> Section:
     ]
     if noise == 'gaussian' and any('bits_per_dim' in name for name in names):
         words = (
-            'Under Gaussian noise, bits per dimension are a rescaled density and no code length.'
+            'Under Gaussian noise, bits per dimension are a rescaled density, not a code length.'
         )
         parts.append(paragraph(words))
     parts += [paragraph(str(words)) for words in report.get('samples', {}).get('warnings', [])]
     parts.append(details('All settings of the evaluation', settings))
     if report.get('unfinished'):
-        words = f'Still to come: {", ".join(report["unfinished"])}. The same command resumes.'
+        words = f'Not yet computed: {", ".join(report["unfinished"])}. The same command resumes.'
         parts.append(missing(words, report.get('command') or evaluate))
     return Section('Scores', parts)
 
@@ -126,7 +126,7 @@ def _source(report: Mapping, name: str) -> str:
     family = 'haar' if name.startswith('haar') else 'inception'
     reference = about.get('references', {}).get(family, {})
     against = (
-        f' beside {reference["dataset"]}, {reference.get("split")} split'
+        f' against {reference["dataset"]}, {reference.get("split")} split'
         if 'dataset' in reference
         else ''
     )

@@ -110,7 +110,7 @@ def _lead(experiment: Experiment) -> str:
     classes = f' of {model.num_classes} classes' if model.num_classes else ''
     words = f'A normalizing flow between noise and {height}×{width} {kind}{classes}'
     if config.data.name:  # otherwise it is from elsewhere, and its noise may not be recorded either
-        gaussian = f'Gaussian noise of deviation {config.noise.std:g}'
+        gaussian = f'Gaussian noise of standard deviation {config.noise.std:g}'
         noise = gaussian if config.noise.type == 'gaussian' else 'uniform noise'
         words += f', learned from {config.data.name} under {noise}'
     return f'{words}.'

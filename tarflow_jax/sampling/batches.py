@@ -67,7 +67,7 @@ def sample_batches(
     calibration: Calibration | None = None,
     **settings,
 ) -> Iterator[SampleBatch]:
-    """Samples in batches, which stay on the devices.
+    """Draws samples in batches, which stay on the devices.
 
     Args:
       model: the flow.
@@ -125,7 +125,7 @@ class DrawnBatch(NamedTuple):
 
 
 def redraw(program, placed, max_draws: int = MAX_DRAWS):
-    """Samples, and again with other noise what is not finite.
+    """Draws samples, and redraws those that are not finite with other noise.
 
     Args:
       program: (index, labels, attempts) -> `DrawnBatch`; see `sample_batch`.

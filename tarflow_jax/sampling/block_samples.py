@@ -24,7 +24,7 @@ JACOBI_SWEEPS = 10  # at most; fits to fewer were seen to be unstable in hard bl
 REFITS, REFITTED_SWEEPS = 3, 5
 LAGS = range(1, 4)  # of the response
 ROWS_PER_INPUT = 6  # tokens for each input of what is fitted to them
-RESPONSE_RIDGE = 0.1  # relative to the mean square of what it is fitted to
+RESPONSE_RIDGE = 0.1  # relative to the mean square of the inputs of the fit
 GAIN_LAGS = 4
 GAIN_RIDGE = 1e-4
 SEED = 2**31 - 2  # of the noise: other samples than a user's first ones
@@ -172,7 +172,7 @@ class BlockSamples:
         """The largest error of an image by residuals in each of some blocks, relative to these.
 
         Every residual of the block has the size of the tolerance, and a random sign. Those that
-        windows leave are mostly smaller, and what they do to a few samples is a matter of luck.
+        windows leave are mostly smaller, and their effect on a few samples is a matter of chance.
         Blocks share the samples, at least two for each, so that few solutions serve them all.
         """
         tolerance = max(tolerance, 1e-4)  # below, it would be that of rounding
@@ -267,7 +267,7 @@ def _rows(x_BTP: np.ndarray) -> np.ndarray:
 
 
 def _ridge(inputs: np.ndarray, outputs: np.ndarray, ridge: float) -> np.ndarray:
-    """The matrix M of least squares, inputs M = outputs, drawn towards zero."""
+    """The matrix M of ridge regression, inputs M = outputs."""
     square = inputs.T @ inputs
     square += (ridge * np.trace(square) / len(square) + 1e-12) * np.eye(len(square))
     return np.linalg.solve(square, inputs.T @ outputs)

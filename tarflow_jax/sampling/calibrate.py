@@ -102,7 +102,7 @@ def calibrate(
       params: its parameters.
       mesh: the devices of all processes, each of which must call.
       batch_size: samples at a time, for which it is measured.
-      tolerance: what an image may differ by from the sequential one, pixels in [-1, 1].
+      tolerance: largest difference of an image from the sequential one, pixels in [-1, 1].
       labels: 'even' or 'uniform', see `labels.spread_labels`.
       prior_temperature: see `sample`.
       windows: tokens of the window of each block, 1 for token by token, instead of the fastest.
@@ -161,8 +161,8 @@ def may_pay(
     """Whether a calibration for some batches may pay, with the later ones that use it.
 
     That is so if these take longer than `MIN_SECONDS` token by token, and if windows would be
-    faster in easy blocks. It is quickly told, from the times of one block's solution and of a sweep
-    over it. The other arguments are those of `calibrate`.
+    faster in easy blocks. This is estimated quickly, from the times of solving one block and of a
+    sweep over it. The other arguments are those of `calibrate`.
     """
     guidance = Guidance.checked(model.num_classes, **guidance)
     fixed = model, params, mesh, labels, prior_temperature, guidance
@@ -246,7 +246,7 @@ def _count(samples: BlockSamples, fits, window: int, tolerance, block: int, repo
 
 
 def _choose_again(samples: BlockSamples, fits, tolerance, block: int, report) -> None:
-    """Chooses among windows as they are at the tolerance of the block, until the choice stays."""
+    """Chooses among windows at the tolerance of the block, until the choice no longer changes."""
     counted = {1}
     while (window := report.window) not in counted:
         counted.add(window)

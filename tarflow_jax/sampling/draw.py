@@ -40,8 +40,8 @@ def draw(
       batch_size: images at a time; does not change them, in parallel up to the tolerance.
       denoise_std: noise that a score step removes, see `denoise`; 0 for no step.
       progress: whether to show a bar.
-      return_residual: whether to measure, too, how exact each image is; see `sample`.
-      return_resolved: with return_residual, whether to tell, too, which images were solved again.
+      return_residual: whether to also measure how exact each image is; see `sample`.
+      return_resolved: with return_residual, whether to also return which images were solved again.
       **settings: guidance, temperatures, method, tolerance and calibration, see `sample`.
 
     Returns:
@@ -87,7 +87,7 @@ _noise = jax.jit(draw_noise, static_argnums=0)
 
 
 def _with_progress_bar(numbers: range, progress: bool):
-    """The same numbers, with a bar on the screen while they are worked off."""
+    """The same numbers, with a progress bar while they are processed."""
     if not progress:
         return numbers
     from rich.console import Console

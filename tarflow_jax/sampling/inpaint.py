@@ -34,7 +34,7 @@ TARGET_ACCEPTANCE = 0.574  # Langevin steps are then the most efficient (Roberts
 _CANDIDATES_AT_A_TIME = 100
 _MIN_SPREAD = 0.05  # of known pixels, where there is little noise or none
 _FIRST_STEP = 0.08  # of pixels; adapted in the first half of the chain
-_UNIFORM_LABEL_RATE = 0.1  # share of the labels that are proposed whatever the candidates have
+_UNIFORM_LABEL_RATE = 0.1  # fraction of labels proposed uniformly, whatever the candidates have
 
 _matmul = functools.partial(jnp.matmul, precision=PRECISION)
 
@@ -44,8 +44,8 @@ class Inpainting(NamedTuple):
 
     Attributes:
       images: float32 [B, H, W, C], the known pixels as they were given.
-      labels: int32 [B], those given or, where they were unknown, those found.
-      acceptance: the share of Langevin steps that were accepted [B], in the second half of the
+      labels: int32 [B], those given or, where they were unknown, those sampled.
+      acceptance: the fraction of Langevin steps that were accepted [B], in the second half of the
         chain; about 0.57 is best, below 0.1 the chain hardly moved.
     """
 
@@ -89,7 +89,7 @@ def inpaint(
       params: its parameters.
       images: float [B, H, W, C], pixels in [-1, 1]; unknown ones may be anything finite.
       mask: bool [H, W], [H, W, C] or [B, H, W, C], True where a pixel is known.
-      labels: int [B], -1 for an unknown label, which is then found along with the pixels; None if
+      labels: int [B], -1 for an unknown label, which is then sampled along with the pixels; None if
         all are unknown.
       key: a key of `jax.random.key`, or a seed.
       noise_std: the noise that the model was trained with. It is added to the known pixels, and a
@@ -100,7 +100,7 @@ def inpaint(
 
     Raises:
       InputError: the model cannot serve the shapes, the labels or the mask.
-      RunError: no sample of the model, or of a given label, is finite and of a sane size.
+      RunError: no sample of the model, or of a given label, is finite and of a reasonable size.
     """
     check_params(model, params)
     images = as_batch('images', images, model.image_shape)
@@ -194,7 +194,7 @@ def _initialize_chains(key, noisy, known, labels, candidates, of_class, spread, 
 def _run_chains(
     model, params, key, x, known, labels, is_unknown, logits, num_steps, redraws_labels
 ):
-    """The last images and labels of the chains, and the share of steps that were accepted [B]."""
+    """The last images and labels of the chains, and the fraction of steps accepted [B]."""
     model = unroll_for_gradients(model)
 
     def evaluate(x, labels) -> _ChainState:

@@ -17,7 +17,7 @@ _MAX_NAMES = 50  # in a message
 
 
 class Labels:
-    """'even', 'uniform', or classes with commas in between, by number (-1: none) or by name."""
+    """'even', 'uniform', or comma-separated classes, by number (-1: none) or by name."""
 
     def check(self, name: str, value) -> str:
         text = String().check(name, value)
@@ -104,7 +104,7 @@ def label_cycle(distribution: str, num_classes: int) -> list[int]:
 
 
 def captions(distribution: str, num_classes: int, names: Sequence[str] = ()) -> list[str]:
-    """Words over the columns of a grid of samples; none where labels do not line up.
+    """Column headings of a grid of samples; none where labels do not line up.
 
     The `names` of the classes, or their numbers where these are not known.
     """

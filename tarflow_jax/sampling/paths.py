@@ -43,7 +43,7 @@ def inverse(model: TarFlow, params, latents, labels=None):
 
 
 def journey(model: TarFlow, params, latents, labels=None):
-    """The way from latents to images, block by block.
+    """The path from latents to images, block by block.
 
     Args:
       model: the flow.
@@ -68,7 +68,7 @@ def reconstruct(model: TarFlow, params, images, labels=None):
 
 
 def interpolate(model: TarFlow, params, first, last, steps: int, labels=None):
-    """Images on the way from one image to another, along a great circle between their latents.
+    """Images on the path from one image to another, along a great circle between their latents.
 
     In the middle of a straight line, latents would have a much smaller norm than draws of the
     prior.
@@ -78,7 +78,7 @@ def interpolate(model: TarFlow, params, first, last, steps: int, labels=None):
       params: its parameters.
       first: float [B, H, W, C], the images at one end.
       last: float [B, H, W, C], those at the other.
-      steps: images on each way, both ends included, at least 2.
+      steps: images on each path, both ends included, at least 2.
       labels: int [B], -1 for no label, of both ends; None for no labels.
 
     Returns:

@@ -55,13 +55,13 @@ def sample(
         'auto' uses the windows of the calibration, or is sequential without a calibration.
       tolerance: 0 to 1, for pixels in [-1, 1]; the largest difference of an image of the parallel
         method from the sequential one, as the calibration predicts it. Without a calibration, the
-        largest residual of a block. At 0, both images are equal up to rounding.
+        largest residual of a block. At 0, the images of both methods are equal up to rounding.
       calibration: how each block is solved in parallel, see `calibrate`.
       return_sequence: whether to return all stages: the noise, then the output of each block.
-      return_residual: whether to return, too, how far each image is from solving its blocks: the
+      return_residual: whether to also return how far each image is from solving its blocks: the
         largest |x - G(x)| over them, which one more pass over each block measures. Images above
         the tolerance are solved again sequentially.
-      return_resolved: with return_residual, whether to return, too, which images these were.
+      return_resolved: with return_residual, whether to also return which images these were.
 
     Returns:
       images [B, H, W, C], float32, not clipped to [-1, 1]; with return_sequence,

@@ -52,7 +52,7 @@ def write_samples(
       stop: receives the signals.
       sampling: arguments of `sample_batches`.
       name: keeps both as `samples_<name>`, too, where the next samples do not replace them.
-      class_names: words over the columns of the picture, instead of numbers.
+      class_names: column headings of the picture, instead of class numbers.
 
     Raises:
       InputError: the samples do not fit the memory or the disk, or the folder cannot be written to.

@@ -1,4 +1,4 @@
-"""The card of a model: what it is, how it is used, and how well it did, in Markdown."""
+"""The model card: what the model is, how to use it, and its scores, in Markdown."""
 
 import contextlib
 from collections.abc import Mapping
@@ -137,7 +137,7 @@ def _measured(evaluation: Mapping[str, Any]) -> list[str]:
             f'{splits["num_draws"]} draws, seed {splits["seed"]}, {splits["dtype"]}.'
         )
         if noise.type == 'gaussian':
-            sentences.append('Bits per dimension under Gaussian noise are no code length.')
+            sentences.append('Bits per dimension under Gaussian noise are not a code length.')
     samples = evaluation.get('samples')
     if samples and 'file' not in samples:
         sentences.append(

@@ -1,4 +1,4 @@
-"""Models on Hugging Face's Hub, fetched with its own library, which is an extra."""
+"""Models on the Hugging Face Hub, fetched with its own library, which is an extra."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def is_name(text) -> bool:
 
 
 def fetch(name: str, revision: str | None = None) -> Path:
-    """Returns the folder of a repository: that of the library's cache, else it is downloaded.
+    """Returns the folder of a repository, from the library's cache or else downloaded.
 
     Args:
       name: `owner/name`.
@@ -31,7 +31,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise InputError(
-            f"There is no folder {name}. To look for it on Hugging Face's Hub: pip install "
+            f'There is no folder {name}. To look for it on the Hugging Face Hub: pip install '
             "'tarflow_jax[hub]'."
         ) from error
 
@@ -46,13 +46,13 @@ def fetch(name: str, revision: str | None = None) -> Path:
         cached = folder(local_files_only=True)
         if (cached / WEIGHTS_FILE).is_file():
             return cached
-    except Exception:  # not in the cache, in one of the library's many words for it
+    except Exception:  # not in the cache, for which the library raises many kinds of errors
         pass
     try:
         return folder()
     except Exception as error:  # of the library, of its client, of the network
         reason = str(error).strip().partition('\n')[0].rstrip('.')
         raise InputError(
-            f"{name} is neither a local folder nor a model that was found on Hugging Face's Hub: "
+            f'{name} is neither a local folder nor a model that was found on the Hugging Face Hub: '
             f'{reason}. Is the name right, and is there a network?'
         ) from error

@@ -1,4 +1,4 @@
-"""A model as a folder to hand on: `model.safetensors`, `config.json`, and a card, `README.md`."""
+"""A model as a folder to share: `model.safetensors`, `config.json`, and a card, `README.md`."""
 
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ CARD_FILE = 'README.md'
 
 
 def is_pretrained(folder: Path) -> bool:
-    """Whether a folder holds a model that was handed on, not a workdir."""
+    """Whether a folder holds a shared model, not a workdir."""
     return (folder / WEIGHTS_FILE).is_file()
 
 
 def write(folder, params, config: ConfigDict, card: str) -> Path:
-    """Writes the three files, each complete or not at all, and the config at last.
+    """Writes the three files, each complete or not at all, and the config last.
 
     Args:
       folder: is made if it is missing. The three files are replaced if they are there.
@@ -45,7 +45,7 @@ def write(folder, params, config: ConfigDict, card: str) -> Path:
             f'{folder} is a workdir, whose {CONFIG_FILE} would be replaced. Give another folder.'
         )
     tensors = tensors_of(params)
-    _check_finite(tensors, 'the model cannot be handed on')
+    _check_finite(tensors, 'the model cannot be shared')
     make_writable(folder, instead='another folder')
     from tarflow_jax.formats import safetensors
 

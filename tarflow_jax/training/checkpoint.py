@@ -2,8 +2,9 @@
 
 A checkpoint is a folder `checkpoints/<step>/` with the parameters, their moving average, the
 optimizer's state and the counters as separate items, so that sampling reads only what it needs,
-and a fingerprint of every array. The fingerprint is what notices a flipped bit: Orbax does not.
-Scores come later, into `checkpoints/<step>/metrics/metrics`: a state is safe before it is scored.
+and a fingerprint of every array. The fingerprint detects flipped bits, which Orbax does not.
+Scores are added later, to `checkpoints/<step>/metrics/metrics`: a state is saved before it is
+scored.
 """
 
 import contextlib
@@ -31,9 +32,9 @@ from tarflow_jax.parallel.fingerprints import fingerprints
 SCORES = 'test/'  # begins the names of scores
 BEST_METRIC = f'{SCORES}nats_per_dim'
 FINGERPRINTS = 'fingerprints'
-STEP_ITEM = 'counters'  # the item that knows the step
+STEP_ITEM = 'counters'  # the item that holds the step
 
-# Seconds before reading is tried again, after what does not prove that a checkpoint is damaged.
+# Seconds before reading is retried, after errors that do not prove that a checkpoint is damaged.
 RETRY_SECONDS = (0.5, 2.0, 5.0)
 POLL_SECONDS = 0.5  # between two looks at a folder that another process may be removing
 MAX_POLLS = 20
@@ -203,7 +204,7 @@ class Checkpoints:
         return restored
 
     def _read_patiently(self, read) -> Any:
-        """Calls `read()`, again where what it raises may pass.
+        """Calls `read()`, and retries after errors that may be temporary.
 
         Raises:
           DamagedCheckpoint: what it raises proves damage.
@@ -298,7 +299,7 @@ class Checkpoints:
         return None
 
     def _check_looks(self, looks: int) -> None:
-        """Raises RunError once a folder has been looked at often enough."""
+        """Raises RunError after too many attempts to read the checkpoints of a folder."""
         if looks == MAX_POLLS:
             raise RunError(
                 f'the checkpoints in {self.folder} are removed faster than they can be read, by '
@@ -368,7 +369,7 @@ def _open_reader() -> ocp.Checkpointer:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What Orbax has wrapped in an Exception that says where it was reading."""
+    """The error that Orbax has wrapped in an Exception that says where it was reading."""
     while type(error) is Exception and error.__cause__:
         error = error.__cause__
     return error

@@ -1,4 +1,4 @@
-"""Detects divergence: a training is sound if its losses are about as low as they have been before.
+"""Detects divergence: training is sound if its losses are about as low as they have been before.
 
 A diverging run has useless parameters before the first number that is not finite, and a checkpoint
 of them would replace a good one.

@@ -64,7 +64,7 @@ def train(
       experiment: see `build.Experiment`.
       workdir: the folder of the run, see docs/command_line.md for its files.
       stop: receives the signals.
-      load_params: a function that returns the first parameters of a new run; random without it.
+      load_params: a function that returns the initial parameters of a new run; random without it.
       allow_changes: whether a run may resume with another data set, noise, seed and the like.
 
     Returns:
@@ -300,7 +300,7 @@ class Run:
             self.read(*pending_reports.popleft())
 
     def read(self, step, report):
-        """Takes note of a step: its metrics if they are due, and what it says of the training."""
+        """Records a step: its metrics if they are due, and what it says about the training."""
         report = jax.device_get(report)
         self.throughput.step()
         self.stop.record(report['signal'])

@@ -1,4 +1,4 @@
-"""AdamW with a linear warm-up and a cosine."""
+"""AdamW with a linear warm-up and a cosine schedule."""
 
 import math
 
@@ -52,9 +52,9 @@ def make_optimizer(
       b1: decay of the first moment.
       b2: decay of the second moment.
       weight_decay: multiplied by the learning rate.
-      clip_norm: largest global norm of the gradients, 0 for any.
+      clip_norm: largest global norm of the gradients, 0 for no clipping.
       first_moment_dtype: 'float32', or 'bfloat16' to keep the mean of the gradients in half the
-        memory. Sums and the second moment are float32 always.
+        memory. Sums and the second moment are always float32.
     """
     adamw = optax.chain(  # as optax.adamw, so that checkpoints fit
         optax.scale_by_adam(b1, b2, mu_dtype=first_moment_dtype),

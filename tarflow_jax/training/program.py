@@ -33,7 +33,7 @@ class TrainProgram:
       microbatches: parts of a batch, one after the other.
       schedule: the learning rate by step.
       state: a `TrainState` of shapes, each with its sharding over the mesh.
-      init: key -> a new state, laid out over the mesh.
+      init: key -> a new state, sharded over the mesh.
       step: (state, batch, signals) -> (state, report). `signals` are those of `Stop.signal_array`,
         and the report's 'signal' is the largest of them. It is computed within the step, because a
         separate collective could be confused with one of the step's collectives between processes.
@@ -52,7 +52,7 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
 
     Args:
       experiment: see `build.Experiment`; its data set is not needed.
-      noise: what makes pixels of levels.
+      noise: the noise that turns levels into pixels.
       total_steps: of the training, over which the learning rate falls.
 
     Raises:
@@ -123,7 +123,7 @@ def make_program(experiment, noise: Noise, total_steps: int) -> TrainProgram:
 
 
 def _options_of_init(on_cpu: bool) -> dict[str, int] | None:
-    """What makes XLA compile new parameters, which are made once, in half the time.
+    """Options that halve the time XLA takes to compile parameter initialisation, which runs once.
 
     They were seen to have the same bits as at its own level. None on accelerators, and where the
     user has chosen a level.
@@ -157,7 +157,7 @@ def count_steps(settings, num_images: int) -> int:
 
 
 def count_microbatches(experiment) -> int:
-    """Returns into how many parts a batch is divided, one after the other.
+    """Returns the number of parts of a batch, computed one after the other.
 
     Where the config leaves it to the program (0), see `parts.count_parts`.
     """

@@ -25,7 +25,7 @@ def first_state(
     load_params: Callable[[], Any] | None = None,
     older_than: float = math.inf,
 ) -> TrainState:
-    """Returns the newest sound checkpoint, else a new state, laid out over the mesh.
+    """Returns the newest sound checkpoint, else a new state, sharded over the mesh.
 
     Args:
       program: the program that trains the state.

@@ -1,10 +1,10 @@
-"""The speed of a training."""
+"""The speed of training."""
 
 import time
 
 
 class Throughput:
-    """Images a second while training, leaving out compilation and pauses."""
+    """Images per second while training, leaving out compilation and pauses."""
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
@@ -25,7 +25,7 @@ class Throughput:
         self._last = None
 
     def images_per_second(self) -> float | None:
-        """Of the steps since the last call; None if there were none to measure."""
+        """The speed of the steps since the last call; None if there were none to measure."""
         rate = self._images / self._seconds if self._seconds else None
         self._images, self._seconds = 0, 0.0
         return rate

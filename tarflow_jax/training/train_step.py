@@ -38,11 +38,11 @@ def make_train_step(
     current window of `window_steps` steps, and the counts of skipped steps. With `microbatches` the
     gradient is summed over as many equal parts of the batch, one after the other: less memory, the
     same step. With `separate` each device computes the gradient of its own rows, and the gradients
-    meet once a step instead of once a part; parameters are then whole on every device. With
-    `folded`, norms become part of the products after them, once a step. Parameters that are split
-    over devices are collected layer by layer as they are used (`gather` 'layer'), or all of them
-    once a 'step', in the type they are used in: more memory, fewer messages. Every restart of the
-    run multiplies the learning rate by `restart_factor`.
+    are reduced once a step instead of once a part; parameters are then whole on every device. With
+    `folded`, norms are folded into the products after them, once a step. Parameters that are
+    sharded over devices are gathered layer by layer as they are used (`gather` 'layer'), or all of
+    them once a 'step', in the type they are used in: more memory, less communication. Every
+    restart of the run multiplies the learning rate by `restart_factor`.
     """
 
     def loss_fn(params, images, labels):
@@ -175,7 +175,7 @@ def track_prior(params, prior_var, batch_var):
 
 
 def update_ema(state: TrainState, params, decay: float):
-    """The moving average with `params` taken in; it forgets faster during its first steps."""
+    """The moving average updated with `params`; it forgets faster during its first steps."""
     if state.ema_params is None:
         return None
     rate = 1 - jnp.minimum(decay, (1 + state.step) / (10 + state.step))

@@ -121,7 +121,7 @@ def test_every_metric_of_inception(runs, whole, weights, tmp_path):
     path = runs.data_dir / 'references' / 'digits-test_to_4-torch-fidelity.npz'
     images = '4 images of digits/test[:4]'
     assert made == (
-        f'Making reference statistics of {images}, this once.\n'
+        f'Computing reference statistics of {images}, only once.\n'
         f'{path}: reference statistics of {images}.\n'
     )
     reference = references.read(path)

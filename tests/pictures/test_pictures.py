@@ -117,7 +117,7 @@ def test_curves_show_what_was_recorded():
 
 def test_latents_stand_beside_noise_and_noise_has_no_correlation():
     stages = random_images(4, 5, 8, 8, 1)
-    assert words(pictures.latents(stages))[-2:] == ['after block 3 of 3', 'noise, to compare']
+    assert words(pictures.latents(stages))[-2:] == ['after block 3 of 3', 'noise, for comparison']
     density, deviation, correlation = pictures.latent_statistics(stages).axes
     assert len(density.get_lines()) == 5
     assert len(deviation.get_lines()[0].get_xdata()) == 4

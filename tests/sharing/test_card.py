@@ -73,7 +73,7 @@ def test_it_tells_the_scores_and_how_they_were_measured(evaluated, tmp_path):
         '| test/bits_per_dim | 2.7866 ± 0.0118 |',
         '| haar_frechet | 0.0138 |',
         '(299 of test), labels given, with noise (Gaussian, standard deviation 0.1), 8 draws',
-        'Bits per dimension under Gaussian noise are no code length.',
+        'Bits per dimension under Gaussian noise are not a code length.',
         'Samples: 5,000, guidance 0.5',
         'By tarflow_jax 0.1.0, 2026-01-02T03:04:05+00:00.',
     ):

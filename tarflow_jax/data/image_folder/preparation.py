@@ -134,12 +134,12 @@ def _summary_lines(tree: ImageTree) -> Iterator[str]:
     if len(tree.splits) == 1:
         yield (
             'There is no folder val or test: all images are the split train, of which slices can '
-            "be kept for tests (--config.data.train_split='train[5%:]' "
+            "be held out for testing (--config.data.train_split='train[5%:]' "
             "--config.data.test_split='train[:5%]')."
         )
     if tree.ignored:
         kinds = (f'{count:,} {kind or "without any"}' for kind, count in tree.ignored.items())
-        yield f'Passed over, by their extension: {", ".join(kinds)}.'
+        yield f'Ignored, by extension: {", ".join(kinds)}.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,7 @@ class _Preparation:
                 progress.update(done)
         if num_transparent:
             images = format_count(num_transparent, 'image')
-            print(f'Laid over white where they are transparent: {images} with an alpha channel.')
+            print(f'Composited onto white where transparent: {images} with an alpha channel.')
         if small and not self.upscale:
             side, path = min(small)
             raise InputError(

@@ -54,7 +54,7 @@ class ImageTree:
             Without class folders the only class is 'images'.
         splits: the files of 'train', 'validation' and 'test', as far as they are there. Their order
             looks random and depends on their paths alone, so that every part mixes the classes.
-        ignored: how many files have an extension of no image, by extension.
+        ignored: how many files do not have the extension of an image, by extension.
     """
 
     root: pathlib.Path
@@ -74,7 +74,7 @@ class ImageTree:
 def read_tree(folder: str | os.PathLike[str]) -> ImageTree:
     """Lists the images of a class-folder tree, or of a plain folder, without opening any.
 
-    Files and folders whose names begin with a dot are passed over.
+    Files and folders whose names begin with a dot are ignored.
 
     Raises:
         InputError: the folder does not exist, cannot be read, or is no such tree.

@@ -107,16 +107,14 @@ def test_what_is_no_image_is_named_and_what_is_of_another_kind_counted(prepared)
     lines = (folder / 'unreadable.txt').read_text().splitlines()
     assert lines[0].startswith('train/cat/jpeg_cut.jpg: image file is truncated')
     assert lines[1:] == ['train/dog/text.jpg: no image']
-    assert 'Passed over, by their extension: 1 .txt.' in said
+    assert 'Ignored, by extension: 1 .txt.' in said
     assert any('Left out 2 files' in line and 'train/dog/text.jpg' in line for line in said)
 
 
 def test_what_a_person_may_not_expect_is_said(prepared, tmp_path, capsys):
     _, said = prepared
     transparent = (NUM_TRAIN + NUM_VALIDATION) // len(KINDS)  # of kind rgba
-    line = (
-        f'Laid over white where they are transparent: {transparent} images with an alpha channel.'
-    )
+    line = f'Composited onto white where transparent: {transparent} images with an alpha channel.'
     assert line in said
     for name, count in ('cat', 4), ('dog', 1):
         for i in range(count):
