@@ -58,7 +58,7 @@ if not checkpoint.exists():
         config.train.num_epochs = 10.0
         with Stop() as stop:
             train(build(config), Path(STAND_IN), stop)
-    checkpoint = exchange.to_published(STAND_IN, tempfile.mkdtemp())
+    checkpoint = exchange.convert_to_published(STAND_IN, tempfile.mkdtemp())
 
 flow = tarflow_jax.load(checkpoint)
 print(checkpoint.name)
