@@ -30,8 +30,9 @@ from jax.sharding import Mesh
 from tarflow_jax.parallel.mesh import AXES
 from tarflow_jax.training.checkpoint import quiet_orbax
 
-# A script's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
+# Background jobs ignore these signals, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 gc.set_threshold(100_000, 20, 20)  # tracing makes objects that live
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
