@@ -19,6 +19,7 @@ from tarflow_jax.formats.npz import NpzArrays
 from tarflow_jax.parallel import distributed
 from tarflow_jax.parallel.fingerprints import digest
 from tarflow_jax.parallel.mesh import padded_batch_size
+from tarflow_jax.sampling.block_samples import GAIN_LAGS, LAGS
 from tarflow_jax.sampling.calibrate import BlockReport, calibrate, may_pay
 from tarflow_jax.sampling.guidance import GUIDANCE_KEYS
 from tarflow_jax.sampling.parallel import Calibration
@@ -172,11 +173,28 @@ def read(path: Path) -> tuple[Calibration, list[BlockReport], dict[str, Any]]:
             for name in ('times', 'sweeps', 'evaluations'):
                 by_window = getattr(report, name)
                 setattr(report, name, {int(window): x for window, x in by_window.items()})
-        return Calibration(windows, **values), reports, about['identity']
+        calibration = Calibration(windows, **values)
+        _check_shapes(calibration)
+        return calibration, reports, about['identity']
     except (FileNotFoundError, NotADirectoryError):
         raise
     except Exception as error:  # of a file that is anything
         raise InputError(f'{path} is damaged ({error}).') from error
+
+
+def _check_shapes(calibration: Calibration) -> None:
+    """Raises ValueError for a calibration of another version, say, that sampling cannot use."""
+    blocks, dim = calibration.offset.shape
+    expected = dict(
+        response=(blocks, len(LAGS) * dim, dim),
+        gain=(blocks, GAIN_LAGS * dim, dim),
+        amplification=(blocks,),
+    )
+    for name, shape in expected.items():
+        if getattr(calibration, name).shape != shape:
+            raise ValueError(f'{name} has another shape than {shape}')
+    if len(calibration.windows) != blocks or min(calibration.windows) < 1:
+        raise ValueError(f'windows are {calibration.windows}, for {blocks} blocks')
 
 
 def batch_size_of(mesh, sampling) -> int:
