@@ -8,8 +8,9 @@ import pytest
 from runs import files_in
 
 import tarflow_jax
-from tarflow_jax import info
+from tarflow_jax import info, loading
 from tarflow_jax.configfile import ConfigFile
+from tarflow_jax.trained_flow import TrainedFlow
 
 NO_CONFIG = '--config='  # what `runs` leaves out
 
@@ -55,6 +56,20 @@ def test_a_checkpoint_and_what_is_handed_on(runs, whole, tmp_path):
         'checkpoints  model.safetensors',
         f'  python -m tarflow_jax.main --workdir={folder} --mode=sample',
     } <= set(lines)
+
+
+def test_a_model_of_unknown_data_and_noise(whole, tmp_path, capsys, caplog):
+    trained = tarflow_jax.load(whole[0])
+    folder = TrainedFlow(trained.model, trained.params).save_pretrained(tmp_path / 'own')
+    config = ConfigFile().parse(str(folder / 'config.json'))
+    info.show(config, folder)
+    assert {
+        'data         unnamed',
+        'noise        not recorded; gaussian 0.05 is taken',
+    } <= set(capsys.readouterr().out.splitlines())
+    loading.warn_of_noise_mismatch(config, folder)
+    assert f'The model in {folder} does not record the noise' in caplog.text
+    assert 'the gaussian noise of 0.05 of the config' in caplog.text
 
 
 def test_the_config_of_another_workdir_is_repeated(runs, whole, tmp_path):
