@@ -123,7 +123,7 @@ def _worker_batches(batches: grain.DatasetIterator[Batch]) -> Generator[Batch, N
     if not flags.FLAGS.is_parsed():  # as outside of `absl.app.run`; Grain's workers require it
         flags.FLAGS.mark_as_parsed()
     with contextlib.closing(batches):
-        yield _first(batches)  # a name here would keep its shared memory for good
+        yield _first(batches)  # a variable would hold its shared memory
         yield from batches
 
 

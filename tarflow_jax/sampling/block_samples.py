@@ -23,7 +23,7 @@ from tarflow_jax.sampling.sequential import GuidedStep
 JACOBI_SWEEPS = 10  # at most; fits to fewer were seen to be unstable in hard blocks
 REFITS, REFITTED_SWEEPS = 3, 5
 LAGS = range(1, 4)  # of the response
-ROWS_PER_INPUT = 6  # tokens for each input of what is fitted to them
+ROWS_PER_INPUT = 6  # tokens per fitted input
 RESPONSE_RIDGE = 0.1  # relative to the mean square of the inputs of the fit
 GAIN_LAGS = 4
 GAIN_RIDGE = 1e-4

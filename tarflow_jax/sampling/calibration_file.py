@@ -145,7 +145,7 @@ def _read_matching(path: Path, identity: dict[str, Any]) -> tuple[Calibration | 
         return None, ''
     except InputError as damage:
         return None, str(damage).removesuffix('.')
-    others = {'params_sha256': 'it was made for other parameters'}  # a hash tells nobody more
+    others = {'params_sha256': 'it was made for other parameters'}  # hashes mean nothing to a reader
     differences = [
         others.get(key, f'{key} was {made_for.get(key)}, is {value}')
         for key, value in identity.items()
@@ -169,7 +169,7 @@ def read(path: Path) -> tuple[Calibration, list[BlockReport], dict[str, Any]]:
         about = json.loads(str(values.pop('about')))
         windows = tuple(int(window) for window in values.pop('windows'))
         reports = [BlockReport(**block) for block in about['blocks']]
-        for report in reports:  # JSON has texts for keys
+        for report in reports:  # JSON keys are strings
             for name in ('times', 'sweeps', 'evaluations'):
                 by_window = getattr(report, name)
                 setattr(report, name, {int(window): x for window, x in by_window.items()})
