@@ -101,7 +101,7 @@ class FlowBlock(nn.Module):
     def separate_layers(self, params):
         """The parameters as `step` takes them: a tuple of layers, instead of stacked ones.
 
-        A loop over tokens would otherwise copy each layer's parameters out of the stack for every token.
+        A loop over tokens would otherwise copy every layer's parameters out of the stack each time.
         """
         layer_getters = map(operator.itemgetter, range(self.num_layers))
         layers = tuple(jax.tree.map(take, params['layers']) for take in layer_getters)

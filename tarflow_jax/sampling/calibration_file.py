@@ -145,7 +145,7 @@ def _read_matching(path: Path, identity: dict[str, Any]) -> tuple[Calibration | 
         return None, ''
     except InputError as damage:
         return None, str(damage).removesuffix('.')
-    others = {'params_sha256': 'it was made for other parameters'}  # hashes mean nothing to a reader
+    others = {'params_sha256': 'it was made for other parameters'}  # hashes say nothing
     differences = [
         others.get(key, f'{key} was {made_for.get(key)}, is {value}')
         for key, value in identity.items()
