@@ -141,6 +141,7 @@ def _read_matching(path: Path, identity: dict[str, Any]) -> tuple[Calibration | 
     """A calibration, or None and why: it is of something else or damaged; '' if there is none."""
     try:
         calibration, _, made_for = read(path)
+        _check_shapes(path, calibration)
     except (FileNotFoundError, NotADirectoryError):
         return None, ''
     except InputError as damage:
@@ -173,17 +174,15 @@ def read(path: Path) -> tuple[Calibration, list[BlockReport], dict[str, Any]]:
             for name in ('times', 'sweeps', 'evaluations'):
                 by_window = getattr(report, name)
                 setattr(report, name, {int(window): x for window, x in by_window.items()})
-        calibration = Calibration(windows, **values)
-        _check_shapes(calibration)
-        return calibration, reports, about['identity']
+        return Calibration(windows, **values), reports, about['identity']
     except (FileNotFoundError, NotADirectoryError):
         raise
     except Exception as error:  # of a file that is anything
         raise InputError(f'{path} is damaged ({error}).') from error
 
 
-def _check_shapes(calibration: Calibration) -> None:
-    """Raises ValueError for a calibration of another version, say, that sampling cannot use."""
+def _check_shapes(path: Path, calibration: Calibration) -> None:
+    """Raises InputError for a calibration of another version, say, that sampling cannot use."""
     blocks, dim = calibration.offset.shape
     expected = dict(
         response=(blocks, len(LAGS) * dim, dim),
@@ -192,9 +191,9 @@ def _check_shapes(calibration: Calibration) -> None:
     )
     for name, shape in expected.items():
         if getattr(calibration, name).shape != shape:
-            raise ValueError(f'{name} has another shape than {shape}')
+            raise InputError(f'{path} is damaged ({name} has another shape than {shape}).')
     if len(calibration.windows) != blocks or min(calibration.windows) < 1:
-        raise ValueError(f'windows are {calibration.windows}, for {blocks} blocks')
+        raise InputError(f'{path} is damaged (windows {calibration.windows}, {blocks} blocks).')
 
 
 def batch_size_of(mesh, sampling) -> int:
