@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 
 import jax
 import jax.experimental.topologies
 import pytest
 
 from tarflow_jax.errors import InputError
+from tarflow_jax.parallel.mesh import make_mesh
 from tarflow_jax.planning import report, topologies
 
 V5E_HBM = 15.75 * 2**30
@@ -85,8 +87,9 @@ def test_a_plan_for_this_machine_is_measured(planned):
 
 
 def test_the_whole_training(runs, tmp_path):
-    flags = ['--nosearch_batch', '--config.data.num_images=1000', '--config.train.num_epochs=128']
-    runs.run(tmp_path, '--mode=plan', '--topology=cpu', *flags)
+    flags = ['--config.data.num_images=1000', '--config.train.num_epochs=128']
+    result = runs.run(tmp_path, '--mode=plan', '--topology=cpu', *flags)
+    assert re.search(r'largest batch +\d+ images fit; more were not tried\n', result.out)
     (plan,) = json.loads((tmp_path / 'plan.json').read_text())
     assert plan['total_steps'] == 2000
     assert plan['days'] == pytest.approx(2000 * plan['step_seconds'] / 86_400)
@@ -145,6 +148,14 @@ def test_gpus_need_their_compiler(monkeypatch):
     monkeypatch.setattr(jax.experimental.topologies, 'get_topology_desc', no_plugin)
     with pytest.raises(InputError, match=r"planning for rtx4090 .* pip install -e '\.\[cuda\]'"):
         topologies.make_topology('rtx4090')
+
+
+def test_only_the_data_axis_crosses_the_network_between_slices():
+    devices = topologies.make_topology('2xv5e:2x2').devices
+    mesh = make_mesh(data=2, fsdp=-1, devices=devices)
+    assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
+    with pytest.raises(InputError, match=r'mesh\.data=1 cannot be split over 2 slices: only the'):
+        make_mesh(data=1, fsdp=-1, devices=devices)
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 2), (2, 2)])
