@@ -2,8 +2,8 @@
 
     python benchmarks/digit_samples.py runs/digits/samples/samples.npz
 
-A support vector machine learns the real training digits; its accuracy on the real test digits is
-what that on samples can be compared with.
+A support vector machine learns the real training digits; its accuracy on samples can be
+compared with that on the real test digits.
 """
 
 import sys

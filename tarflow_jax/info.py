@@ -74,8 +74,8 @@ def describe_model(config) -> dict[str, str]:
         f'{model.dtype}',
         'parameters': f'{count:,}, {format_bytes(FLOAT32 * count)}',
         'memory': _memory(config, count),
-        'FLOPs': f'{forward_flops(model):.3g} per image forward, {train_flops(model):.3g} in a '
-        'training step',
+        'FLOPs': f'{forward_flops(model):.3g} in a forward pass, {train_flops(model):.3g} in a '
+        'training step, per image',
     }
 
 
@@ -119,7 +119,7 @@ def describe_unrecorded(config, workdir: Path) -> dict[str, str]:
     if 'data.train_split' not in recorded:
         facts['data'] = config.data.name or 'unnamed'
     if 'noise.std' not in recorded:
-        facts['noise'] = f'not recorded; {describe_noise(config)} is taken'
+        facts['noise'] = f'not recorded; {describe_noise(config)} is assumed'
     if 'train.num_epochs' not in recorded:
         file = converted_from(workdir)
         facts['training'] = f'that of {file}' if file else 'elsewhere, and not recorded'

@@ -139,7 +139,7 @@ def _add_missing_axes(array, image_shape: tuple[int, int, int]):
 
 
 def _is_picture(image) -> bool:
-    """Whether it is a Pillow image, for which Pillow need not be imported."""
+    """Whether it is a Pillow image; to tell, Pillow need not be imported."""
     return any(base.__module__ == 'PIL.Image' for base in type(image).__mro__)
 
 

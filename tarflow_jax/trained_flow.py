@@ -214,7 +214,7 @@ class TrainedFlow:
 
         Returns:
           images [B, H, W, C], labels [B], and the fraction of the chain's steps that were
-          accepted [B], of which about 0.57 is ideal.
+          accepted [B]; about 0.57 is ideal.
         """
         images, labels = self._images_and_labels(images, labels)
         settings.setdefault('noise_std', self.noise.std if self.noise else 0.0)

@@ -65,7 +65,7 @@ def test_a_model_of_unknown_data_and_noise(whole, tmp_path, capsys, caplog):
     info.show(config, folder)
     assert {
         'data         unnamed',
-        'noise        not recorded; gaussian 0.05 is taken',
+        'noise        not recorded; gaussian 0.05 is assumed',
     } <= set(capsys.readouterr().out.splitlines())
     loading.warn_of_noise_mismatch(config, folder)
     assert f'The model in {folder} does not record the noise' in caplog.text

@@ -151,7 +151,7 @@ BLOCKS: dict[str, Block] = {
     'Mixed_6e': block_17(width=192),
     'Mixed_7a': SHRINK_TO_8,
     'Mixed_7b': block_8(average_pool),
-    'Mixed_7c': block_8(max_pool),  # not the mean: the network was trained and published so
+    'Mixed_7c': block_8(max_pool),  # not the mean: so it was trained and published
 }
 
 # sFID is of the first channels of TensorFlow's `mixed_6/conv`, after its ReLU. Counted from 0,

@@ -13,7 +13,7 @@ from tarflow_jax.parallel import distributed
 
 
 class SampleStore:
-    """The first samples of a model, in files of a batch that are complete or not there.
+    """The first samples of a model, in one file per batch, each complete or absent.
 
     The folder's name is a hash of `settings`, so that samples of other settings are never reused.
     Every process may call all methods; only the main one reads and writes.
@@ -33,7 +33,7 @@ class SampleStore:
         self._image_shape = tuple(image_shape)
         digest = hashlib.sha256(json_text(settings).encode()).hexdigest()
         self._folder = folder / f'drawn-{digest[:16]}'
-        self._parts: list[np.ndarray] = []
+        self._parts: list[tuple[Path, int]] = []  # files, and how many samples each has
         self.count = self.num_redrawn = 0
         if distributed.is_main():
             self._read_parts()
@@ -55,7 +55,7 @@ class SampleStore:
                 logging.warning('%s cannot be used and is drawn again: %s.', path, damage)
                 path.unlink()
                 continue
-            self._parts.append(part)
+            self._parts.append((path, len(part)))
             self.count += len(part)
             self.num_redrawn += num_redrawn
 
@@ -63,11 +63,12 @@ class SampleStore:
         """The samples uint8 [stop - start, H, W, C] of these numbers; zeros in other processes."""
         images = np.zeros((stop - start, *self._image_shape), np.uint8)
         first = 0
-        for part in self._parts:
-            low, high = max(start, first), min(stop, first + len(part))
+        for path, length in self._parts:
+            low, high = max(start, first), min(stop, first + length)
             if low < high:
+                part = np.load(path, mmap_mode='r')  # kept open, many would exceed the limit
                 images[low - start : high - start] = part[low - first : high - first]
-            first += len(part)
+            first += length
         return images
 
     def add(self, images: np.ndarray, num_redrawn: int) -> None:
@@ -77,7 +78,7 @@ class SampleStore:
                 write_json(self._folder / 'settings.json', self._settings)
             path = self._folder / f'{self.count:010}-{num_redrawn}.npy'
             write_atomically(path, lambda file: np.save(file, images))
-            self._parts.append(np.load(path, mmap_mode='r'))
+            self._parts.append((path, len(images)))
         self.count += len(images)
         self.num_redrawn += num_redrawn
 

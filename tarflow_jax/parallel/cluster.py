@@ -184,7 +184,7 @@ def _start_jax(info: ProcessInfo, joined: tuple[Member, int], timeout: float) ->
 
 
 def _finish(member: Member) -> None:
-    """Leaves the others at the end of a process: when all are done, and process 0 last."""
+    """Disconnects a process at its end: when all are done, and process 0 last."""
     ignore_late_signals()
     try:
         member.wait_for_end()

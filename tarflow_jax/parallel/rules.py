@@ -62,8 +62,8 @@ def split_over_data(shapes, shardings):
     """The shardings of arrays that the rules split over fsdp, split over data instead.
 
     For arrays that no device needs whole, such as the moments of an optimizer where every device
-    has all parameters: each then updates its share of them (Xu et al. 2020, 2004.13336). The
-    first axis that can be split is: XLA transposes what it gathers along any other.
+    has all parameters: each then updates its share of them (Xu et al. 2020, 2004.13336). It is
+    the first possible axis that is split, because XLA transposes what it gathers along any other.
     """
 
     def split(x, sharding: NamedSharding) -> NamedSharding:

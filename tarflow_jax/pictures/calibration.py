@@ -31,6 +31,6 @@ def calibration(reports: Sequence[Any], tolerance: float) -> Picture:
     times.axhline(1, color=FAINT, linestyle=':')
     times.set(title='time relative to token by token', xlabel='tokens per window')
     metrics.set(
-        title='error reduction factor per sweep', xlabel='convergence ranking metric (2505.12849)'
+        title='contraction of the error per sweep', xlabel='convergence ranking metric (2505.12849)'
     )
     return picture

@@ -24,8 +24,8 @@ from tarflow_jax.report.page import (
 COLUMNS = 10  # of the rows of images, at most
 FILM_PIXELS = 2**17  # of all images of an animation
 _DENOISED = (
-    'The model has learned images with Gaussian noise, and so draws noisy images. The denoising '
-    'step removes the noise. '
+    'A model of images with Gaussian noise draws noisy images. The denoising step removes the '
+    'noise. '
 )
 _GUIDED = 'Guidance draws images that are more like their class, and less like one another.'
 

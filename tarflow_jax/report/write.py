@@ -32,7 +32,7 @@ from tarflow_jax.report.page import (
     table,
 )
 from tarflow_jax.training.checkpoint import newest_and_best
-from tarflow_jax.workdir import workdir_of
+from tarflow_jax.workdir import CONFIG_FILE, workdir_of
 
 FILE = 'report.html'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'matplotlib')
@@ -98,22 +98,24 @@ def _page(
         run.configuration(experiment.config),
         _environment(),
     ]
-    name = (workdir_of(Path(checkpoint)) if checkpoint else workdir).resolve().name
-    return page(name, _lead(experiment), _facts(experiment, workdir, step, params_sha256), sections)
+    folder = workdir_of(Path(checkpoint)) if checkpoint else workdir
+    facts = _facts(experiment, workdir, step, params_sha256)
+    return page(folder.resolve().name, _lead(experiment, folder), facts, sections)
 
 
-def _lead(experiment: Experiment) -> str:
-    """What the model is, in a sentence or two."""
+def _lead(experiment: Experiment, folder: Path) -> str:
+    """What the model of a folder is, in a sentence or two."""
     config, model = experiment.config, experiment.model
     height, width, channels = model.image_shape
     kind = {1: 'grey images', 3: 'colour images'}.get(channels, f'images of {channels} channels')
     classes = f' of {model.num_classes} classes' if model.num_classes else ''
     words = f'A normalizing flow between noise and {height}×{width} {kind}{classes}'
-    if config.data.name:  # otherwise it is from elsewhere, and its noise may not be recorded either
-        gaussian = f'Gaussian noise of standard deviation {config.noise.std:g}'
-        noise = gaussian if config.noise.type == 'gaussian' else 'uniform noise'
-        words += f', learned from {config.data.name} under {noise}'
-    return f'{words}.'
+    source = f' from {config.data.name}' if config.data.name else ''
+    gaussian = f'Gaussian noise of standard deviation {config.noise.std:g}'
+    noise = gaussian if config.noise.type == 'gaussian' else 'uniform noise'
+    is_unknown = (folder / CONFIG_FILE).is_file() and loading.read_noise(folder) is None
+    assumed = ', which is assumed: the model does not record it' if is_unknown else ''
+    return f'{words}, learned{source} under {noise}{assumed}.'
 
 
 def _facts(

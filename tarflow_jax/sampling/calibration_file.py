@@ -141,12 +141,14 @@ def _read_matching(path: Path, identity: dict[str, Any]) -> tuple[Calibration | 
     """A calibration, or None and why: it is of something else or damaged; '' if there is none."""
     try:
         calibration, _, made_for = read(path)
-        _check_shapes(path, calibration)
-    except (FileNotFoundError, NotADirectoryError):
+        _check_shapes(calibration)
+    except FileNotFoundError:
         return None, ''
     except InputError as damage:
         return None, str(damage).removesuffix('.')
-    others = {'params_sha256': 'it was made for other parameters'}  # hashes say nothing
+    except Exception as misfit:  # of arrays that are anything
+        return None, f'{path} is damaged ({misfit})'
+    others = {'params_sha256': 'it was made for other parameters'}  # not by which hash
     differences = [
         others.get(key, f'{key} was {made_for.get(key)}, is {value}')
         for key, value in identity.items()
@@ -169,20 +171,21 @@ def read(path: Path) -> tuple[Calibration, list[BlockReport], dict[str, Any]]:
             values = {name: arrays[name] for name in arrays.headers}
         about = json.loads(str(values.pop('about')))
         windows = tuple(int(window) for window in values.pop('windows'))
+        values = {name: value.astype(np.float32) for name, value in values.items()}
         reports = [BlockReport(**block) for block in about['blocks']]
         for report in reports:  # JSON keys are strings
             for name in ('times', 'sweeps', 'evaluations'):
                 by_window = getattr(report, name)
                 setattr(report, name, {int(window): x for window, x in by_window.items()})
         return Calibration(windows, **values), reports, about['identity']
-    except (FileNotFoundError, NotADirectoryError):
-        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f'there is no {path}') from error
     except Exception as error:  # of a file that is anything
         raise InputError(f'{path} is damaged ({error}).') from error
 
 
-def _check_shapes(path: Path, calibration: Calibration) -> None:
-    """Raises InputError for a calibration of another version, say, that sampling cannot use."""
+def _check_shapes(calibration: Calibration) -> None:
+    """Raises ValueError for a calibration of another version, say, that sampling cannot use."""
     blocks, dim = calibration.offset.shape
     expected = dict(
         response=(blocks, len(LAGS) * dim, dim),
@@ -191,9 +194,9 @@ def _check_shapes(path: Path, calibration: Calibration) -> None:
     )
     for name, shape in expected.items():
         if getattr(calibration, name).shape != shape:
-            raise InputError(f'{path} is damaged ({name} has another shape than {shape}).')
+            raise ValueError(f'{name} has another shape than {shape}')
     if len(calibration.windows) != blocks or min(calibration.windows) < 1:
-        raise InputError(f'{path} is damaged (windows {calibration.windows}, {blocks} blocks).')
+        raise ValueError(f'windows are {calibration.windows}, for {blocks} blocks')
 
 
 def batch_size_of(mesh, sampling) -> int:

@@ -187,6 +187,12 @@ class Checkpoints:
         restored: dict[str, Any] = {}
         try:
             prints = self._read_patiently(lambda: self._read_prints(step))
+            if missing := items.keys() - prints.keys():
+                raise InputError(
+                    f'{self._at(step)} was saved by an earlier version, without '
+                    f'{", ".join(sorted(missing))}. It can be sampled and scored, but not resumed: '
+                    f'train in another --workdir with --checkpoint={self._at(step)}.'
+                )
             restored = self._read_patiently(lambda: self._read(step, items))
         except (DamagedCheckpoint, RunError) as reason:
             error = reason

@@ -120,6 +120,14 @@ def test_some_of_the_items_are_restored_alone(saved, opened):
     np.testing.assert_array_equal(params['params']['w'], items_of(10)['params']['w'])
 
 
+def test_an_item_that_was_not_saved_is_named(saved, opened):
+    later = {**abstract_items(), 'later': {}}
+    with pytest.raises(
+        InputError, match=r'/30 was saved by an earlier version, without later\. It'
+    ):
+        opened(saved, read_only=True).restore_newest(later)
+
+
 def test_an_empty_workdir_has_no_checkpoint_and_gets_no_folder(tmp_path, opened):
     for read_only in False, True:
         checkpoints = opened(tmp_path, read_only=read_only)
