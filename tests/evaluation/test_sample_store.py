@@ -1,5 +1,7 @@
 """Samples that are kept until an evaluation is done."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,14 @@ def test_those_after_a_damaged_file_are_drawn_again(folder, damage, caplog):
     np.testing.assert_array_equal(store.read(0, 10), IMAGES)
     assert first.exists()
     assert not third.exists()
+
+
+def test_no_file_stays_open(folder):
+    before = os.listdir('/proc/self/fd')
+    store = SampleStore(folder, {'seed': 0}, SHAPE)
+    store.add(IMAGES, 0)
+    assert store.read(0, 20).any()
+    assert len(os.listdir('/proc/self/fd')) == len(before)
 
 
 def test_nothing_of_them_remains_at_the_end(folder):
