@@ -175,7 +175,7 @@ def read_noise(path) -> TypeAndStd | None:
 
 
 def warn_of_noise_mismatch(config, path) -> None:
-    """Warns if the model at `path` learned images with other noise than a config's, or unknown."""
+    """Warns if a model learned images with other noise than a config's, or does not record it."""
     learned = read_noise(path)
     configured = type_and_std(config.noise.type, config.noise.std)
     if not is_main():

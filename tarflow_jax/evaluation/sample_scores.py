@@ -26,7 +26,7 @@ from tarflow_jax.progress import count_progress
 from tarflow_jax.sampling.batches import sample_batches
 from tarflow_jax.sampling.labels import spread_labels
 from tarflow_jax.sampling.parallel import Calibration
-from tarflow_jax.stopping import RESUMES, Stop
+from tarflow_jax.stopping import RESUMES, Stop, Stopped
 
 _COPY_BATCH_SIZE = 1024  # samples at a time
 
@@ -240,12 +240,19 @@ class SampleScores:
             **self._sampling,
         )
         progress = count_progress('samples', total, first, enabled=distributed.is_main())
-        with progress:
-            for batch in batches:
-                images = to_levels(batch.images, quantization)
-                store.add(arrays.fetch(images)[batch.mask], batch.num_redrawn)
-                progress.update(min(store.count, total))
-                yield quality.Batch(images, batch.index, batch.mask)
+        try:
+            with progress:
+                for batch in batches:
+                    images = to_levels(batch.images, quantization)
+                    store.add(arrays.fetch(images)[batch.mask], batch.num_redrawn)
+                    progress.update(min(store.count, total))
+                    yield quality.Batch(images, batch.index, batch.mask)
+        except Stopped:  # in all processes, of which none may end before the main one has written
+            store.write()
+            distributed.all_true(True)
+            raise
+        finally:
+            store.write()
 
     def _read_batch(self, store: SampleStore, start: int, stop: int, size: int) -> quality.Batch:
         mesh = self._mesh

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from absl import logging
 from tarflow_jax.files import json_text, write_atomically, write_json
 from tarflow_jax.parallel import distributed
 
+PART_SECONDS = 10  # of drawing, at most, that a killed process loses; a bucket takes long to write
+
 
 class SampleStore:
-    """The first samples of a model, in one file per batch, each complete or absent.
+    """The first samples of a model, in files that are complete or absent.
 
     The folder's name is a hash of `settings`, so that samples of other settings are never reused.
     Every process may call all methods; only the main one reads and writes.
@@ -34,7 +37,9 @@ class SampleStore:
         digest = hashlib.sha256(json_text(settings).encode()).hexdigest()
         self._folder = folder / f'drawn-{digest[:16]}'
         self._parts: list[tuple[Path, int]] = []  # files, and how many samples each has
-        self.count = self.num_redrawn = 0
+        self._new: list[np.ndarray] = []
+        self.count = self.num_redrawn = self._new_redrawn = 0
+        self._last_write = time.monotonic()
         if distributed.is_main():
             self._read_parts()
         self.count, self.num_redrawn = distributed.broadcast_from_main(
@@ -72,15 +77,28 @@ class SampleStore:
         return images
 
     def add(self, images: np.ndarray, num_redrawn: int) -> None:
-        """Adds the next samples, uint8 [n, H, W, C]."""
-        if distributed.is_main():
-            if not self._parts:
-                write_json(self._folder / 'settings.json', self._settings)
-            path = self._folder / f'{self.count:010}-{num_redrawn}.npy'
-            write_atomically(path, lambda file: np.save(file, images))
-            self._parts.append((path, len(images)))
+        """Adds the next samples, uint8 [n, H, W, C], and writes them now and then."""
         self.count += len(images)
         self.num_redrawn += num_redrawn
+        if not distributed.is_main():
+            return
+        self._new.append(images)
+        self._new_redrawn += num_redrawn
+        if time.monotonic() - self._last_write > PART_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Writes what was added since the last time."""
+        if not self._new:
+            return
+        if not self._parts:
+            write_json(self._folder / 'settings.json', self._settings)
+        images = np.concatenate(self._new)
+        path = self._folder / f'{self.count - len(images):010}-{self._new_redrawn}.npy'
+        write_atomically(path, lambda file: np.save(file, images))
+        self._parts.append((path, len(images)))
+        self._new, self._new_redrawn = [], 0
+        self._last_write = time.monotonic()
 
     def remove(self) -> None:
         """Removes all of them from the disk."""

@@ -99,8 +99,12 @@ def _page(
         _environment(),
     ]
     folder = workdir_of(Path(checkpoint)) if checkpoint else workdir
-    facts = _facts(experiment, workdir, step, params_sha256)
-    return page(folder.resolve().name, _lead(experiment, folder), facts, sections)
+    return page(
+        folder.resolve().name,
+        _lead(experiment, folder),
+        _facts(experiment, workdir, step, params_sha256),
+        sections,
+    )
 
 
 def _lead(experiment: Experiment, folder: Path) -> str:

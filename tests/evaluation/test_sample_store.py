@@ -17,6 +17,7 @@ def folder(tmp_path):
     store = SampleStore(tmp_path, {'seed': 0}, SHAPE)
     for start, num_redrawn in (0, 0), (4, 2), (8, 1):
         store.add(IMAGES[start : start + 4], num_redrawn)
+        store.write()
     return tmp_path
 
 
@@ -42,6 +43,7 @@ def test_those_after_a_damaged_file_are_drawn_again(folder, damage, caplog):
     assert store.count == 4
     assert f'{third} cannot be used and is drawn again' in caplog.text
     store.add(IMAGES[4:], 0)
+    store.write()
     np.testing.assert_array_equal(store.read(0, 10), IMAGES)
     assert first.exists()
     assert not third.exists()
@@ -51,7 +53,8 @@ def test_no_file_stays_open(folder):
     before = os.listdir('/proc/self/fd')
     store = SampleStore(folder, {'seed': 0}, SHAPE)
     store.add(IMAGES, 0)
-    assert store.read(0, 20).any()
+    store.write()
+    assert store.read(10, 20).any()
     assert len(os.listdir('/proc/self/fd')) == len(before)
 
 
